@@ -1,0 +1,64 @@
+"""The warm-up / stable / decay curriculum of the block size, as data.
+
+Source: LLaDA2.0 (arXiv:2512.15745) section 4.1: 1 > 4 > 32 > 64 > L, stable at L, then step by step down to 32.
+It schedules the block size only; the learning rate has a schedule of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from difflm.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the curriculum.
+
+    Attributes:
+        block_size: S in tokens; None is the whole row (the stable phase, no clean half).
+        tokens: length of the stage, in training tokens without padding (clean tokens, counted once).
+    """
+
+    block_size: int | None
+    tokens: int
+
+    def __post_init__(self) -> None:
+        """Refuse empty stages."""
+        if self.tokens < 1:
+            raise ConfigError(f"curriculum.tokens: {self.tokens} is below 1; give the stage's length in tokens")
+        if self.block_size is not None and self.block_size < 1:
+            raise ConfigError(f"curriculum.block_size: {self.block_size} is below 1; give tokens, or 'row'")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCurriculum:
+    """Stages in order; the run ends with the last one."""
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an empty curriculum."""
+        if not self.stages:
+            raise ConfigError("curriculum: no stages; give at least one {block_size, tokens}")
+
+    @property
+    def total_tokens(self) -> int:
+        """Length of the run in tokens."""
+        return sum(stage.tokens for stage in self.stages)
+
+    def stage_at(self, tokens_seen: int) -> int:
+        """Return the index of the stage in which the step that starts after `tokens_seen` tokens falls."""
+        for index, stage in enumerate(self.stages):
+            if tokens_seen < stage.tokens:
+                return index
+            tokens_seen -= stage.tokens
+        return len(self.stages) - 1
+
+    def block_size_at(self, tokens_seen: int) -> int | None:
+        """Return the block size at that point of the run."""
+        return self.stages[self.stage_at(tokens_seen)].block_size
+
+    def start_of(self, index: int) -> int:
+        """Return the tokens seen when stage `index` begins (`len(stages)`: the end of the run)."""
+        return sum(stage.tokens for stage in self.stages[:index])

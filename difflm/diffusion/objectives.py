@@ -1,0 +1,273 @@
+"""Objectives: what enters the model, which rows are scored, how the scores become a loss.
+
+An objective is two halves around the forward. `prepare` needs no model and fixes the normaliser; `loss` returns sums.
+The trainer divides the sums by counts reduced over all micro-batches and ranks: never a mean of means.
+
+Shape legend: see `difflm.types`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from difflm.diffusion.masks import block_numbers, block_starts
+from difflm.diffusion.noise import Bernoulli, ExactCount, FullMask, Noise, RowNoise, TimePer
+from difflm.errors import ConfigError
+from difflm.types import (
+    Batch,
+    BlockOrigin,
+    Layout,
+    LossRows,
+    ModelInput,
+    Parametrisation,
+    TokenScores,
+)
+
+Weighting = Literal["elbo", "uniform"]
+
+
+class Objective(Protocol):
+    """A training objective: a frozen dataclass, the instance is its own configuration."""
+
+    def prepare(self, batch: Batch, *, mask_id: int | None, noise: RowNoise) -> ModelInput:
+        """Return the model input of a batch and the rows to score; draws noise per row."""
+        ...
+
+    def loss(self, scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[Tensor, ...]:
+        """Return the weighted sum of each term of `inputs.terms`; divide by the (global) counts for the loss."""
+        ...
+
+
+def weighted_sums(scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[Tensor, ...]:
+    """Return sum(weight * negative log-likelihood) of each loss term, float32 scalars in nats."""
+    return tuple((term.weight_M * score.nll_M).sum() for score, term in zip(scores, inputs.terms, strict=True))
+
+
+def next_token_rows(batch: Batch, *, offset: int, row_length: int, scale: float = 1.0) -> LossRows:
+    """Return the next-token term: row i predicts token i+1 of the same document where that token is trainable.
+
+    Args:
+        batch: packed rows.
+        offset: where the causal stream starts inside a model row (L for the clean half of two streams, else 0).
+        row_length: N, model rows per batch row.
+        scale: coefficient in the total loss.
+    """
+    wanted_BL = batch.trainable_BL.clone()
+    wanted_BL[:, 0] = False
+    wanted_BL[:, 1:] &= batch.document_BL[:, 1:] == batch.document_BL[:, :-1]
+    row, place = wanted_BL.nonzero(as_tuple=True)
+    target = batch.token_BL[row, place]
+    return LossRows(
+        name="ar",
+        row_M=row * row_length + offset + place - 1,
+        target_M=target,
+        weight_M=torch.ones(target.shape[0], device=target.device),
+        place_M=row * batch.token_BL.shape[1] + place,
+        count=torch.tensor(float(target.shape[0]), dtype=torch.float64),
+        scale=scale,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextToken:
+    """The autoregressive loss: mean over trainable tokens of -log p(token i+1 | tokens <= i).
+
+    For AR parents and controls. The normaliser is the number of predicted tokens.
+    """
+
+    def prepare(self, batch: Batch, *, mask_id: int | None, noise: RowNoise) -> ModelInput:  # noqa: ARG002
+        """Return a causal forward over the clean row; nothing is masked and no noise is drawn."""
+        layout = Layout(document_BL=batch.document_BL, block_BL=batch.position_BL, causal_inside=True)
+        return ModelInput(
+            token_BN=batch.token_BL,
+            position_BN=batch.position_BL,
+            layout=layout,
+            terms=(next_token_rows(batch, offset=0, row_length=batch.token_BL.shape[1]),),
+            masked_BN=torch.zeros_like(batch.trainable_BL),
+            row_B=batch.row_B,
+            view_B=torch.zeros_like(batch.row_B),
+        )
+
+    def loss(self, scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[Tensor, ...]:
+        """Return the summed negative log-likelihood."""
+        return weighted_sums(scores, inputs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDiffusion:
+    """Eq. 1 (block diffusion), Eq. 2 (one block: MDLM) and Eq. 5 (prompt clean, loss on the answer), one formula.
+
+    L = sum over masked positions of w * -log p(token | clean earlier blocks, own noisy block) / count, w >= 0.
+    Deviation: the report prints alpha'/(1 - alpha) without the minus that makes the weight non-negative.
+    Eq. 5 is Eq. 1 on rows whose prompt positions are not trainable: they stay clean in the noisy stream.
+
+    Attributes:
+        block_size: S in tokens; None, or S >= the row length, is one block per document. Then the clean half is
+            dropped (Eq. 2) unless an AR co-loss needs it. At S = 1 every trainable token is masked, weight 1.
+        noise: how masks are drawn; `ExactCount` by default.
+        time_per: positions that share a noise time: a "block" (default) or a "sequence" (document).
+        weighting: "elbo" divides sum(w * nll) by trainable tokens; "uniform" sets w = 1 and divides by masked tokens.
+        complementary: also train on the inverse mask of every row in the same batch, so that each trainable token is
+            masked exactly once per pair. A block whose inverse is empty is dropped from it, tokens and count; so is a
+            row without any mask left; none at block size 1.
+        ar_weight: coefficient of the next-token loss on the clean stream (always shifted, own normaliser).
+        block_origin: where blocks start counting on packed rows.
+        parametrisation: logit shift and the attention inside clean and noisy streams.
+
+    Source: LLaDA2.0 (arXiv:2512.15745) Eqs. 1, 2, 5; AR co-loss: arXiv:2607.05722.
+    """
+
+    block_size: int | None
+    noise: Noise = ExactCount()
+    time_per: TimePer = "block"
+    weighting: Weighting = "elbo"
+    complementary: bool = False
+    ar_weight: float = 0.0
+    block_origin: BlockOrigin = "document"
+    parametrisation: Parametrisation = Parametrisation()
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that would train on a leak or on a biased loss."""
+        if self.block_size is not None and self.block_size < 1:
+            raise ConfigError(f"objective.block_size: {self.block_size} is below 1; give the block size in tokens")
+        if self.ar_weight < 0:
+            raise ConfigError(f"objective.ar_weight: {self.ar_weight} is negative; use 0 to switch the co-loss off")
+        if self.ar_weight > 0 and self.parametrisation.clean_attention != "causal":
+            raise ConfigError(
+                f"objective.ar_weight: {self.ar_weight} needs clean_attention 'causal', the model has "
+                f"'{self.parametrisation.clean_attention}': a block-causal clean row sees its next token; "
+                "convert with --clean-attention causal or set ar_weight to 0"
+            )
+        if isinstance(self.noise, Bernoulli) and self.noise.min_masks > 0 and self.weighting == "elbo":
+            raise ConfigError(
+                f"objective.min_masks: {self.noise.min_masks} biases the loss under weighting 'elbo'; "
+                "use weighting 'uniform', or noise 'exact_count' (which leaves no block empty)"
+            )
+
+    def prepare(self, batch: Batch, *, mask_id: int | None, noise: RowNoise) -> ModelInput:
+        """Return [noisy | clean] rows (or noisy rows alone) and the masked rows to score."""
+        assert mask_id is not None, "block diffusion needs a mask token"
+        length = batch.token_BL.shape[1]
+        size = length if self.block_size is None else min(self.block_size, length)
+        block_BL = block_numbers(batch.position_BL, block_size=size, origin=self.block_origin)
+        wanted_BL = scorable(batch, self.parametrisation)
+        views = self._views(batch, block_BL, wanted_BL, noise)
+        index_R, view_B, masked_BL, weight_BL, counted_BL = views
+        rows = batch.take(index_R)
+        one_block = size >= length
+        layout = Layout(
+            document_BL=rows.document_BL,
+            block_BL=block_BL[index_R],
+            two_streams=not one_block or self.ar_weight > 0,
+            causal_inside=self.parametrisation.noisy_attention == "causal",
+            clean_causal=self.parametrisation.clean_attention == "causal",
+        )
+        terms = (self._diffusion_rows(rows, layout, masked_BL, weight_BL, counted_BL),)
+        if self.ar_weight > 0:
+            # One AR term per row, not per view: the clean stream of both views is the same.
+            first = rows.where(view_B == 0)
+            terms += (next_token_rows(first, offset=length, row_length=2 * length, scale=self.ar_weight),)
+        return _model_input(rows, layout, masked_BL, view_B, terms, mask_id)
+
+    def loss(self, scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[Tensor, ...]:
+        """Return the weighted sums of the diffusion term and, with a co-loss, of the next-token term."""
+        return weighted_sums(scores, inputs)
+
+    def _views(
+        self, batch: Batch, block_BL: Tensor, wanted_BL: Tensor, noise: RowNoise
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Draw the noise: (batch row of each view, view, masked, weight, counted), views of a row adjacent."""
+        source: Noise = FullMask() if self.block_size == 1 else self.noise
+        unit_BL = block_starts(batch.document_BL, block_BL).long().cumsum(1) - 1
+        group_BL = unit_BL if self.time_per == "block" else _document_groups(batch)
+        pair = self.complementary and self.block_size != 1
+        index, view, masked, weight, counted = [], [], [], [], []
+        for position, row in enumerate(batch.row_B.tolist()):
+            wanted = wanted_BL[position]
+            drawn = source.draw(group_BL[position], wanted, noise.generator(row))
+            rest = wanted & ~drawn.masked_L
+            index.append(position), view.append(0)
+            masked.append(drawn.masked_L), weight.append(drawn.weight_L), counted.append(wanted)
+            if pair and bool(rest.any()):
+                left_U = torch.zeros(int(unit_BL[position].max()) + 1, dtype=torch.bool)
+                left_U[unit_BL[position][rest]] = True
+                index.append(position), view.append(1)
+                masked.append(rest), weight.append(drawn.complement_weight_L)
+                counted.append(wanted & left_U[unit_BL[position]])
+        stack = torch.stack
+        return torch.tensor(index), torch.tensor(view), stack(masked), stack(weight), stack(counted)
+
+    def _diffusion_rows(
+        self, rows: Batch, layout: Layout, masked_BL: Tensor, weight_BL: Tensor, counted_BL: Tensor
+    ) -> LossRows:
+        length = rows.token_BL.shape[1]
+        row, place = masked_BL.nonzero(as_tuple=True)
+        uniform = self.weighting == "uniform"
+        weight = torch.ones(row.shape[0]) if uniform else weight_BL[row, place]
+        return LossRows(
+            name="diffusion",
+            row_M=prediction_rows(layout, row, place, shift=self.parametrisation.logit_shift),
+            target_M=rows.token_BL[row, place],
+            weight_M=weight.to(rows.token_BL.device),
+            place_M=row * length + place,
+            count=(masked_BL if uniform else counted_BL).sum().double().cpu(),
+        )
+
+
+def scorable(batch: Batch, parametrisation: Parametrisation) -> Tensor:
+    """Return the trainable positions that the model can predict, bool [B, L].
+
+    With a logit shift the first token of a document has no row before it and is never masked nor scored.
+    """
+    if parametrisation.logit_shift:
+        return batch.trainable_BL & (batch.position_BL > 0)
+    return batch.trainable_BL
+
+
+def prediction_rows(layout: Layout, row_M: Tensor, place_M: Tensor, *, shift: bool) -> Tensor:
+    """Return the flattened model row at which each target is read.
+
+    Without shift: the target's own noisy row. With shift: the noisy row before it; for the first position of a block
+    the *clean* row before it (when decoding: the output of the prefill or commit). A single stream has no clean rows,
+    and there the first position of a block is the first of a document, or its noisy predecessor serves.
+    """
+    length = layout.document_BL.shape[1]
+    width = 2 * length if layout.two_streams else length
+    if not shift:
+        return row_M * width + place_M
+    assert bool((place_M > 0).all()), "the first token of a row has no predecessor"
+    source = row_M * width + place_M - 1
+    if not layout.two_streams:
+        return source
+    start_BL = block_starts(layout.document_BL, layout.block_BL)
+    return torch.where(start_BL[row_M, place_M], source + length, source)
+
+
+def _document_groups(batch: Batch) -> Tensor:
+    start_BL = block_starts(batch.document_BL, torch.zeros_like(batch.document_BL))
+    return start_BL.long().cumsum(1) - 1
+
+
+def _model_input(
+    rows: Batch, layout: Layout, masked_BL: Tensor, view_B: Tensor, terms: tuple[LossRows, ...], mask_id: int
+) -> ModelInput:
+    """Assemble [noisy | clean] (or the noisy rows alone) with positions repeated in both streams."""
+    noisy_BL = torch.where(masked_BL, mask_id, rows.token_BL)
+    token, position, masked = noisy_BL, rows.position_BL, masked_BL
+    if layout.two_streams:
+        token = torch.cat([noisy_BL, rows.token_BL], dim=1)
+        position = torch.cat([position, position], dim=1)
+        masked = torch.cat([masked_BL, torch.zeros_like(masked_BL)], dim=1)
+    return ModelInput(
+        token_BN=token,
+        position_BN=position,
+        layout=layout,
+        terms=terms,
+        masked_BN=masked,
+        row_B=rows.row_B,
+        view_B=view_B,
+    )

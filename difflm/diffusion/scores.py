@@ -1,0 +1,104 @@
+"""Scores of selected rows: the head applied in chunks, so that no [B, L, V] and no [M, V] ever exists.
+
+Shape legend: see `difflm.types`; C rows of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from difflm.types import TokenScores
+
+
+def _logits(hidden_CD: Tensor, head_VD: Tensor, suppressed_V: Tensor | None) -> Tensor:
+    logit_CV = F.linear(hidden_CD, head_VD)
+    # Softmax statistics need float32; float64 models (exactness tests) keep their precision.
+    logit_CV = logit_CV if logit_CV.dtype == torch.float64 else logit_CV.float()
+    return logit_CV if suppressed_V is None else logit_CV.masked_fill_(suppressed_V, -torch.inf)
+
+
+class _ChunkedScores(torch.autograd.Function):
+    """Forward keeps no logits; backward recomputes them chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_MD: Tensor,
+        head_VD: Tensor,
+        target_M: Tensor,
+        suppressed_V: Tensor | None,
+        chunk: int,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(hidden_MD, head_VD, target_M)
+        ctx.suppressed_V, ctx.chunk, ctx.entropy = suppressed_V, chunk, entropy
+        nll, spread, correct = [], [], []
+        for hidden_CD, target_C in zip(hidden_MD.split(chunk), target_M.split(chunk), strict=True):
+            logit_CV = _logits(hidden_CD, head_VD, suppressed_V)
+            total_C = logit_CV.logsumexp(-1)
+            nll.append(total_C - logit_CV.gather(1, target_C[:, None])[:, 0])
+            correct.append(logit_CV.argmax(-1) == target_C)
+            if entropy:
+                chance_CV = (logit_CV - total_C[:, None]).exp_()
+                spread.append(total_C - (chance_CV * torch.nan_to_num(logit_CV, neginf=0.0)).sum(-1))
+            else:
+                spread.append(torch.zeros_like(total_C))
+        return torch.cat(nll), torch.cat(spread), torch.cat(correct)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden_MD, head_VD, target_M = ctx.saved_tensors
+        nll_grad, spread_grad, _ = grads
+        grad_hidden = torch.empty_like(hidden_MD)
+        grad_head: Tensor | None = None
+        for start in range(0, hidden_MD.shape[0], ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            logit_CV = _logits(hidden_MD[part], head_VD, ctx.suppressed_V)
+            log_chance = logit_CV.sub_(logit_CV.logsumexp(-1, keepdim=True))
+            chance = log_chance.exp()
+            grad_logit = torch.zeros_like(chance)
+            if ctx.entropy and spread_grad is not None:
+                finite = torch.nan_to_num(log_chance, neginf=0.0)
+                entropy_C1 = -(chance * finite).sum(-1, keepdim=True)
+                grad_logit.sub_(chance * (finite + entropy_C1) * spread_grad[part, None])
+            if nll_grad is not None:
+                scale = nll_grad[part, None]
+                grad_logit.add_(chance.mul_(scale))
+                grad_logit.scatter_add_(1, target_M[part, None], -scale.to(grad_logit.dtype))
+            grad_logit = grad_logit.to(hidden_MD.dtype)
+            grad_hidden[part] = grad_logit @ head_VD
+            if ctx.needs_input_grad[1]:
+                part_head = grad_logit.T @ hidden_MD[part]
+                grad_head = part_head if grad_head is None else grad_head.add_(part_head)
+        if grad_head is None and ctx.needs_input_grad[1]:
+            grad_head = torch.zeros_like(head_VD)
+        return grad_hidden, grad_head, None, None, None, None
+
+
+def score_tokens(
+    hidden_MD: Tensor,
+    head_VD: Tensor,
+    target_M: Tensor,
+    *,
+    chunk: int = 512,
+    entropy: bool = False,
+    suppressed_V: Tensor | None = None,
+) -> TokenScores:
+    """Return negative log-likelihood, entropy and correctness of the targets, differentiable in hidden and head.
+
+    Peak extra memory is O(chunk * V), forward and backward; values and gradients do not depend on `chunk`.
+
+    Args:
+        hidden_MD: final hidden states of the rows to score.
+        head_VD: weight of the head.
+        target_M: int64 token to score at each row.
+        chunk: rows per matrix product.
+        entropy: also compute the entropy of the prediction, in nats.
+        suppressed_V: bool, tokens that get probability 0 (MASK in native decoding); losses and scores use raw logits.
+    """
+    nll_M, entropy_M, correct_M = _ChunkedScores.apply(hidden_MD, head_VD, target_M, suppressed_V, chunk, entropy)
+    return TokenScores(nll_M=nll_M, entropy_M=entropy_M, correct_M=correct_M)

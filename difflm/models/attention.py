@@ -1,0 +1,292 @@
+"""Attention over a `Layout`: the dense reference and the exact split that never builds an N x N mask.
+
+The split cuts each row into tiles of whole blocks. The queries of a tile see (a) the clean prefix of their document,
+all of it, without a mask, and (b) their own tile, through a small mask. Both parts are merged exactly by their
+log-sum-exp; the backward calls the kernel's backward for each part with the merged output and log-sum-exp (the
+identity of ring attention). Work and memory follow what is visible, not (2L)^2.
+
+Shape legend: see `difflm.types`; H query heads, G key/value heads, E head dimension, T tokens of a tile,
+Q = (H / G) * (query rows of a tile): grouped-query heads are folded into query rows, so K and V are never repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from difflm.models.transformer import Attend
+from difflm.types import PADDING, Layout
+
+AttentionBackend = Literal["split", "portable"]
+
+TILE = 128
+"""Tokens of a tile: measured best on CPU for rows of 512 to 4096 tokens (64 ties, 256 and more lose)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseAttention:
+    """Reference: one scaled dot product with a boolean mask over all N x N pairs.
+
+    Attributes:
+        mask_B1NN: bool, True = visible; every row must see something (padding sees padding).
+    """
+
+    mask_B1NN: Tensor
+
+    def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the mixed values, [B, H, N, E]."""
+        return F.scaled_dot_product_attention(
+            query_BHNE, key_BGNE, value_BGNE, attn_mask=self.mask_B1NN, enable_gqa=True
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """Queries that share a clean prefix.
+
+    Attributes:
+        row: row of the batch.
+        rows_T: slices of the model row that form the tile: [noisy part, clean part] or [part].
+        prefix: slice of the model row whose keys all queries of the tile see (may be empty).
+        mask_TT: bool, visibility inside the tile; None = everything.
+    """
+
+    row: int
+    rows_T: tuple[slice, ...]
+    prefix: slice
+    mask_TT: Tensor | None
+
+
+def split_tiles(layout: Layout, *, tile: int = TILE) -> list[Tile]:
+    """Cut every row of a layout into tiles of whole blocks, about `tile` tokens each; padding belongs to none.
+
+    A block longer than `tile` is a tile of its own. Short documents share a tile; a tile that begins inside a
+    document holds only that document (its prefix is visible to all queries of the tile).
+    """
+    tiles: list[Tile] = []
+    length = layout.document_BL.shape[1]
+    document_BL, block_BL = layout.document_BL.cpu(), layout.block_BL.cpu()
+    for row in range(document_BL.shape[0]):
+        document_L, block_L = document_BL[row], block_BL[row]
+        for prefix, start, stop in _tile_spans(document_L.tolist(), block_L.tolist(), tile):
+            mask_TT = _tile_mask(layout, document_L[start:stop], block_L[start:stop])
+            offset = length if layout.two_streams else 0
+            parts = (slice(start, stop), slice(length + start, length + stop))[: 2 if layout.two_streams else 1]
+            tiles.append(Tile(row, parts, slice(offset + prefix, offset + start), mask_TT))
+    return tiles
+
+
+def _tile_spans(document: Sequence[int], block: Sequence[int], tile: int) -> list[tuple[int, int, int]]:
+    """Return (start of the prefix, start, stop) of each tile of a row."""
+    spans: list[tuple[int, int, int]] = []
+    open_span: tuple[int, int, int] | None = None
+    document_start, begin, length = 0, 0, len(document)
+    while begin < length:
+        end = begin + 1
+        while end < length and document[end] == document[begin] and block[end] == block[begin]:
+            end += 1
+        new_document = begin == 0 or document[begin] != document[begin - 1]
+        document_start = begin if new_document else document_start
+        if open_span is not None:
+            prefix, start, stop = open_span
+            shares = not new_document or prefix == start
+            if document[begin] != PADDING and shares and end - start <= tile:
+                open_span = (prefix, start, end)
+                begin = end
+                continue
+            spans.append(open_span)
+            open_span = None
+        if document[begin] != PADDING:
+            open_span = (document_start, begin, end)
+        begin = end
+    return [*spans, open_span] if open_span is not None else spans
+
+
+def _tile_mask(layout: Layout, document_T: Tensor, block_T: Tensor) -> Tensor | None:
+    """Return the visibility inside a tile: bool [T, T], or [2T, 2T] as [noisy | clean]; None if all is visible."""
+    index = torch.arange(document_T.shape[0])
+    same = document_T[:, None] == document_T[None]
+    backward = index[None] <= index[:, None]
+    difference = block_T[:, None] - block_T[None]
+    inside = difference == 0
+    if layout.causal_inside:
+        inside &= backward
+    if not layout.two_streams:
+        mask = same & ((difference > 0) | inside)
+        return None if bool(mask.all()) else mask
+    clean = same & (backward if layout.clean_causal else difference >= 0)
+    noisy = torch.cat([same & inside, same & (difference > 0)], dim=1)
+    return torch.cat([noisy, torch.cat([torch.zeros_like(clean), clean], dim=1)], dim=0)
+
+
+class SplitAttention:
+    """The exact split, for one layout; reused by every layer and by forward and backward.
+
+    Args:
+        layout: attention structure of the batch.
+        heads_per_group: H / G.
+        dtype: of the queries (the additive tile masks are kept in it).
+        device: of the queries.
+        backend: "split": the CPU's fused kernel with the log-sum-exp merge; "portable": masked scaled dot products
+            under plain autograd, for any device. Both are exact.
+        tile: tokens per tile.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        heads_per_group: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        backend: AttentionBackend = "split",
+        tile: int = TILE,
+    ) -> None:
+        self.tiles = split_tiles(layout, tile=tile)
+        self.backend = backend
+        additive: list[Tensor | None] = []
+        for each in self.tiles:
+            if each.mask_TT is None:
+                additive.append(None)
+                continue
+            bias = torch.zeros(each.mask_TT.shape, dtype=dtype).masked_fill_(~each.mask_TT, -torch.inf)
+            additive.append(bias.repeat(heads_per_group, 1).to(device))
+        self.bias_QT = additive
+
+    def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the mixed values, [B, H, N, E]; zeros on padding."""
+        if self.backend == "split":
+            return _MergedTiles.apply(query_BHNE, key_BGNE, value_BGNE, self.tiles, self.bias_QT)
+        return self._portable(query_BHNE, key_BGNE, value_BGNE)
+
+    def _portable(self, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
+        out = torch.zeros_like(query_BHNE)
+        groups = key_BGNE.shape[1]
+        for each, bias_QT in zip(self.tiles, self.bias_QT, strict=True):
+            query_1GQE = _fold(query_BHNE[each.row], each.rows_T, groups)
+            spans = (each.prefix, *each.rows_T)
+            key = torch.cat([key_BGNE[each.row, :, span] for span in spans], dim=1)[None]
+            value = torch.cat([value_BGNE[each.row, :, span] for span in spans], dim=1)[None]
+            mask = None
+            if bias_QT is not None:
+                prefix = bias_QT.new_zeros(bias_QT.shape[0], each.prefix.stop - each.prefix.start)
+                mask = torch.cat([prefix, bias_QT], dim=1)
+            mixed = F.scaled_dot_product_attention(query_1GQE, key, value, attn_mask=mask)
+            _unfold_into(out[each.row], each.rows_T, mixed)
+        return out
+
+
+def _fold(query_HNE: Tensor, rows: tuple[slice, ...], groups: int) -> Tensor:
+    """Return the tile's queries with the heads of a group stacked as rows: [1, G, Q, E]."""
+    part = torch.cat([query_HNE[:, span] for span in rows], dim=1) if len(rows) > 1 else query_HNE[:, rows[0]]
+    return part.reshape(1, groups, -1, part.shape[-1])
+
+
+def _unfold_into(out_HNE: Tensor, rows: tuple[slice, ...], mixed_1GQE: Tensor) -> None:
+    """Write folded results back to the tile's rows."""
+    part = mixed_1GQE.reshape(out_HNE.shape[0], -1, out_HNE.shape[-1])
+    start = 0
+    for span in rows:
+        count = span.stop - span.start
+        out_HNE[:, span] = part[:, start : start + count]
+        start += count
+
+
+def _gather(value_GNE: Tensor, rows: tuple[slice, ...]) -> Tensor:
+    return torch.cat([value_GNE[:, span] for span in rows], dim=1)[None] if len(rows) > 1 else value_GNE[None, :, rows[0]]
+
+
+def _scatter_add(out_GNE: Tensor, rows: tuple[slice, ...], grad_1GTE: Tensor) -> None:
+    start = 0
+    for span in rows:
+        count = span.stop - span.start
+        out_GNE[:, span] += grad_1GTE[0, :, start : start + count]
+        start += count
+
+
+class _MergedTiles(torch.autograd.Function):
+    """All tiles of a layer; forward and backward of each part by the CPU's fused attention kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: list[Tile], bias: list[Tensor | None]
+    ) -> Tensor:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, totals = torch.zeros_like(query), []
+        groups = key.shape[1]
+        for each, bias_QT in zip(tiles, bias, strict=True):
+            folded = _fold(query[each.row], each.rows_T, groups)
+            mixed, total = kernel(
+                folded, _gather(key[each.row], each.rows_T), _gather(value[each.row], each.rows_T), attn_mask=bias_QT
+            )
+            if each.prefix.stop > each.prefix.start:
+                before, before_total = kernel(folded, key[each.row, None, :, each.prefix], value[each.row, None, :, each.prefix])
+                merged = torch.logaddexp(total, before_total)
+                mixed = mixed * (total - merged).exp()[..., None] + before * (before_total - merged).exp()[..., None]
+                mixed, total = mixed.to(query.dtype), merged
+            _unfold_into(out[each.row], each.rows_T, mixed)
+            totals.append(total)
+        ctx.save_for_backward(query, key, value, out, *totals)
+        ctx.tiles, ctx.bias = tiles, bias
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        query, key, value, out, *totals = ctx.saved_tensors
+        # Several tiles add to the same prefix keys: sum in float32 even for bfloat16 models.
+        wide = torch.float64 if key.dtype == torch.float64 else torch.float32
+        grad_query = torch.zeros_like(query)
+        grad_key, grad_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
+        groups = key.shape[1]
+        for each, bias_QT, total in zip(ctx.tiles, ctx.bias, totals, strict=True):
+            folded = _fold(query[each.row], each.rows_T, groups)
+            folded_out = _fold(out[each.row], each.rows_T, groups)
+            folded_grad = _fold(grad_out[each.row], each.rows_T, groups)
+            parts: list[tuple[tuple[slice, ...], Tensor | None]] = [(each.rows_T, bias_QT)]
+            if each.prefix.stop > each.prefix.start:
+                parts.append(((each.prefix,), None))
+            part_query: Tensor | None = None
+            for rows, part_bias in parts:
+                grads = kernel(
+                    folded_grad,
+                    folded,
+                    _gather(key[each.row], rows),
+                    _gather(value[each.row], rows),
+                    folded_out,
+                    total,
+                    0.0,
+                    False,
+                    attn_mask=part_bias,
+                )
+                part_query = grads[0] if part_query is None else part_query + grads[0]
+                _scatter_add(grad_key[each.row], rows, grads[1])
+                _scatter_add(grad_value[each.row], rows, grads[2])
+            assert part_query is not None
+            _unfold_into(grad_query[each.row], each.rows_T, part_query)
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
+
+
+def attention_for(
+    layout: Layout,
+    *,
+    heads_per_group: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    backend: AttentionBackend | None = None,
+) -> Attend:
+    """Return the exact attention of a layout: the fused split on CPU, its portable form on other devices.
+
+    Args:
+        layout: attention structure.
+        heads_per_group: query heads per key/value head.
+        dtype, device: of the model.
+        backend: force "split" (CPU only) or "portable".
+    """
+    chosen: AttentionBackend = backend or ("split" if torch.device(device).type == "cpu" else "portable")
+    return SplitAttention(layout, heads_per_group=heads_per_group, dtype=dtype, device=device, backend=chosen)

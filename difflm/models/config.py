@@ -1,0 +1,63 @@
+"""Architectural facts of a decoder-only transformer; nothing about files, training or decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+RopeType = Literal["default", "linear", "llama3"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary position embedding.
+
+    Attributes:
+        theta: base of the frequencies.
+        kind: "default" (none), "linear" (positions divided by `factor`) or "llama3" (band-wise scaling).
+        factor: context extension factor (linear, llama3).
+        low_freq_factor, high_freq_factor: band limits of llama3, in wavelengths per original context.
+        original_max_positions: context length before scaling, tokens (llama3).
+        partial: share of the head dimension that is rotated (the first part), in (0, 1].
+    """
+
+    theta: float = 10_000.0
+    kind: RopeType = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+    partial: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Shape and options of `Transformer`.
+
+    Attributes:
+        vocab_size: rows of the embedding (may exceed the tokenizer's length: padding rows).
+        hidden_size, intermediate_size: D and the inner width of the MLP.
+        num_layers, num_heads, num_kv_heads, head_dim: decoder layers; query heads; key/value heads; width of a head.
+        norm_eps: epsilon of every RMSNorm.
+        rope: rotary position embedding.
+        max_positions: longest context, tokens.
+        qkv_bias, output_bias, mlp_bias: whether these linear maps have a bias.
+        qk_norm: RMSNorm on each query and key head before the rotation (Qwen3).
+        tied_embeddings: the head is the embedding matrix.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: RopeConfig
+    max_positions: int
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tied_embeddings: bool = False

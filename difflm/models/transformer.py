@@ -1,0 +1,145 @@
+"""The one decoder: tokens and positions in, hidden states out. The head is applied elsewhere, to chosen rows.
+
+Who sees whom is not the model's business: an `Attend` object receives each layer's queries, keys and values
+(`difflm.models.attention` for training and scoring, `difflm.models.cache` for decoding).
+
+Shape legend: see `difflm.types`; H query heads, G key/value heads, E head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from difflm.models.config import ModelConfig
+from difflm.models.rope import rotary_frequencies, rotary_table, rotate
+
+
+class Attend(Protocol):
+    """Attention of one layer, with visibility (and a cache, if any) decided by the object."""
+
+    def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
+        """Return the mixed values, [B, H, N, E]."""
+        ...
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm: statistics in float32, cast back, then the weight (the order of Llama)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        wide = hidden.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(hidden.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and optional query/key norms."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        width, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.query = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
+        self.output = nn.Linear(width, config.hidden_size, bias=config.output_bias)
+        norm = RMSNorm if config.qk_norm else None
+        self.query_norm = norm(config.head_dim, config.norm_eps) if norm else nn.Identity()
+        self.key_norm = norm(config.head_dim, config.norm_eps) if norm else nn.Identity()
+
+    def forward(self, hidden_BND: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """Return the attention branch, [B, N, D]."""
+        shape = (*hidden_BND.shape[:2], -1, self.head_dim)
+        query = self.query_norm(self.query(hidden_BND).view(shape)).transpose(1, 2)
+        key = self.key_norm(self.key(hidden_BND).view(shape)).transpose(1, 2)
+        value = self.value(hidden_BND).view(shape).transpose(1, 2)
+        mixed = attend(self.layer, rotate(query, table), rotate(key, table), value)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Gated feed-forward: down(silu(gate x) * up x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_BND: Tensor) -> Tensor:
+        """Return the feed-forward branch, [B, N, D]."""
+        return self.down(F.silu(self.gate(hidden_BND)) * self.up(hidden_BND))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm residual layer: attention, then feed-forward."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, hidden_BND: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """Return the layer's output, [B, N, D]."""
+        hidden_BND = hidden_BND + self.attention(self.attention_norm(hidden_BND), table, attend)
+        return hidden_BND + self.mlp(self.mlp_norm(hidden_BND))
+
+
+class Transformer(nn.Module):
+    """Decoder-only transformer. `head` maps hidden rows to logits and is applied by the caller.
+
+    Args:
+        config: architecture; build under `torch.device("meta")` to allocate nothing.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie()
+        # Kept as a plain attribute: always float32, never cast or saved with the weights.
+        with torch.device("cpu"):
+            self.frequency_F = rotary_frequencies(config.rope, config.head_dim)
+
+    def tie(self) -> None:
+        """Make the head share the embedding's parameter where the architecture ties them."""
+        if self.config.tied_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def forward(
+        self,
+        token_BN: Tensor,
+        position_BN: Tensor,
+        attend: Attend,
+        *,
+        embedding_noise_BND: Tensor | None = None,
+    ) -> Tensor:
+        """Return the final, normalised hidden states, [B, N, D].
+
+        Args:
+            token_BN: int64 token ids.
+            position_BN: int64 positions (rotary), one per token; repeated positions are allowed.
+            attend: visibility and cache.
+            embedding_noise_BND: added to the output of the embedding layer (LLaDA2.0 report, section 7.1).
+        """
+        hidden_BND = self.embedding(token_BN)
+        if embedding_noise_BND is not None:
+            hidden_BND = hidden_BND + embedding_noise_BND.to(hidden_BND)
+        table = rotary_table(position_BN, self.frequency_F.to(token_BN.device), hidden_BND.dtype)
+        for layer in self.layers:
+            hidden_BND = layer(hidden_BND, table, attend)
+        return self.norm(hidden_BND)

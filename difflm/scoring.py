@@ -1,0 +1,242 @@
+"""Model meets maths: forward an input, score its rows; the public `logits` and `score`.
+
+Training, validation, evaluation and the public functions all read a model through this module, so that there is one
+definition of the training layout.
+
+Shape legend: see `difflm.types`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from difflm.diffusion.masks import block_numbers, document_positions
+from difflm.diffusion.objectives import prediction_rows
+from difflm.diffusion.scores import score_tokens
+from difflm.errors import ConfigError
+from difflm.models.attention import AttentionBackend, attention_for
+from difflm.models.transformer import Transformer
+from difflm.types import PADDING, Layout, ModelInput, TokenScores
+
+if TYPE_CHECKING:
+    from difflm.checkpoints.loading import LoadedModel
+
+AttentionName = Literal["causal", "bidirectional", "block", "noisy_clean"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionScores:
+    """Scores aligned to the targets' positions; 0 (False) where nothing was masked and on padding. Units: nats.
+
+    Attributes:
+        nll_BL: float32 negative log-likelihood of the clean token.
+        entropy_BL: float32 entropy of the prediction.
+        correct_BL: bool, the arg-max is the clean token.
+    """
+
+    nll_BL: Tensor
+    entropy_BL: Tensor
+    correct_BL: Tensor
+
+
+def forward_hidden(
+    model: Transformer,
+    token_BN: Tensor,
+    position_BN: Tensor,
+    layout: Layout,
+    *,
+    backend: AttentionBackend | None = None,
+    embedding_noise_BND: Tensor | None = None,
+) -> Tensor:
+    """Return the hidden states of a layout's rows, [B, N, D]."""
+    weight = model.embedding.weight
+    attend = attention_for(
+        layout,
+        heads_per_group=model.config.num_heads // model.config.num_kv_heads,
+        dtype=weight.dtype,
+        device=weight.device,
+        backend=backend,
+    )
+    noise = embedding_noise_BND
+    return model(token_BN.to(weight.device), position_BN.to(weight.device), attend, embedding_noise_BND=noise)
+
+
+def score_input(
+    model: Transformer,
+    inputs: ModelInput,
+    *,
+    entropy: bool = False,
+    chunk: int = 512,
+    backend: AttentionBackend | None = None,
+    embedding_noise_BND: Tensor | None = None,
+) -> tuple[TokenScores, ...]:
+    """Forward an objective's input and return the scores of each of its terms; only those rows meet the head."""
+    hidden_BND = forward_hidden(
+        model,
+        inputs.token_BN,
+        inputs.position_BN,
+        inputs.layout,
+        backend=backend,
+        embedding_noise_BND=embedding_noise_BND,
+    )
+    flat = hidden_BND.flatten(0, 1)
+    device = flat.device
+    return tuple(
+        score_tokens(
+            flat[term.row_M.to(device)], model.head.weight, term.target_M.to(device), chunk=chunk, entropy=entropy
+        )
+        for term in inputs.terms
+    )
+
+
+def _documents(token_BL: Tensor, document_BL: Tensor | None) -> Tensor:
+    if document_BL is None:
+        return torch.zeros_like(token_BL)
+    if document_BL.shape != token_BL.shape:
+        raise ConfigError(
+            f"document_BL: shape {tuple(document_BL.shape)} is not the tokens' {tuple(token_BL.shape)}; "
+            "give one document id per clean token"
+        )
+    return document_BL.long()
+
+
+def _block_size(loaded: LoadedModel, block_size: int | None, attention: str) -> int:
+    size = loaded.config.block_size if block_size is None else block_size
+    if size is None:
+        raise ConfigError(f"block_size: None, and the checkpoint records none; attention '{attention}' needs one")
+    if size < 1:
+        raise ConfigError(f"block_size: {size} is below 1; give the block size in tokens")
+    return size
+
+
+@torch.no_grad()
+def logits(
+    loaded: LoadedModel,
+    token_BL: Tensor,
+    *,
+    attention: AttentionName,
+    block_size: int | None = None,
+    document_BL: Tensor | None = None,
+) -> Tensor:
+    """Return raw logits of every row, float32 [B, L, V]; never shifted, nothing suppressed.
+
+    Args:
+        loaded: a loaded model.
+        token_BL: int64 token ids; for "noisy_clean" the noisy row followed by the clean row (2L tokens), and the
+            noisy half is returned.
+        attention: "causal", "bidirectional" and "block" (block-causal) are literal masks. "noisy_clean" is the
+            training layout of the checkpoint (its `clean_attention` and `noisy_attention`).
+        block_size: S in tokens for "block" and "noisy_clean"; None: the checkpoint's.
+        document_BL: contiguous runs of document ids; blocks and positions restart in each, documents do not see each
+            other, -1 is padding. None: one document per row.
+
+    Raises:
+        ConfigError: unknown attention, missing block size, odd length for "noisy_clean", shape mismatch.
+    """
+    token_BL = token_BL.long()
+    if attention == "noisy_clean":
+        if token_BL.shape[1] % 2:
+            raise ConfigError(f"token_BL: {token_BL.shape[1]} tokens; 'noisy_clean' takes the noisy then the clean row")
+        clean_BL = token_BL[:, token_BL.shape[1] // 2 :]
+    else:
+        clean_BL = token_BL
+    document_BL = _documents(clean_BL, document_BL)
+    position_BL = document_positions(document_BL)
+    match attention:
+        case "causal":
+            layout = Layout(document_BL=document_BL, block_BL=position_BL, causal_inside=True)
+        case "bidirectional":
+            layout = Layout(document_BL=document_BL, block_BL=torch.zeros_like(position_BL))
+        case "block":
+            size = _block_size(loaded, block_size, attention)
+            layout = Layout(document_BL=document_BL, block_BL=block_numbers(position_BL, block_size=size))
+        case "noisy_clean":
+            size = _block_size(loaded, block_size, attention)
+            layout = Layout(
+                document_BL=document_BL,
+                block_BL=block_numbers(position_BL, block_size=size),
+                two_streams=True,
+                causal_inside=loaded.config.noisy_attention == "causal",
+                clean_causal=loaded.config.clean_attention == "causal",
+            )
+            position_BL = torch.cat([position_BL, position_BL], dim=1)
+        case _:
+            raise ConfigError(
+                f"attention: '{attention}' is unknown; use 'causal', 'bidirectional', 'block' or 'noisy_clean'"
+            )
+    hidden_BND = forward_hidden(loaded.model, token_BL, position_BL, layout)
+    return loaded.model.head(hidden_BND[:, : clean_BL.shape[1]]).float()
+
+
+@torch.no_grad()
+def score(
+    loaded: LoadedModel,
+    clean_BL: Tensor,
+    noisy_BL: Tensor,
+    *,
+    block_size: int | None = None,
+    document_BL: Tensor | None = None,
+) -> PositionScores:
+    """Score the clean tokens at the masked positions under the training layout, aligned to the targets.
+
+    Reads what the checkpoint records: with a logit shift, target i is read at row i-1 (the clean row for the first
+    position of a block) and the first token of a document is never scored; the attention of both streams follows
+    `clean_attention` and `noisy_attention`. Raw logits: MASK is not suppressed.
+
+    Args:
+        loaded: a converted model.
+        clean_BL, noisy_BL: int64; a position is masked where `noisy_BL` is the checkpoint's mask token.
+        block_size: S in tokens; None: MDLM (Eq. 2), one block per document and no clean half.
+        document_BL: as in `logits`.
+
+    Raises:
+        ConfigError: no mask token, block size below 1, shape mismatch.
+    """
+    mask_id = loaded.config.mask_token_id
+    if mask_id is None:
+        raise ConfigError("mask_token_id: the checkpoint has none; convert it first (difflm convert)")
+    if noisy_BL.shape != clean_BL.shape:
+        raise ConfigError(f"noisy_BL: shape {tuple(noisy_BL.shape)} is not clean_BL's {tuple(clean_BL.shape)}")
+    if block_size is not None and block_size < 1:
+        raise ConfigError(f"block_size: {block_size} is below 1; give the block size in tokens, or None for MDLM")
+    clean_BL, noisy_BL = clean_BL.long(), noisy_BL.long()
+    document_BL = _documents(clean_BL, document_BL)
+    position_BL = document_positions(document_BL)
+    two_streams = block_size is not None
+    layout = Layout(
+        document_BL=document_BL,
+        block_BL=position_BL // block_size if block_size is not None else torch.zeros_like(position_BL),
+        two_streams=two_streams,
+        causal_inside=loaded.config.noisy_attention == "causal",
+        clean_causal=loaded.config.clean_attention == "causal",
+    )
+    masked_BL = (noisy_BL == mask_id) & (document_BL != PADDING)
+    if loaded.config.logit_shift:
+        masked_BL &= position_BL > 0
+    token = torch.cat([noisy_BL, clean_BL], dim=1) if two_streams else noisy_BL
+    position = torch.cat([position_BL, position_BL], dim=1) if two_streams else position_BL
+    hidden_BND = forward_hidden(loaded.model, token, position, layout)
+    row_M, place_M = masked_BL.nonzero(as_tuple=True)
+    source_M = prediction_rows(layout, row_M, place_M, shift=loaded.config.logit_shift)
+    flat = hidden_BND.flatten(0, 1)
+    scores = score_tokens(
+        flat[source_M.to(flat.device)],
+        loaded.model.head.weight,
+        clean_BL[row_M, place_M].to(flat.device),
+        entropy=True,
+    )
+    return PositionScores(
+        nll_BL=_placed(scores.nll_M.float(), masked_BL),
+        entropy_BL=_placed(scores.entropy_M.float(), masked_BL),
+        correct_BL=_placed(scores.correct_M, masked_BL),
+    )
+
+
+def _placed(value_M: Tensor, masked_BL: Tensor) -> Tensor:
+    out_BL = torch.zeros(masked_BL.shape, dtype=value_M.dtype, device=masked_BL.device)
+    out_BL[masked_BL] = value_M.to(masked_BL.device)
+    return out_BL

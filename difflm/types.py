@@ -1,0 +1,162 @@
+"""Values that cross the layers: rows of tokens, model inputs, scores.
+
+Shape letters used all over the package:
+    B rows          L tokens in a row       N tokens that enter the model (L, or 2L as [noisy | clean])
+    S block size    K blocks                V vocabulary size
+    D hidden size   H heads                 M selected rows of a flattened [B * N] (masked positions)
+"Block" always means a diffusion block; a tile of an attention kernel is a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(row, head, query, key) index tensors -> bool, True where the query sees the key (FlexAttention's contract)."""
+
+CleanAttention = Literal["block", "causal"]
+NoisyAttention = Literal["bidirectional", "causal"]
+BlockOrigin = Literal["document", "row"]
+
+PADDING = -1
+"""Document id of padding: padding is a document of its own, so no attention row is ever empty."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Packed rows, as the data layer hands them to an objective.
+
+    Attributes:
+        token_BL: int64 token ids.
+        document_BL: int64 document number inside the row (contiguous runs), PADDING (-1) for padding.
+        position_BL: int64 position, restarting at 0 in each document.
+        trainable_BL: bool, False for prompt and padding.
+        row_B: int64 number of the row in the epoch's data; with seed and epoch it decides the row's noise.
+    """
+
+    token_BL: Tensor
+    document_BL: Tensor
+    position_BL: Tensor
+    trainable_BL: Tensor
+    row_B: Tensor
+
+    def take(self, index_R: Tensor) -> Batch:
+        """Return the rows `index_R` (repeats allowed)."""
+        return Batch(
+            token_BL=self.token_BL[index_R],
+            document_BL=self.document_BL[index_R],
+            position_BL=self.position_BL[index_R],
+            trainable_BL=self.trainable_BL[index_R],
+            row_B=self.row_B[index_R],
+        )
+
+    def where(self, kept_B: Tensor) -> Batch:
+        """Return the batch with nothing trainable outside the rows `kept_B` (bool)."""
+        return replace(self, trainable_BL=self.trainable_BL & kept_B[:, None])
+
+    def num_tokens(self) -> int:
+        """Return the tokens that are not padding."""
+        return int((self.document_BL != PADDING).sum())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parametrisation:
+    """How a block-diffusion model reads its rows; recorded in the checkpoint, honoured everywhere.
+
+    The defaults are the paper's choice (LLaDA2.0, Eq. 3); an absent field in a checkpoint means them.
+
+    Attributes:
+        logit_shift: token i is predicted at row i-1 (True) or at row i (False).
+        clean_attention: the clean stream is block-causal ("block", Eq. 3) or token-causal ("causal").
+        noisy_attention: inside a noisy block rows see each other both ways or only backwards.
+    """
+
+    logit_shift: bool = False
+    clean_attention: CleanAttention = "block"
+    noisy_attention: NoisyAttention = "bidirectional"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Who may see whom, as facts about the row; mask predicates and the exact split both derive from it.
+
+    With `two_streams` the model input is [noisy | clean] (N = 2L), otherwise one stream (N = L) in which a
+    query sees earlier blocks and its own block of the same document.
+
+    Attributes:
+        document_BL: int64, contiguous runs, PADDING for padding.
+        block_BL: int64, non-decreasing inside a document; only equality and order inside a document matter.
+        two_streams: [noisy | clean] (Eq. 3) instead of a single stream.
+        causal_inside: rows of one block see only earlier rows of it (single stream, or the noisy stream).
+        clean_causal: the clean stream is token-causal instead of block-causal (two streams only).
+    """
+
+    document_BL: Tensor
+    block_BL: Tensor
+    two_streams: bool = False
+    causal_inside: bool = False
+    clean_causal: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossRows:
+    """One term of a loss: which rows of the model's output predict which token, with which weight.
+
+    Attributes:
+        name: "diffusion" or "ar"; the key under which the term is logged.
+        row_M: int64 index into the flattened [B * N] rows of hidden states.
+        target_M: int64 token id to be predicted there.
+        weight_M: float32 weight of the row's negative log-likelihood, >= 0.
+        place_M: int64 index into the flattened [B * L] positions: where the target stands.
+        count: normaliser (number of tokens), known before the forward; float64 scalar.
+        scale: coefficient of the normalised term in the total loss.
+    """
+
+    name: str
+    row_M: Tensor
+    target_M: Tensor
+    weight_M: Tensor
+    place_M: Tensor
+    count: Tensor
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInput:
+    """What a forward needs, and what the loss needs after it.
+
+    Attributes:
+        token_BN: int64, [noisy | clean] or a single stream.
+        position_BN: int64 positions, restarting in each document, the same in both streams.
+        layout: attention structure.
+        terms: the loss terms; rows outside them never pass through the head.
+        masked_BN: bool, True where the input is a MASK put there by the noise (embedding noise goes there).
+        row_B, view_B: int64 row numbers (see `Batch`) and views: 0, or 1 for a complementary view of the same row.
+    """
+
+    token_BN: Tensor
+    position_BN: Tensor
+    layout: Layout
+    terms: tuple[LossRows, ...]
+    masked_BN: Tensor
+    row_B: Tensor
+    view_B: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """Scores of selected rows. Units: nats.
+
+    Attributes:
+        nll_M: float32 negative log-likelihood of the target.
+        entropy_M: float32 entropy of the prediction; zeros unless asked for.
+        correct_M: bool, the arg-max is the target.
+    """
+
+    nll_M: Tensor
+    entropy_M: Tensor
+    correct_M: Tensor
