@@ -1,0 +1,138 @@
+"""The decoding engine: requests in, events and completions out.
+
+One step is one forward: the scheduler says which rows, the runner runs them, the scheduler draws the consequences.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from difflm.decode.admission import Prompt, admit
+from difflm.decode.request import Completion, Event, Finished, SamplingParams
+from difflm.decode.runner import Runner
+from difflm.decode.scheduler import Scheduler
+from difflm.decode.sequences import Outcome
+from difflm.errors import RequestError
+
+if TYPE_CHECKING:
+    from difflm.checkpoints.loading import LoadedModel
+
+
+class Engine:
+    """Decodes requests on one model.
+
+    Args:
+        loaded: model, tokenizer (or None) and configuration.
+        fused: commit a finished block in the forward that first denoises the next one. False spends a separate
+            forward on it; the tokens are the same.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, fused: bool = True) -> None:
+        self.loaded = loaded
+        self.fused = fused
+        self.scheduler = Scheduler()
+        self.runner = Runner(loaded.model, loaded.config.suppressed_token_ids)
+        self._submitted = 0
+        self._started: dict[int, float] = {}
+
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
+        """Queue a prompt and return the request's number.
+
+        Args:
+            prompt: token ids, or text where the model has a tokenizer.
+            params: how to decode it; None is the defaults.
+
+        Raises:
+            RequestError: if the prompt or the parameters do not fit the model.
+        """
+        request = admit(self.loaded, prompt, params or SamplingParams(), request_id=self._submitted, fused=self.fused)
+        self._submitted += 1
+        self.scheduler.admit(request)
+        return request.id
+
+    def step(self) -> list[Event]:
+        """Run one forward and return what it led to; an empty list also when there is nothing to do."""
+        work = self.scheduler.schedule()
+        if work is None:
+            return []
+        self._started.setdefault(work.request.id, time.perf_counter())
+        events, outcome = self.scheduler.update(work, self.runner.run(work))
+        if outcome is not None:
+            events.append(self._finish(work.request.id, outcome))
+        return events
+
+    def _finish(self, request_id: int, outcome: Outcome) -> Finished:
+        self.runner.release(request_id)
+        seconds = time.perf_counter() - self._started.pop(request_id)
+        text = None if self.loaded.tokenizer is None else self.loaded.decode(outcome.tokens)
+        completion = Completion(
+            tokens=outcome.tokens,
+            text=text,
+            forwards=outcome.forwards,
+            finish_reason=outcome.finish_reason,
+            num_tokens=outcome.num_tokens,
+            seconds=seconds,
+        )
+        return Finished(request_id=request_id, completion=completion)
+
+    def cancel(self, request_id: int) -> None:
+        """Forget a request, waiting or running, and free its cache; unknown or finished ones are ignored."""
+        self.scheduler.drop(request_id)
+        self.runner.release(request_id)
+        self._started.pop(request_id, None)
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Event]:
+        """Yield the events of one prompt, the last of them `Finished`. Closing the iterator cancels the request.
+
+        The prompt is checked here and now, not at the first event. Raises as `submit`.
+        """
+        return self._events(self.submit(prompt, params))
+
+    def _events(self, request_id: int) -> Iterator[Event]:
+        try:
+            finished = False
+            while not finished:
+                for event in self.step():
+                    if event.request_id == request_id:
+                        finished = isinstance(event, Finished)
+                        yield event
+        finally:
+            self.cancel(request_id)
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Completion]:
+        """Return one completion per prompt, in their order. All prompts are checked first. Raises as `submit`."""
+        if isinstance(prompts, str):
+            raise RequestError(f"prompts: one string ({prompts[:40]!r}) was given; give a list of prompts")
+        numbers: list[int] = []
+        try:
+            numbers.extend(self.submit(prompt, params) for prompt in prompts)
+            finished: dict[int, Completion] = {}
+            while len(finished) < len(numbers):
+                for event in self.step():
+                    if isinstance(event, Finished):
+                        finished[event.request_id] = event.completion
+        finally:
+            for number in numbers:
+                self.cancel(number)
+        return [finished[number] for number in numbers]
+
+
+def generate(loaded: LoadedModel, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Completion]:
+    """Return one completion per prompt.
+
+    Args:
+        loaded: from `difflm.load_model`.
+        prompts: each a list of token ids, or a string where the model has a tokenizer.
+        params: how to decode; None is the defaults.
+
+    Raises:
+        RequestError: if a prompt or the parameters do not fit the model.
+    """
+    return Engine(loaded).generate(prompts, params)
+
+
+def stream(loaded: LoadedModel, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Event]:
+    """Yield the events of one prompt as it is decoded, the last of them `Finished`. See `Engine.stream`."""
+    return Engine(loaded).stream(prompt, params)
