@@ -35,7 +35,8 @@ class Batch:
         document_BL: int64 document number inside the row (contiguous runs), PADDING (-1) for padding.
         position_BL: int64 position, restarting at 0 in each document.
         trainable_BL: bool, False for prompt and padding.
-        row_B: int64 number of the row in the epoch's data; with seed and epoch it decides the row's noise.
+        row_B: int64 number of the row in the data; with seed and epoch it decides the row's noise.
+        epoch_B: int64 pass over the data in which the row was drawn (a batch may cross the end of an epoch).
     """
 
     token_BL: Tensor
@@ -43,6 +44,7 @@ class Batch:
     position_BL: Tensor
     trainable_BL: Tensor
     row_B: Tensor
+    epoch_B: Tensor
 
     def take(self, index_R: Tensor) -> Batch:
         """Return the rows `index_R` (repeats allowed)."""
@@ -52,6 +54,7 @@ class Batch:
             position_BL=self.position_BL[index_R],
             trainable_BL=self.trainable_BL[index_R],
             row_B=self.row_B[index_R],
+            epoch_B=self.epoch_B[index_R],
         )
 
     def where(self, kept_B: Tensor) -> Batch:
@@ -135,7 +138,8 @@ class ModelInput:
         layout: attention structure.
         terms: the loss terms; rows outside them never pass through the head.
         masked_BN: bool, True where the input is a MASK put there by the noise (embedding noise goes there).
-        row_B, view_B: int64 row numbers (see `Batch`) and views: 0, or 1 for a complementary view of the same row.
+        row_B, epoch_B: int64, see `Batch`.
+        view_B: int64, 0, or 1 for a complementary view of the same row.
     """
 
     token_BN: Tensor
@@ -144,6 +148,7 @@ class ModelInput:
     terms: tuple[LossRows, ...]
     masked_BN: Tensor
     row_B: Tensor
+    epoch_B: Tensor
     view_B: Tensor
 
 

@@ -92,11 +92,12 @@ class PackedRows:
         """Return the number of rows."""
         return self.token_RL.shape[0]
 
-    def batch(self, row_indices: Sequence[int]) -> Batch:
+    def batch(self, row_indices: Sequence[int], epochs: Sequence[int] | None = None) -> Batch:
         """Return the rows with these indices, in this order, as a batch on the CPU.
 
         Args:
             row_indices: indices in [0, len(self)); they become `Batch.row_B`.
+            epochs: pass over the data of each row; they become `Batch.epoch_B`. None: all 0.
         """
         row_B = torch.tensor(list(row_indices), dtype=torch.int64)
         return Batch(
@@ -105,6 +106,7 @@ class PackedRows:
             position_BL=self.position_RL[row_B].long(),
             trainable_BL=self.trainable_RL[row_B],
             row_B=row_B,
+            epoch_B=torch.zeros_like(row_B) if epochs is None else torch.tensor(list(epochs), dtype=torch.int64),
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from difflm.errors import ConfigError
+from difflm.types import ModelInput
 
 _WORD = (1 << 64) - 1
 
@@ -32,17 +33,21 @@ class RowNoise:
     """Where the noise of a row comes from.
 
     Attributes:
-        seed: of the run.
-        epoch: pass over the data; each pass draws new noise.
+        seed: of the run (or of a validation).
     """
 
     seed: int
-    epoch: int = 0
 
-    def generator(self, row: int, purpose: int = 0) -> torch.Generator:
-        """Return a fresh CPU generator for a row; `purpose` separates independent uses of one row."""
+    def generator(self, row: int, epoch: int, purpose: int = 0) -> torch.Generator:
+        """Return a fresh CPU generator for a row in one pass over the data.
+
+        Args:
+            row: number of the row in the data.
+            epoch: pass over the data; each pass draws new noise.
+            purpose: separates independent uses of one row (0: masks, 1 and up: embedding noise of a view).
+        """
         word = _mix(self.seed)
-        for part in (self.epoch, row, purpose):
+        for part in (epoch, row, purpose):
             word = _mix(word ^ _mix(part))
         return torch.Generator().manual_seed(word >> 1)
 
@@ -229,23 +234,21 @@ class FullMask:
 TimePer = Literal["block", "sequence"]
 
 
-def embedding_noise(
-    masked_BN: Tensor, row_B: Tensor, view_B: Tensor, noise: RowNoise, *, hidden_size: int, deviation: float
-) -> Tensor:
+def embedding_noise(inputs: ModelInput, noise: RowNoise, *, hidden_size: int, deviation: float) -> Tensor:
     """Return Gaussian noise for the embedding layer's output at masked positions, float32 [B, N, D], 0 elsewhere.
 
     Args:
-        masked_BN: positions whose input is a MASK put there by the noise.
-        row_B, view_B: row numbers and views (0, or 1 for the complementary one); each draws from its own generator.
-        noise: seed and epoch.
+        inputs: a prepared batch; each row and view draws from its own generator.
+        noise: seed.
         hidden_size: D.
         deviation: standard deviation (absolute; the trainer scales by the RMS of the embedding table).
 
     Source: LLaDA2.0 report, section 7.1 (sigma and duration are not given there).
     """
-    out = torch.zeros(*masked_BN.shape, hidden_size)
-    for index, (row, view) in enumerate(zip(row_B.tolist(), view_B.tolist(), strict=True)):
-        masked_N = masked_BN[index].cpu()
-        generator = noise.generator(row, purpose=1 + view)
-        out[index, masked_N] = torch.randn(int(masked_N.sum()), hidden_size, generator=generator) * deviation
-    return out.to(masked_BN.device)
+    out_BND = torch.zeros(*inputs.masked_BN.shape, hidden_size)
+    keys = zip(inputs.row_B.tolist(), inputs.epoch_B.tolist(), inputs.view_B.tolist(), strict=True)
+    for index, (row, epoch, view) in enumerate(keys):
+        masked_N = inputs.masked_BN[index]
+        generator = noise.generator(row, epoch, purpose=1 + view)
+        out_BND[index, masked_N] = torch.randn(int(masked_N.sum()), hidden_size, generator=generator) * deviation
+    return out_BND

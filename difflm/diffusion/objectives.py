@@ -89,6 +89,7 @@ class NextToken:
             terms=(next_token_rows(batch, offset=0, row_length=batch.token_BL.shape[1]),),
             masked_BN=torch.zeros_like(batch.trainable_BL),
             row_B=batch.row_B,
+            epoch_B=batch.epoch_B,
             view_B=torch.zeros_like(batch.row_B),
         )
 
@@ -186,9 +187,9 @@ class BlockDiffusion:
         group_BL = unit_BL if self.time_per == "block" else _document_groups(batch)
         pair = self.complementary and self.block_size != 1
         index, view, masked, weight, counted = [], [], [], [], []
-        for position, row in enumerate(batch.row_B.tolist()):
+        for position, (row, epoch) in enumerate(zip(batch.row_B.tolist(), batch.epoch_B.tolist(), strict=True)):
             wanted = wanted_BL[position]
-            drawn = source.draw(group_BL[position], wanted, noise.generator(row))
+            drawn = source.draw(group_BL[position], wanted, noise.generator(row, epoch))
             rest = wanted & ~drawn.masked_L
             index.append(position), view.append(0)
             masked.append(drawn.masked_L), weight.append(drawn.weight_L), counted.append(wanted)
@@ -269,5 +270,6 @@ def _model_input(
         terms=terms,
         masked_BN=masked,
         row_B=rows.row_B,
+        epoch_B=rows.epoch_B,
         view_B=view_B,
     )
