@@ -27,7 +27,7 @@ class Attend(Protocol):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm: statistics in float32, cast back, then the weight (the order of Llama)."""
+    """Root-mean-square norm: statistics in float32 (float64 stays), cast back, then the weight (the order of Llama)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise the last dimension."""
-        wide = hidden.float()
+        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(hidden.dtype)
 
