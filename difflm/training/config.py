@@ -22,7 +22,7 @@ STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 def _not_empty(value: object) -> object:
     if value == "":
-        raise ValueError("must not be empty")
+        raise ValueError("a path, not empty")
     return value
 
 
@@ -41,8 +41,12 @@ class DataConfig:
 
     Attributes:
         paths: training files, folders or glob patterns (JSONL with `text` or `prompt` + `completion`; plain text).
+            No default.
         format: "auto" (by name and content), "jsonl" or "text". Default "auto".
         row_length: L, tokens in a packed row; every stage's block size divides it. Default 256.
+        overlong: a prompt + completion document longer than a row is left out and counted ("drop"), or an error
+            ("refuse"). Longer plain text is cut into rows. Default "drop".
+        bos: begin every document with the tokenizer's BOS (given, not learnt). Default false.
         fill: "eos" repeats EOS after each prompt + completion document up to a multiple of the last stage's
             block size, as a part of the loss, so that its last block looks as it does when decoding; "none"
             ends each document with its one EOS. Plain-text documents are never filled. Default "eos".
@@ -57,6 +61,8 @@ class DataConfig:
     paths: Annotated[tuple[NonEmptyPath, ...], Field(min_length=1)]
     format: Literal["auto", "jsonl", "text"] = "auto"
     row_length: Annotated[int, Field(ge=2)] = 256
+    overlong: Literal["drop", "refuse"] = "drop"
+    bos: bool = False
     fill: Literal["eos", "none"] = "eos"
     validation_paths: tuple[NonEmptyPath, ...] = ()
     validation_fraction: OpenShare = 0.0
@@ -82,8 +88,11 @@ class BlockDiffusionConfig:
             probability t. Default "exact_count".
         weighting: "elbo" (n/k or 1/t, divided by trainable tokens) or "uniform" (divided by masked tokens).
             Default "elbo".
-        time_per: bernoulli draws t per "block" (stratified over a row's blocks) or per "sequence". Default "block".
-        bandwidth: [low, high], band of mask rates that are drawn, 0 <= low < high <= 1. Default [0, 1].
+        time_per: positions that share one draw of k or t: a "block" (stratified over a row's blocks) or a
+            "sequence" (document). Default "block".
+        schedule: mask probability over t, bernoulli only: "linear" (t) or "cosine". Default "linear".
+        bandwidth: [low, high], band of mask rates that are drawn, bernoulli only, 0 <= low < high <= 1.
+            Default [0, 1].
         complementary: train each row twice, the second time with the other trainable positions masked.
             Default false.
         ar_weight: coefficient of the next-token loss on the clean stream (needs a checkpoint with
@@ -100,6 +109,7 @@ class BlockDiffusionConfig:
     noise: Literal["exact_count", "bernoulli"] = "exact_count"
     weighting: Literal["elbo", "uniform"] = "elbo"
     time_per: Literal["block", "sequence"] = "block"
+    schedule: Literal["linear", "cosine"] = "linear"
     bandwidth: tuple[Share, Share] = (0.0, 1.0)
     complementary: bool = False
     ar_weight: NonNegative = 0.0
@@ -111,10 +121,12 @@ class BlockDiffusionConfig:
         low, high = self.bandwidth
         if low >= high:
             raise ConfigError(f"train.objective.bandwidth: [{low}, {high}] is empty; low must be below high")
-        if self.noise == "exact_count" and self.time_per == "sequence":
+        if self.noise == "exact_count" and (self.bandwidth != (0.0, 1.0) or self.schedule != "linear"):
+            field_name = "bandwidth" if self.bandwidth != (0.0, 1.0) else "schedule"
+            value = [low, high] if field_name == "bandwidth" else self.schedule
             raise ConfigError(
-                "train.objective.time_per: 'sequence' has no meaning for noise 'exact_count', which draws a count "
-                "for each block; set noise: bernoulli"
+                f"train.objective.{field_name}: {value} has no meaning for noise 'exact_count', which draws counts; "
+                "set noise: bernoulli"
             )
         if self.min_masks and (self.weighting == "elbo" or self.noise == "exact_count"):
             raise ConfigError(
