@@ -58,7 +58,7 @@ class SamplingParams:
         _check_integer("seed", self.seed, minimum=0, unit="a 63-bit integer")
         if self.seed >= 2**63:
             raise RequestError(f"seed: {self.seed} does not fit; give an integer below 2**63")
-        if not isinstance(self.ignore_eos, bool):
+        if self.ignore_eos not in (True, False):
             raise RequestError(f"ignore_eos: {self.ignore_eos!r} is not a boolean; give True or False")
         if self.decoding not in ("block", "next_token"):
             raise RequestError(f"decoding: {self.decoding!r} is unknown; choose 'block' or 'next_token'")

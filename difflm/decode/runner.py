@@ -5,6 +5,7 @@ Shape legend: see `difflm.types`; here N counts the rows of one forward and M th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -83,14 +84,18 @@ class Runner:
         assert slot.cache.length == work.start, "the cache and the scheduler disagree"
         token_BN = torch.tensor([work.tokens], dtype=torch.int64, device=self.device)
         position_BN = torch.arange(work.start, work.start + len(work.tokens), device=self.device)[None]
-        mask_NN = visibility(work)
-        attend = CachedAttention(slot.cache, None if mask_NN is None else mask_NN.to(self.device))
-        hidden_ND = self.model(token_BN, position_BN, attend)[0]
+        hidden_ND = self.model(token_BN, position_BN, self._attend(work, slot))[0]
         proposal = self._predict(work, slot, hidden_ND) if work.places else Proposal()
         if work.num_clean:
             slot.cache.commit(work.num_clean)
             slot.last_hidden_D = hidden_ND[work.num_clean - 1].clone()
         return proposal
+
+    def _attend(self, work: Work, slot: _Slot) -> CachedAttention:
+        if work.request.clean_causal and work.start == 0 and work.num_clean == len(work.tokens):
+            return CachedAttention(slot.cache, causal=True)  # a prompt: the kernel skips what no row sees
+        mask_NN = visibility(work)
+        return CachedAttention(slot.cache, None if mask_NN is None else mask_NN.to(self.device))
 
     def _predict(self, work: Work, slot: _Slot, hidden_ND: Tensor) -> Proposal:
         row_M = [work.row_of(place) for place in work.places]
@@ -107,10 +112,12 @@ class Runner:
         )
         acceptance = ThresholdAcceptance(request.threshold, request.min_accept)
         taken_M = acceptance(confidence_M[None], torch.ones_like(token_M, dtype=torch.bool)[None])[0]
-        confidences = confidence_M.tolist()
-        if any(value != value for value in confidences):
+        tokens: list[int] = token_M.tolist()
+        confidences: list[float] = confidence_M.tolist()
+        accepted: list[bool] = taken_M.tolist()
+        if any(math.isnan(value) for value in confidences):
             raise CheckpointError(
                 f"logits: NaN at position {work.places[0]} or after; the weights or the dtype "
                 f"{self.model.embedding.weight.dtype} cannot be used: load the model in float32, or check its file"
             )
-        return Proposal(tokens=token_M.tolist(), confidences=confidences, accepted=taken_M.tolist())
+        return Proposal(tokens=tokens, confidences=confidences, accepted=accepted)

@@ -20,7 +20,7 @@ class Scheduler:
         waiting: states of the admitted requests, the running one first.
     """
 
-    waiting: deque[tuple[int, Decoding]] = field(default_factory=deque)
+    waiting: deque[tuple[int, Decoding]] = field(default_factory=deque[tuple[int, Decoding]])
 
     def admit(self, request: Request) -> None:
         """Queue a request."""

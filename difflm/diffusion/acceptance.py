@@ -46,12 +46,14 @@ def propose(
     if suppressed_ids is not None and suppressed_ids.numel():
         logits_MV = logits_MV.index_fill(-1, suppressed_ids, -torch.inf)
     if temperature == 0.0:
-        best_M, token_M = logits_MV.max(dim=-1)
-        return token_M, (best_M - logits_MV.logsumexp(dim=-1)).exp()
-    assert generator is not None, "sampling needs the request's generator"
-    # The maximum goes first: a tiny temperature must not overflow.
-    probability_MV = ((logits_MV - logits_MV.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
-    token_M = _inverse_transform(probability_MV, generator)
+        # The arg-max is taken of the logits: softmax may round two different ones to the same probability.
+        token_M = logits_MV.argmax(dim=-1)
+        probability_MV = logits_MV.softmax(dim=-1)
+    else:
+        assert generator is not None, "sampling needs the request's generator"
+        # The maximum goes first: a tiny temperature must not overflow.
+        probability_MV = ((logits_MV - logits_MV.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
+        token_M = _inverse_transform(probability_MV, generator)
     return token_M, probability_MV.gather(-1, token_M[:, None])[:, 0]
 
 

@@ -51,10 +51,12 @@ class CachedAttention:
         cache: the sequence's cache.
         mask_NN: bool [N, N], visibility among the new rows; None lets every new row see every other.
             All new rows see the whole committed prefix.
+        causal: new rows see the same and earlier new rows, without a mask; only on an empty cache.
     """
 
     cache: BlockCache
     mask_NN: Tensor | None = None
+    causal: bool = False
 
     def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
         """Return the mixed values, [1, H, N, E]."""
@@ -62,10 +64,11 @@ class CachedAttention:
         stop = start + count
         key, value = self.cache.key[layer], self.cache.value[layer]
         key[:, :, start:stop], value[:, :, start:stop] = key_BGNE, value_BGNE
+        assert not (self.causal and (start or self.mask_NN is not None)), "causal: empty cache and no mask only"
         mask = None
         if self.mask_NN is not None:
             prefix = self.mask_NN.new_ones(count, start)
             mask = torch.cat([prefix, self.mask_NN], dim=1)
         return F.scaled_dot_product_attention(
-            query_BHNE, key[:, :, :stop], value[:, :, :stop], attn_mask=mask, enable_gqa=True
+            query_BHNE, key[:, :, :stop], value[:, :, :stop], attn_mask=mask, is_causal=self.causal, enable_gqa=True
         )
