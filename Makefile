@@ -1,0 +1,63 @@
+# Needs make and Python 3.11 or newer; each target sets up .venv by itself, once.
+#   make demo        the whole path on a real checkpoint (about half an hour on two cores); resumes when interrupted
+#   make demo-quick  the same, shortened (minutes)
+#   make test        the fast test suite
+#   make TORCH=torch==2.12.1+cu128 setup   another build of torch; TORCH= keeps the one already in .venv
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+
+export OMP_WAIT_POLICY ?= passive
+export GOMP_SPINCOUNT ?= 0
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+LINT_STAMP := $(VENV)/.ready-check
+
+.PHONY: setup test test-full demo demo-quick check format mutants clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), difflm needs Python 3.11 or newer; use make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (once)"
+	@test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(LINT_STAMP): $(STAMP)
+	@echo "adding the checkers to $(VENV) (once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(JOBS)
+
+test-full: $(STAMP)
+	$(BIN)/python -m pytest -q -n $(JOBS) -m "slow or not slow"
+
+demo: $(STAMP)
+	$(BIN)/python -m demo.run
+
+demo-quick: $(STAMP)
+	$(BIN)/python -m demo.run --quick
+
+check: $(LINT_STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
+
+format: $(LINT_STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+mutants: $(STAMP)
+	$(BIN)/python -m tests.mutants
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

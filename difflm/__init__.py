@@ -1,0 +1,76 @@
+"""An autoregressive checkpoint goes in, a block-diffusion language model comes out.
+
+The public names load on first use, so that `import difflm` costs nothing (no torch, no transformers).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from difflm.checkpoints.convert import convert
+    from difflm.checkpoints.loading import LoadedModel, load_model
+    from difflm.checkpoints.merge import average_checkpoints as merge
+    from difflm.decode.engine import Engine, generate
+    from difflm.decode.request import Completion, SamplingParams
+    from difflm.errors import CheckpointError, ConfigError, DataError, DifflmError, RequestError
+    from difflm.scoring import logits, score
+    from difflm.training.config import TrainConfig
+    from difflm.training.trainer import train
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "CheckpointError",
+    "Completion",
+    "ConfigError",
+    "DataError",
+    "DifflmError",
+    "Engine",
+    "LoadedModel",
+    "RequestError",
+    "SamplingParams",
+    "TrainConfig",
+    "__version__",
+    "convert",
+    "generate",
+    "load_model",
+    "logits",
+    "merge",
+    "score",
+    "train",
+]
+
+_HOMES = {
+    "convert": "difflm.checkpoints.convert:convert",
+    "LoadedModel": "difflm.checkpoints.loading:LoadedModel",
+    "load_model": "difflm.checkpoints.loading:load_model",
+    "merge": "difflm.checkpoints.merge:average_checkpoints",
+    "Engine": "difflm.decode.engine:Engine",
+    "generate": "difflm.decode.engine:generate",
+    "Completion": "difflm.decode.request:Completion",
+    "SamplingParams": "difflm.decode.request:SamplingParams",
+    "CheckpointError": "difflm.errors:CheckpointError",
+    "ConfigError": "difflm.errors:ConfigError",
+    "DataError": "difflm.errors:DataError",
+    "DifflmError": "difflm.errors:DifflmError",
+    "RequestError": "difflm.errors:RequestError",
+    "logits": "difflm.scoring:logits",
+    "score": "difflm.scoring:score",
+    "TrainConfig": "difflm.training.config:TrainConfig",
+    "train": "difflm.training.trainer:train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a public name, importing its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'difflm' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return vars(importlib.import_module(module))[attribute]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return list(__all__)

@@ -1,0 +1,134 @@
+"""Options that several commands share: where a model runs, and how it decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from difflm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from difflm.checkpoints.loading import LoadedModel
+    from difflm.decode.request import SamplingParams
+
+Decorated = Callable[..., Any]
+
+DTYPES = click.Choice(["float32", "bfloat16"])
+
+
+def folder(**settings: Any) -> click.Path:
+    """Return the type of a path argument; whether it is usable is checked, and said, by what reads it."""
+    return click.Path(path_type=Path, **settings)
+
+
+def model_options(command: Decorated) -> Decorated:
+    """Add --device, --dtype and --threads to a command."""
+    for option in reversed(
+        [
+            click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cpu or cuda."),
+            click.option("--dtype", type=DTYPES, default="float32", show_default=True, help="Type of the weights."),
+            click.option(
+                "--threads",
+                type=click.IntRange(min=1),
+                show_default="all cores this process may use",
+                help="CPU threads.",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Decorated) -> Decorated:
+    """Add the fields of `SamplingParams` to a command."""
+    for option in reversed(
+        [
+            click.option(
+                "--max-new-tokens", type=int, default=128, show_default=True, help="Longest completion, tokens."
+            ),
+            click.option(
+                "--block-size",
+                type=int,
+                show_default="the model's generation_config, then its config, then 32",
+                help="Diffusion block, tokens.",
+            ),
+            click.option(
+                "--threshold",
+                type=float,
+                show_default="the model's generation_config, then 0.95",
+                help="Keep proposals with a probability above this; from 1 on one token per forward.",
+            ),
+            click.option(
+                "--min-accept", type=int, default=1, show_default=True, help="Least tokens kept per forward, tokens."
+            ),
+            click.option(
+                "--temperature", type=float, default=0.0, show_default=True, help="Of the softmax; 0 takes the arg-max."
+            ),
+            click.option("--seed", type=int, default=0, show_default=True, help="Of the draws at temperature > 0."),
+            click.option(
+                "--ignore-eos/--stop-at-eos",
+                default=False,
+                show_default=True,
+                help="Whether to go on past EOS up to --max-new-tokens.",
+            ),
+            click.option(
+                "--decoding",
+                type=click.Choice(["block", "next_token"]),
+                default="block",
+                show_default=True,
+                help="Block diffusion, or left to right (AR models).",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_params(
+    *,
+    max_new_tokens: int,
+    block_size: int | None,
+    threshold: float | None,
+    min_accept: int,
+    temperature: float,
+    seed: int,
+    ignore_eos: bool,
+    decoding: Literal["block", "next_token"],
+) -> SamplingParams:
+    """Return the parameters that the options of `sampling_options` stand for."""
+    from difflm.decode.request import SamplingParams
+
+    return SamplingParams(
+        max_new_tokens=max_new_tokens,
+        block_size=block_size,
+        threshold=threshold,
+        min_accept=min_accept,
+        temperature=temperature,
+        seed=seed,
+        ignore_eos=ignore_eos,
+        decoding=decoding,
+    )
+
+
+def open_model(path: Path, *, device: str, dtype: str, threads: int | None) -> LoadedModel:
+    """Return the model in `path`, on `threads` CPU threads.
+
+    Raises:
+        CheckpointError: a folder that cannot be read.
+        ConfigError: a device that torch does not know.
+    """
+    import torch
+
+    from difflm.checkpoints.loading import load_model
+
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"--device: {device!r} cannot be used here ({reason}); use cpu") from None
+    return load_model(path, device=device, dtype=dtype)
