@@ -1,0 +1,202 @@
+"""Packing: exact on small rows, invariants on random ones, best fit against a slow reference."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from difflm.data import PackedRows, TokenDocument, best_fit, pack
+from difflm.errors import ConfigError, DataError
+from difflm.types import PADDING
+
+EOS, PAD = 1, 0
+
+
+def text(length: int, first: int = 10, where: str = "f") -> TokenDocument:
+    return TokenDocument(token=[*range(first, first + length - 1), EOS], where=where)
+
+
+def answer(num_prompt: int, length: int, first: int = 10, where: str = "f:1") -> TokenDocument:
+    return TokenDocument(
+        token=[*range(first, first + length - 1), EOS], num_prompt=num_prompt, is_answer=True, where=where
+    )
+
+
+def pack_small(documents: list[TokenDocument], row_length: int = 8, **options: object) -> PackedRows:
+    return pack(documents, row_length=row_length, pad_id=PAD, eos_id=EOS, **options)  # type: ignore[arg-type]
+
+
+def test_two_documents_share_a_row() -> None:
+    batch = pack_small([text(3), text(4, first=20)]).batch([0])
+    assert batch.token_BL.tolist() == [[10, 11, EOS, 20, 21, 22, EOS, PAD]]
+    assert batch.document_BL.tolist() == [[0, 0, 0, 1, 1, 1, 1, PADDING]]
+    assert batch.position_BL.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0]]
+    assert batch.trainable_BL.tolist() == [[True] * 7 + [False]]
+    assert batch.row_B.tolist() == [0]
+    assert all(
+        tensor.dtype == torch.int64 for tensor in (batch.token_BL, batch.document_BL, batch.position_BL, batch.row_B)
+    )
+
+
+def test_the_prompt_is_not_trainable() -> None:
+    batch = pack_small([answer(2, 4), answer(1, 3, first=20)]).batch([0])
+    assert batch.trainable_BL.tolist() == [[False, False, True, True, False, True, True, False]]
+
+
+def test_fill_runs_to_the_multiple_and_is_supervised() -> None:
+    rows = pack_small([answer(2, 5), answer(1, 3, first=20)], row_length=16, fill_multiple=4)
+    batch = rows.batch([0])
+    assert batch.token_BL.tolist() == [[10, 11, 12, 13, EOS, EOS, EOS, EOS, 20, 21, EOS, EOS, *[PAD] * 4]]
+    assert batch.document_BL.tolist() == [[0] * 8 + [1] * 4 + [PADDING] * 4]
+    assert batch.position_BL.tolist() == [[*range(8), *range(4), 0, 0, 0, 0]]
+    assert batch.trainable_BL.tolist() == [[False] * 2 + [True] * 6 + [False] + [True] * 3 + [False] * 4]
+    assert (rows.counts.fill, rows.counts.tokens, rows.counts.trainable) == (4, 12, 9)
+
+
+def test_plain_text_is_not_filled() -> None:
+    rows = pack_small([text(5)], fill_multiple=4)
+    assert rows.counts.fill == 0
+    assert rows.batch([0]).document_BL.tolist() == [[0] * 5 + [PADDING] * 3]
+
+
+def test_a_long_text_is_cut_and_its_rest_shares_a_row() -> None:
+    rows = pack_small([text(19), text(4, first=50)])
+    batch = rows.batch(range(3))
+    assert batch.token_BL[0].tolist() == list(range(10, 18))
+    assert batch.token_BL[1].tolist() == list(range(18, 26))
+    assert batch.token_BL[2].tolist() == [26, 27, EOS, 50, 51, 52, EOS, PAD]
+    assert batch.position_BL[1].tolist() == list(range(8))
+    assert (rows.counts.split, rows.counts.pieces, rows.counts.documents) == (1, 4, 2)
+
+
+def test_bos_of_a_cut_text_is_untrained_once() -> None:
+    long = TokenDocument(token=[*range(10, 29), EOS], num_prompt=1)
+    rows = pack_small([long])
+    assert rows.counts.trainable == 19
+    assert not rows.batch([0]).trainable_BL[0, 0]
+
+
+def test_a_long_answer_is_dropped_and_counted() -> None:
+    rows = pack_small([answer(2, 9, where="f:1"), answer(2, 8, where="f:2")])
+    assert len(rows) == 1
+    counts = rows.counts
+    assert (counts.dropped, counts.dropped_tokens, counts.first_dropped, counts.documents) == (1, 9, "f:1", 2)
+    with pytest.raises(DataError, match="f:1: prompt and completion have 9 tokens"):
+        pack_small([answer(2, 9)], overlong="refuse")
+    with pytest.raises(DataError, match=r"f:1: none of the 1 .* raise row_length \(8 tokens\)"):
+        pack_small([answer(2, 9)])
+
+
+def test_unusable_settings() -> None:
+    with pytest.raises(ConfigError, match="row_length: 10 is not a multiple of 4"):
+        pack_small([text(3)], row_length=10, fill_multiple=4)
+    with pytest.raises(ConfigError, match="row_length: 0"):
+        pack_small([text(3)], row_length=0)
+    with pytest.raises(DataError, match="no document"):
+        pack_small([])
+
+
+def test_rows_follow_the_order_of_the_documents() -> None:
+    # Longest first would open the rows in the opposite order.
+    lengths = [3, 4, 5, 6, 7, 8]
+    assert best_fit(lengths, row_length=8) == [[0, 2], [1], [3], [4], [5]]
+
+
+def test_batch_takes_rows_in_the_order_asked_for() -> None:
+    rows = pack_small([text(8, first=10 * index) for index in range(1, 5)])
+    batch = rows.batch([2, 0, 2])
+    assert batch.token_BL[:, 0].tolist() == [30, 10, 30]
+    assert batch.row_B.tolist() == [2, 0, 2]
+
+
+def test_fingerprint_tells_data_apart() -> None:
+    one = pack_small([answer(2, 4)]).fingerprint
+    assert one == pack_small([answer(2, 4, where="elsewhere")]).fingerprint
+    assert one != pack_small([answer(1, 4)]).fingerprint
+    assert one != pack_small([answer(2, 4, first=11)]).fingerprint
+
+
+def slow_best_fit(lengths: list[int], row_length: int) -> list[list[int]]:
+    """Best fit decreasing by looking at every row; ties go to the row that reached its fill first."""
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (free tokens, time of last use)
+    for time, item in enumerate(sorted(range(len(lengths)), key=lambda index: -lengths[index])):
+        fitting = [(room, used, row) for row, (room, used) in enumerate(rooms) if room >= lengths[item]]
+        if fitting:
+            row = min(fitting)[2]
+        else:
+            row = len(rows)
+            rows.append([])
+            rooms.append((row_length, time))
+        rows[row].append(item)
+        rooms[row] = (rooms[row][0] - lengths[item], time)
+    return sorted(sorted(row) for row in rows)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=40))
+@settings(max_examples=80)
+def test_best_fit_equals_the_slow_one(lengths: list[int]) -> None:
+    assert best_fit(lengths, row_length=12) == slow_best_fit(lengths, 12)
+
+
+documents = st.lists(
+    st.tuples(st.booleans(), st.integers(2, 40), st.integers(0, 100)).map(
+        lambda drawn: answer(drawn[2] % drawn[1], drawn[1]) if drawn[0] else text(drawn[1])
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(documents, st.sampled_from([None, 1, 4, 8]))
+@settings(max_examples=60)
+def test_invariants(given_documents: list[TokenDocument], fill_multiple: int | None) -> None:
+    """No token is lost or doubled, documents are contiguous, positions restart, padding is inert."""
+    if all(document.is_answer and len(document.token) > 16 for document in given_documents):
+        return
+    rows = pack_small(given_documents, row_length=16, fill_multiple=fill_multiple)
+    batch = rows.batch(range(len(rows)))
+    pieces: Counter[tuple[tuple[int, ...], tuple[bool, ...]]] = Counter()
+    for row in range(len(rows)):
+        runs = torch.unique_consecutive(batch.document_BL[row]).tolist()
+        assert runs == [*range(max(runs) + 1), *([PADDING] if PADDING in runs else [])]
+        for document in range(max(runs) + 1):
+            inside = batch.document_BL[row] == document
+            assert batch.position_BL[row][inside].tolist() == list(range(int(inside.sum())))
+            pieces[tuple(batch.token_BL[row][inside].tolist()), tuple(batch.trainable_BL[row][inside].tolist())] += 1
+        padding = batch.document_BL[row] == PADDING
+        assert not batch.trainable_BL[row][padding].any()
+        assert (batch.position_BL[row][padding] == 0).all()
+        assert (batch.token_BL[row][padding] == PAD).all()
+    assert pieces == Counter(
+        piece for document in given_documents for piece in expected_pieces(document, fill_multiple)
+    )
+    counts = rows.counts
+    given_tokens = sum(len(document.token) for document in given_documents)
+    assert counts.tokens - counts.fill + counts.dropped_tokens == given_tokens
+    assert counts.fill_rate == pytest.approx(float((batch.document_BL != PADDING).double().mean()))
+    assert counts.trainable == int(batch.trainable_BL.sum())
+
+
+def expected_pieces(
+    document: TokenDocument, fill_multiple: int | None
+) -> list[tuple[tuple[int, ...], tuple[bool, ...]]]:
+    token = list(document.token)
+    if len(token) > 16 and document.is_answer:
+        return []
+    while fill_multiple and document.is_answer and len(token) % fill_multiple:
+        token.append(EOS)
+    trained = [index >= document.num_prompt for index in range(len(token))]
+    return [
+        (tuple(token[start : start + 16]), tuple(trained[start : start + 16])) for start in range(0, len(token), 16)
+    ]
+
+
+def test_fill_rate_of_realistic_documents() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(20, 140, (2000,), generator=generator).tolist()
+    assert pack_small([text(length) for length in lengths], row_length=256).counts.fill_rate > 0.98
