@@ -1,0 +1,95 @@
+"""The model card (README.md) of a checkpoint that difflm writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from difflm.checkpoints.config import DIFFUSION_FIELDS
+
+_CARD = """---
+license: {license}
+base_model: {parent}
+library_name: difflm
+tags:
+- difflm
+- block-diffusion
+---
+
+# {title}
+
+A block-diffusion language model, made by difflm from the autoregressive checkpoint `{parent}`.
+
+> **Warning: do not decode this model left to right.** The folder keeps the parent's `model_type`
+> (`{model_type}`), so an autoregressive library or server (transformers `generate`, vLLM, llama.cpp, ...) loads it
+> without complaint and would decode it next token by next token. That is wrong: the model predicts masked tokens
+> of a block, from both sides. Use difflm:
+>
+> ```python
+> import difflm
+>
+> loaded = difflm.load_model("path/to/this/folder")
+> print(difflm.generate(loaded, ["Hello"], difflm.SamplingParams())[0].text)
+> ```
+
+## Diffusion fields of config.json
+
+| field | value |
+|---|---|
+{rows}
+
+## Provenance
+
+| | |
+|---|---|
+{provenance}
+
+The licence is that of the parent unless stated otherwise; check it before you publish.
+"""
+
+
+def model_card(title: str, config: Mapping[str, Any]) -> str:
+    """Return README.md for a converted checkpoint.
+
+    Args:
+        title: name of the folder.
+        config: its config.json, with the diffusion fields and the `difflm` object.
+    """
+    record = config.get("difflm") or {}
+    parent = record.get("parent") or {}
+    rows = [f"| `{name}` | `{json.dumps(config.get(name), ensure_ascii=False)}` |" for name in DIFFUSION_FIELDS]
+    facts = {
+        "parent": parent.get("name", "unknown"),
+        **{f"sha256 of {name}": digest for name, digest in (parent.get("sha256") or {}).items()},
+        "mask row": record.get("mask_init", "unknown"),
+        "recipe": json.dumps(record.get("recipe"), ensure_ascii=False),
+        "licence": record.get("license") or "unknown",
+        "difflm": record.get("version", "unknown"),
+    }
+    if record.get("merged"):
+        facts["mean of"] = ", ".join(str(each) for each in record["merged"])
+    return _CARD.format(
+        license=record.get("license") or "unknown",
+        parent=parent.get("name", "unknown"),
+        title=title,
+        model_type=config.get("model_type"),
+        rows="\n".join(rows),
+        provenance="\n".join(f"| {name} | `{value}` |" for name, value in facts.items()),
+    )
+
+
+def licence_of_card(folder: Path) -> str | None:
+    """Return the `license` of a README.md's front matter, None where there is none."""
+    path = folder / "README.md"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    if not lines or lines[0].strip() != "---":
+        return None
+    for line in lines[1:]:
+        if line.strip() == "---":
+            return None
+        name, _, value = line.partition(":")
+        if name.strip() == "license" and value.strip():
+            return value.strip().strip("'\"")
+    return None

@@ -1,0 +1,193 @@
+"""What a checkpoint says about itself: architecture, diffusion fields, special ids."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from difflm.checkpoints.families import model_config
+from difflm.checkpoints.fields import Fields
+from difflm.errors import CheckpointError
+from difflm.models.config import ModelConfig
+from difflm.types import CleanAttention, NoisyAttention, Parametrisation
+
+DIFFUSION_FIELDS = ("block_size", "mask_token_id", "mask_token", "logit_shift", "clean_attention", "noisy_attention")
+"""Top-level fields of config.json that make a checkpoint a diffusion model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """Facts of a loaded checkpoint, from config.json, generation_config.json and the tokenizer.
+
+    Attributes:
+        family: "llama", "qwen2" or "qwen3".
+        model: architecture.
+        mask_token_id: id of the mask token; None for a checkpoint that was not converted.
+        mask_token: its string; None without a tokenizer.
+        block_size: tokens of a diffusion block; None where the checkpoint does not say.
+        parametrisation: how rows are read; absent fields mean the paper's choice.
+        eos_token_ids: ids that end a document, the tokenizer's own first; may be empty.
+        bos_token_id, pad_token_id: None where there is none.
+        tokenizer_length: last id of the tokenizer plus one; None without a tokenizer.
+        unassigned_token_ids: rows of the embedding that no token of the tokenizer names.
+        raw: config.json as read.
+        generation: generation_config.json as read.
+    """
+
+    family: str
+    model: ModelConfig
+    mask_token_id: int | None = None
+    mask_token: str | None = None
+    block_size: int | None = None
+    parametrisation: Parametrisation = field(default_factory=Parametrisation)
+    eos_token_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    tokenizer_length: int | None = None
+    unassigned_token_ids: tuple[int, ...] = ()
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def logit_shift(self) -> bool:
+        """Whether token i is predicted at row i-1."""
+        return self.parametrisation.logit_shift
+
+    @property
+    def clean_attention(self) -> CleanAttention:
+        """Attention of the clean stream, "block" or "causal"."""
+        return self.parametrisation.clean_attention
+
+    @property
+    def noisy_attention(self) -> NoisyAttention:
+        """Attention inside a noisy block, "bidirectional" or "causal"."""
+        return self.parametrisation.noisy_attention
+
+    @property
+    def suppressed_token_ids(self) -> tuple[int, ...]:
+        """Ids that must never be emitted: the mask and every embedding row without a token."""
+        mask = () if self.mask_token_id is None else (self.mask_token_id,)
+        return tuple(sorted({*mask, *self.unassigned_token_ids}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerFacts:
+    """What the configuration needs to know of a tokenizer.
+
+    Attributes:
+        ids: token -> id, added tokens included.
+        special: named special tokens, such as "eos_token" -> id.
+    """
+
+    ids: Mapping[str, int]
+    special: Mapping[str, int]
+
+    @property
+    def length(self) -> int:
+        """Last id plus one."""
+        return max(self.ids.values(), default=-1) + 1
+
+
+def checkpoint_config(
+    raw: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    tokenizer: TokenizerFacts | None,
+    *,
+    model: ModelConfig | None = None,
+    where: str,
+) -> CheckpointConfig:
+    """Gather and check the facts of a checkpoint.
+
+    Args:
+        raw: config.json.
+        generation: generation_config.json, empty where there is none.
+        tokenizer: facts of the tokenizer, if there is one.
+        model: architecture to use instead of the one in `raw` (a rope override).
+        where: path of config.json, for errors.
+
+    Raises:
+        CheckpointError: fields that are wrong or contradict each other.
+    """
+    architecture = model_config(raw, where) if model is None else model
+    fields, special = Fields(raw, where), tokenizer.special if tokenizer else {}
+    if tokenizer and tokenizer.length > architecture.vocab_size:
+        raise CheckpointError(
+            f"{where}: vocab_size is {architecture.vocab_size} but the tokenizer has ids up to {tokenizer.length - 1}; "
+            "tokenizer and embedding do not belong together"
+        )
+    eos = eos_token_ids(raw, generation, special, where)
+    outside = [token_id for token_id in eos if token_id >= architecture.vocab_size]
+    if outside:
+        raise CheckpointError(f"{where}: eos_token_id {outside[0]} is outside vocab_size {architecture.vocab_size}")
+    mask_token_id = _mask_token_id(fields, architecture.vocab_size, eos)
+    taken = set(tokenizer.ids.values()) if tokenizer else set(range(architecture.vocab_size))
+    return CheckpointConfig(
+        family=raw["model_type"],
+        model=architecture,
+        mask_token_id=mask_token_id,
+        mask_token=_mask_token(fields, mask_token_id, tokenizer),
+        block_size=fields.integer("block_size") if raw.get("block_size") is not None else None,
+        parametrisation=_parametrisation(fields),
+        eos_token_ids=eos,
+        bos_token_id=_special_id("bos", raw, generation, special, where),
+        pad_token_id=_special_id("pad", raw, generation, special, where),
+        tokenizer_length=tokenizer.length if tokenizer else None,
+        unassigned_token_ids=tuple(sorted(set(range(architecture.vocab_size)) - taken)),
+        raw=dict(raw),
+        generation=dict(generation),
+    )
+
+
+def eos_token_ids(
+    raw: Mapping[str, Any], generation: Mapping[str, Any], special: Mapping[str, int], where: str
+) -> tuple[int, ...]:
+    """Return every id that ends a text, without repeats: the tokenizer's, generation_config's, config's."""
+    own = (special["eos_token"],) if "eos_token" in special else ()
+    every = (*own, *Fields(generation, where).token_ids("eos_token_id"), *Fields(raw, where).token_ids("eos_token_id"))
+    return tuple(dict.fromkeys(every))
+
+
+def _special_id(
+    name: str, raw: Mapping[str, Any], generation: Mapping[str, Any], special: Mapping[str, int], where: str
+) -> int | None:
+    if f"{name}_token" in special:
+        return special[f"{name}_token"]
+    listed: Collection[int] = (
+        *Fields(generation, where).token_ids(f"{name}_token_id"),
+        *Fields(raw, where).token_ids(f"{name}_token_id"),
+    )
+    return next(iter(listed), None)
+
+
+def _mask_token_id(fields: Fields, vocab_size: int, eos: Collection[int]) -> int | None:
+    if fields.raw.get("mask_token_id") is None:
+        return None
+    token_id = fields.integer("mask_token_id", minimum=0)
+    if token_id >= vocab_size:
+        raise fields.error("mask_token_id", f"an id below vocab_size ({vocab_size})")
+    if token_id in eos:
+        raise fields.error("mask_token_id", f"an id that does not end a text (end-of-text ids are {sorted(eos)})")
+    return token_id
+
+
+def _mask_token(fields: Fields, mask_token_id: int | None, tokenizer: TokenizerFacts | None) -> str | None:
+    if mask_token_id is None or tokenizer is None:
+        return None
+    token = fields.raw.get("mask_token")
+    if token is None:
+        token = next((name for name, token_id in tokenizer.ids.items() if token_id == mask_token_id), None)
+    if token is None or tokenizer.ids.get(token) != mask_token_id:
+        raise fields.error("mask_token_id", f"the tokenizer's id of {token!r} ({tokenizer.ids.get(str(token))})")
+    return token
+
+
+def _parametrisation(fields: Fields) -> Parametrisation:
+    default = Parametrisation()
+    clean = fields.choice("clean_attention", ("block", "causal"), default.clean_attention)
+    noisy = fields.choice("noisy_attention", ("bidirectional", "causal"), default.noisy_attention)
+    return Parametrisation(
+        logit_shift=fields.flag("logit_shift", default.logit_shift),
+        clean_attention="causal" if clean == "causal" else "block",
+        noisy_attention="causal" if noisy == "causal" else "bidirectional",
+    )

@@ -1,0 +1,231 @@
+"""An AR checkpoint becomes a block-diffusion checkpoint: one token, some fields, the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difflm.checkpoints.card import licence_of_card, model_card
+from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
+from difflm.checkpoints.families import updated_config
+from difflm.checkpoints.fields import write_json
+from difflm.checkpoints.folders import require_free, staged_folder
+from difflm.checkpoints.hashes import file_sha256
+from difflm.checkpoints.hf import MAX_SHARD_BYTES
+from difflm.checkpoints.loading import resolve_dtype
+from difflm.checkpoints.mask_token import (
+    MaskChoice,
+    MaskedParameters,
+    MaskInit,
+    choose_mask_token,
+    require_spare,
+    reserved_ids,
+    write_mask_token,
+)
+from difflm.checkpoints.saving import without_remote_code, write_model, write_tokenizer
+from difflm.checkpoints.source import Checkpoint, open_checkpoint, tokenizer_facts
+from difflm.checkpoints.tokens import load_tokenizer, turn_token_ids, vocabulary
+from difflm.errors import CheckpointError, ConfigError
+from difflm.types import CleanAttention, NoisyAttention, Parametrisation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversion:
+    """What `convert` did.
+
+    Attributes:
+        target: the folder written.
+        family: model family.
+        mask_token: string of the mask token, None without a tokenizer.
+        mask_token_id: its id.
+        vocab_size: rows of the embedding.
+        adds_row: the embedding grew by one row.
+        parent_sha256: hash of each weight file of the parent.
+    """
+
+    target: Path
+    family: str
+    mask_token: str | None
+    mask_token_id: int
+    vocab_size: int
+    adds_row: bool
+    parent_sha256: Mapping[str, str]
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    mask_token: str | None = None,
+    mask_token_id: int | None = None,
+    mask_init: MaskInit = "mean",
+    block_size: int = 32,
+    logit_shift: bool = False,
+    clean_attention: CleanAttention = "block",
+    noisy_attention: NoisyAttention = "bidirectional",
+    dtype: str | torch.dtype | None = None,
+    licence: str | None = None,
+    recipe: str | Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Conversion:
+    """Write a block-diffusion checkpoint made from an AR one; streams, one weight file in memory.
+
+    The parent's weights are kept bit for bit outside the mask row (unless `dtype` changes them). The defaults are
+    the paper's parametrisation: no shift, block-causal clean stream, bidirectional blocks.
+
+    Args:
+        source: HF folder, GGUF file or a folder with one GGUF file.
+        target: an absent or empty folder.
+        mask_token: string of a spare token to reuse as mask; None appends `<|mask|>` after the tokenizer's last id.
+        mask_token_id: id of the mask in a checkpoint without tokenizer; None adds a row.
+        mask_init: the mask's embedding row starts as the mean of the embedding ("mean") or stays ("keep").
+        block_size: tokens of a diffusion block, recorded as the default of training and decoding.
+        logit_shift: token i is predicted at row i-1 (True) or row i (False).
+        clean_attention: clean stream block-causal ("block") or token-causal ("causal").
+        noisy_attention: inside a noisy block "bidirectional" or "causal".
+        dtype: of the weights on disk; None keeps what is stored (float32 from GGUF).
+        licence: SPDX id to record; None takes it from the parent's model card or GGUF metadata.
+        recipe: name or description of what made or will train the checkpoint, recorded as it is.
+        max_shard_bytes: largest weight file, bytes.
+
+    Raises:
+        CheckpointError: the parent cannot be used, `target` is not free, or the mask token is not possible.
+        ConfigError: an option's value is not one of those allowed.
+    """
+    _check_options(mask_init, block_size, logit_shift, clean_attention, noisy_attention)
+    target = Path(target)
+    stored = None if dtype is None else resolve_dtype(dtype)
+    require_free(target)
+    checkpoint = open_checkpoint(source)
+    tokenizer = checkpoint.tokenizer()
+    facts = tokenizer_facts(tokenizer)
+    config = checkpoint_config(checkpoint.raw, checkpoint.generation, facts, where=checkpoint.where)
+    if config.mask_token_id is not None:
+        raise CheckpointError(
+            f"{checkpoint.where}: mask_token_id is {config.mask_token_id}; this is a diffusion model already, "
+            "convert its AR parent or train it as it is"
+        )
+    choice = _choose(checkpoint, config, tokenizer, mask_token, mask_token_id, mask_init)
+    parameters = MaskedParameters(checkpoint.parameters(config.model), choice, mask_init)
+    architecture = replace(config.model, vocab_size=choice.vocab_size)
+    hashes = {file.name: file_sha256(file) for file in checkpoint.weights.files}
+    raw = updated_config(checkpoint.raw, architecture, checkpoint.where)
+    raw.pop("_name_or_path", None)
+    parametrisation = Parametrisation(
+        logit_shift=logit_shift, clean_attention=clean_attention, noisy_attention=noisy_attention
+    )
+    raw |= _diffusion_fields(choice, block_size, parametrisation)
+    raw["difflm"] = {
+        "version": _version(),
+        "parent": {"name": checkpoint.name, "sha256": hashes},
+        "recipe": recipe,
+        "license": licence or _licence(checkpoint),
+        "mask_init": mask_init,
+    }
+    with staged_folder(target) as stage:
+        write_model(
+            stage, parameters, checkpoint.family, architecture, raw=raw, dtype=stored, max_shard_bytes=max_shard_bytes
+        )
+        if checkpoint.generation:
+            write_json(stage / "generation_config.json", without_remote_code(checkpoint.generation))
+        if tokenizer is not None:
+            write_tokenizer(stage, checkpoint.path, tokenizer)
+            write_mask_token(stage, choice)
+            _verify_tokenizer(stage, tokenizer, choice)
+        (stage / "README.md").write_text(model_card(target.absolute().name, raw), encoding="utf-8")
+    return Conversion(
+        target=target,
+        family=checkpoint.family.name,
+        mask_token=choice.token,
+        mask_token_id=choice.token_id,
+        vocab_size=choice.vocab_size,
+        adds_row=choice.adds_row,
+        parent_sha256=hashes,
+    )
+
+
+def _check_options(
+    mask_init: str, block_size: int, logit_shift: bool, clean_attention: str, noisy_attention: str
+) -> None:
+    for name, value, allowed in (
+        ("mask_init", mask_init, ("mean", "keep")),
+        ("logit_shift", logit_shift, (True, False)),
+        ("clean_attention", clean_attention, ("block", "causal")),
+        ("noisy_attention", noisy_attention, ("bidirectional", "causal")),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(str, allowed))}")
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+        raise ConfigError(f"block_size is {block_size!r}; expected a number of tokens, at least 1")
+
+
+def _choose(
+    checkpoint: Checkpoint,
+    config: CheckpointConfig,
+    tokenizer: Any | None,
+    mask_token: str | None,
+    mask_token_id: int | None,
+    mask_init: MaskInit,
+) -> MaskChoice:
+    facts, where = tokenizer_facts(tokenizer), str(checkpoint.path)
+    if facts is not None and "eos_token" not in facts.special:
+        raise CheckpointError(f"{where}: the tokenizer has no eos_token; set it in tokenizer_config.json")
+    others = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
+    turns = turn_token_ids(tokenizer) if tokenizer is not None else frozenset()
+    choice = choose_mask_token(
+        facts,
+        vocab_size=config.model.vocab_size,
+        mask_token=mask_token,
+        mask_token_id=mask_token_id,
+        reserved=reserved_ids(facts.special if facts else {}, config.eos_token_ids, others, turns),
+        where=where,
+    )
+    if tokenizer is not None:
+        require_spare(tokenizer, choice, where)
+    if mask_init == "keep" and choice.adds_row:
+        raise CheckpointError(
+            f'{where}: mask_init is "keep" but the mask token (id {choice.token_id}) has no row yet; use "mean"'
+        )
+    return choice
+
+
+def _diffusion_fields(choice: MaskChoice, block_size: int, parametrisation: Parametrisation) -> dict[str, Any]:
+    return {
+        "block_size": block_size,
+        "mask_token_id": choice.token_id,
+        "mask_token": choice.token,
+        "logit_shift": parametrisation.logit_shift,
+        "clean_attention": parametrisation.clean_attention,
+        "noisy_attention": parametrisation.noisy_attention,
+    }
+
+
+def _verify_tokenizer(folder: Path, parent: Any, choice: MaskChoice) -> None:
+    """Read the written tokenizer back: the parent's vocabulary, plus the mask token under the id chosen for it."""
+    written = load_tokenizer(folder)
+    assert written is not None
+    expected = vocabulary(parent) | {str(choice.token): choice.token_id}
+    if vocabulary(written) != expected or written.mask_token_id != choice.token_id:
+        raise CheckpointError(
+            f"{folder}: the tokenizer does not give {choice.token!r} the id {choice.token_id} (its ids have gaps); "
+            "name a spare token instead"
+        )
+
+
+def _licence(checkpoint: Checkpoint) -> str | None:
+    if checkpoint.is_gguf:
+        return checkpoint.weights.metadata.get("general.license")  # pyright: ignore[reportAttributeAccessIssue]
+    return licence_of_card(checkpoint.path)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("difflm")
+    except PackageNotFoundError:
+        return "uninstalled"

@@ -1,0 +1,175 @@
+"""Loading a checkpoint into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
+from difflm.checkpoints.families import model_config, rope_config
+from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokenizer_facts
+from difflm.checkpoints.tokens import SafeEncoder
+from difflm.errors import CheckpointError, ConfigError
+from difflm.models.config import ModelConfig
+from difflm.models.transformer import Transformer
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model with what is needed to use it.
+
+    Attributes:
+        model: the decoder, in evaluation mode.
+        tokenizer: transformers tokenizer, None where the checkpoint has none.
+        config: facts of the checkpoint.
+        path: HF folder or GGUF file it came from.
+    """
+
+    model: Transformer
+    tokenizer: Any | None
+    config: CheckpointConfig
+    path: Path
+    _encoder: SafeEncoder | None = field(default=None, init=False, repr=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of `text`, without added special tokens.
+
+        Strings of special tokens (a rendered chat template) are recognised; a literal mask token is tokenised as
+        ordinary characters, never as the mask id.
+
+        Raises:
+            CheckpointError: the checkpoint has no tokenizer.
+        """
+        tokenizer = self.require_tokenizer()
+        if self._encoder is None:
+            self._encoder = SafeEncoder(tokenizer, self.config.mask_token, self.config.mask_token_id)
+        return self._encoder.encode(text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Return the ids of a conversation in the checkpoint's chat template, ready for the assistant's turn.
+
+        Args:
+            messages: objects with "role" and "content".
+
+        Raises:
+            CheckpointError: no tokenizer, or it has no chat template.
+        """
+        tokenizer = self.require_tokenizer()
+        if not tokenizer.chat_template:
+            raise CheckpointError(f"{self.path}: the tokenizer has no chat template; use a plain prompt")
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        return self.encode(text)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of `token_ids`.
+
+        Args:
+            token_ids: ids of the tokenizer.
+            skip_special_tokens: leave special tokens (turn markers, end of text) out.
+
+        Raises:
+            CheckpointError: the checkpoint has no tokenizer.
+        """
+        return self.require_tokenizer().decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def require_tokenizer(self) -> Any:
+        """Return the tokenizer.
+
+        Raises:
+            CheckpointError: the checkpoint has none.
+        """
+        if self.tokenizer is None:
+            raise CheckpointError(
+                f"{self.path}: the checkpoint has no tokenizer; pass token ids, or add its tokenizer files"
+            )
+        return self.tokenizer
+
+
+def load_model(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype = "float32",
+    rope_scaling: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load a checkpoint: an HF folder, a GGUF file, or a folder with one GGUF file.
+
+    Reads safetensors and GGUF only; pickle files are never opened and code of a checkpoint is never run.
+
+    Args:
+        path: local folder or file.
+        device: where the parameters go.
+        dtype: of the parameters: "float32", "bfloat16", "float16" or "float64".
+        rope_scaling: replaces the checkpoint's rope scaling, as in config.json: {"rope_type": "linear", "factor": 2.0};
+            the longest context grows by the factor.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used; the message names the file or field, its value and the fix.
+    """
+    source = open_checkpoint(path)
+    architecture = model_config(source.raw, source.where)
+    if rope_scaling is not None:
+        architecture = with_rope_scaling(architecture, rope_scaling)
+    parameters = source.parameters(architecture)
+    tokenizer = source.tokenizer()
+    config = checkpoint_config(
+        source.raw, source.generation, tokenizer_facts(tokenizer), model=architecture, where=source.where
+    )
+    model = build_model(architecture, parameters, device=device, dtype=resolve_dtype(dtype))
+    return LoadedModel(model, tokenizer, config, source.path)
+
+
+def build_model(
+    config: ModelConfig, parameters: StoredParameters, *, device: str | torch.device, dtype: torch.dtype
+) -> Transformer:
+    """Return a model in evaluation mode with parameters copied from `parameters`."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    # A copy even where the dtype fits: the files may be replaced while the model lives.
+    state = {name: parameters[name].to(device=device, dtype=dtype, copy=True) for name in parameters}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie()
+    assert not any(parameter.is_meta for parameter in model.parameters()), "a parameter was not loaded"
+    return model.eval()
+
+
+def with_rope_scaling(config: ModelConfig, rope_scaling: Mapping[str, Any]) -> ModelConfig:
+    """Return the architecture with other rope scaling and the longest context that goes with it.
+
+    Args:
+        config: architecture.
+        rope_scaling: as in config.json. "linear" multiplies the longest context by its factor, "llama3" sets it to
+            original_max_position_embeddings times the factor where that is longer; a given "rope_theta" replaces theta.
+    """
+    raw = {"rope_theta": config.rope.theta, "rope_parameters": dict(rope_scaling)}
+    rope = rope_config(raw, "rope_scaling argument")
+    longest = config.max_positions
+    if rope.kind == "linear":
+        longest = int(longest * rope.factor)
+    if rope.kind == "llama3":
+        longest = max(longest, int(rope.original_max_positions * rope.factor))
+    return replace(config, rope=rope, max_positions=longest)
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the torch dtype of a name.
+
+    Raises:
+        ConfigError: not a floating-point dtype we load.
+    """
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    assert found is not None
+    return found

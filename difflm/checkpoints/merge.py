@@ -1,0 +1,115 @@
+"""The mean of several checkpoints of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difflm.checkpoints.card import model_card
+from difflm.checkpoints.families import model_config
+from difflm.checkpoints.fields import write_json
+from difflm.checkpoints.folders import require_free, staged_folder
+from difflm.checkpoints.hashes import file_sha256
+from difflm.checkpoints.hf import MAX_SHARD_BYTES, listed
+from difflm.checkpoints.saving import merged, without_remote_code, write_model, write_tokenizer
+from difflm.checkpoints.source import Checkpoint, open_checkpoint
+from difflm.errors import CheckpointError, ConfigError
+
+_MAY_DIFFER = ("difflm", "transformers_version", "_name_or_path")
+
+
+def average_checkpoints(
+    paths: Sequence[str | Path], target: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write the mean of checkpoints, accumulated in float32 tensor by tensor; one weight file in memory.
+
+    Configuration, tokenizer and model card are the first checkpoint's; the merged folders are recorded with their
+    hashes.
+
+    Args:
+        paths: checkpoints of one model; a path given twice counts twice.
+        target: an absent or empty folder.
+        max_shard_bytes: largest weight file, bytes.
+
+    Raises:
+        ConfigError: no paths.
+        CheckpointError: configuration, names, shapes, dtypes or tokenizers differ, or `target` is not free.
+    """
+    if not paths:
+        raise ConfigError("paths is empty; expected at least one checkpoint to average")
+    target = Path(target)
+    require_free(target)
+    opened = [open_checkpoint(path) for path in paths]
+    first = opened[0]
+    for other in opened[1:]:
+        _require_same(first, other)
+    config = model_config(first.raw, first.where)
+    parameters = MeanParameters([each.parameters(config) for each in opened])
+    record = [{"name": each.name, "sha256": _hashes(each)} for each in opened]
+    raw = merged(first.raw, {"difflm": {"merged": record}})
+    tokenizer = first.tokenizer() if first.is_gguf else None
+    with staged_folder(target) as stage:
+        write_model(stage, parameters, first.family, config, raw=raw, dtype=None, max_shard_bytes=max_shard_bytes)
+        if first.generation:
+            write_json(stage / "generation_config.json", without_remote_code(first.generation))
+        write_tokenizer(stage, first.path, tokenizer)
+        if raw.get("mask_token_id") is not None:
+            (stage / "README.md").write_text(model_card(target.absolute().name, raw), encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeanParameters(Mapping[str, Tensor]):
+    """The mean of several sets of parameters, computed when a parameter is asked for.
+
+    Attributes:
+        members: parameters of each checkpoint.
+    """
+
+    members: Sequence[Mapping[str, Tensor]]
+
+    def __getitem__(self, name: str) -> Tensor:
+        total: Tensor | None = None
+        for member in self.members:
+            tensor = member[name]
+            total = tensor.to(torch.float32, copy=True) if total is None else total.add_(tensor)
+        assert total is not None
+        return total.div_(len(self.members)).to(self.members[0][name].dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.members[0])
+
+    def __len__(self) -> int:
+        return len(self.members[0])
+
+
+def _require_same(first: Checkpoint, other: Checkpoint) -> None:
+    """Check that two checkpoints are of one model."""
+    differing = _differing(first.raw, other.raw)
+    if differing:
+        raise CheckpointError(
+            f"{other.where}: {listed(differing)} differ from {first.where}; average one model's checkpoints"
+        )
+    pairs = ((name, fact, other.weights.facts.get(name)) for name, fact in first.weights.facts.items())
+    dtypes = [name for name, fact, match in pairs if match is not None and match.dtype != fact.dtype]
+    if dtypes:
+        raise CheckpointError(
+            f"{other.path}: dtype of {listed(dtypes, 3)} differs from {first.path}; save both in one dtype"
+        )
+    tokenizers = [path / "tokenizer.json" for path in (first.path, other.path)]
+    present = [path.is_file() for path in tokenizers]
+    if any(present) and (not all(present) or tokenizers[0].read_bytes() != tokenizers[1].read_bytes()):
+        raise CheckpointError(f"{tokenizers[1]}: differs from {tokenizers[0]}; average one model's checkpoints")
+
+
+def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    names = sorted({*left, *right} - {*_MAY_DIFFER})
+    return [name for name in names if left.get(name) != right.get(name)]
+
+
+def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    return {file.name: file_sha256(file) for file in checkpoint.weights.files}

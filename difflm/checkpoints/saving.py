@@ -1,0 +1,149 @@
+"""Writing a checkpoint folder that loads as it is: weights, configuration, tokenizer, chat template, model card."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difflm.checkpoints.card import model_card
+from difflm.checkpoints.families import FAMILIES, Family, updated_config
+from difflm.checkpoints.fields import read_json, write_json
+from difflm.checkpoints.folders import staged_folder
+from difflm.checkpoints.hf import MAX_SHARD_BYTES, write_safetensors
+from difflm.checkpoints.loading import LoadedModel, resolve_dtype
+from difflm.checkpoints.rules import key_map
+from difflm.checkpoints.tokens import carried_text_files
+from difflm.models.config import ModelConfig
+
+_REMOTE_CODE = ("auto_map", "custom_pipelines")
+
+
+def save_model(
+    loaded: LoadedModel,
+    target: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    config_updates: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model as an HF folder; written aside and renamed.
+
+    Args:
+        loaded: model, and the checkpoint whose configuration and tokenizer are carried over.
+        target: an absent or empty folder.
+        dtype: of the weights on disk; None keeps the parameters' own, bit for bit.
+        config_updates: fields of config.json to add or replace; objects (such as `difflm`) are merged, not replaced.
+        card: text of README.md; None writes the card of a converted checkpoint, or none for an AR one.
+        max_shard_bytes: largest weight file, bytes.
+
+    Raises:
+        CheckpointError: `target` is not free or cannot be written.
+    """
+    family, architecture = FAMILIES[loaded.config.family], loaded.config.model
+    raw = updated_config(loaded.config.raw, architecture, str(loaded.path))
+    raw = merged(raw, config_updates or {})
+    target = Path(target)
+    with staged_folder(target) as stage:
+        write_model(
+            stage,
+            dict(loaded.model.named_parameters()),
+            family,
+            architecture,
+            raw=raw,
+            dtype=None if dtype is None else resolve_dtype(dtype),
+            max_shard_bytes=max_shard_bytes,
+        )
+        if loaded.config.generation:
+            write_json(stage / "generation_config.json", without_remote_code(loaded.config.generation))
+        write_tokenizer(stage, loaded.path, loaded.tokenizer)
+        if card is None and loaded.config.mask_token_id is not None:
+            card = model_card(target.absolute().name, raw)
+        if card is not None:
+            (stage / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_model(
+    folder: Path,
+    parameters: Mapping[str, Tensor],
+    family: Family,
+    config: ModelConfig,
+    *,
+    raw: Mapping[str, Any],
+    dtype: torch.dtype | None,
+    max_shard_bytes: int,
+) -> None:
+    """Write weights and config.json into an existing folder.
+
+    Args:
+        folder: where to.
+        parameters: by the names of `Transformer`; each is asked for once, when it is written.
+        family: decides the names on disk.
+        config: architecture.
+        raw: config.json; its dtype field is set to what is written.
+        dtype: of the weights on disk, None keeps each parameter's own.
+        max_shard_bytes: largest weight file, bytes.
+    """
+    written: set[torch.dtype] = set()
+
+    def stream() -> Iterator[tuple[str, Tensor]]:
+        shapes = {name: () for name in parameters}
+        for rule in key_map(family.hf_rules, shapes, config):
+            tensors = rule.change.to_disk([parameters[name] for name in rule.model], config)
+            for name, tensor in zip(rule.disk, tensors, strict=True):
+                tensor = tensor if dtype is None else tensor.to(dtype)
+                written.add(tensor.dtype)
+                yield name, tensor
+
+    write_safetensors(folder, stream(), max_shard_bytes=max_shard_bytes)
+    spelling = "torch_dtype" if "torch_dtype" in raw else "dtype"
+    named = {spelling: str(written.pop()).removeprefix("torch.")} if len(written) == 1 else {}
+    write_json(folder / "config.json", without_remote_code(raw) | named)
+
+
+def write_tokenizer(folder: Path, source: Path, tokenizer: Any | None) -> None:
+    """Carry the tokenizer files of a folder over as they are; a GGUF file's tokenizer is written by transformers.
+
+    Args:
+        folder: where to.
+        source: HF folder or GGUF file.
+        tokenizer: the loaded tokenizer, None where there is none.
+    """
+    files = carried_text_files(source) if source.is_dir() else ()
+    for file in files:
+        copy = folder / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+    if not files and tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    config = without_remote_code(read_json(path))
+    if not files:
+        # The name that transformers 4 and 5 both know; is_local and the like describe this machine.
+        config = {
+            name: value for name, value in config.items() if name not in ("backend", "is_local", "local_files_only")
+        }
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_json(path, config)
+
+
+def without_remote_code(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without references to code: no code of a checkpoint is run or carried over."""
+    return {name: value for name, value in raw.items() if name not in _REMOTE_CODE}
+
+
+def merged(base: Mapping[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `updates`; objects are merged recursively."""
+    result = dict(base)
+    for name, value in updates.items():
+        old = result.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[name] = merged(old, value) if both else value  # pyright: ignore[reportArgumentType]
+    return result

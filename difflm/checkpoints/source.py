@@ -1,0 +1,204 @@
+"""A checkpoint on disk, opened but not loaded: HF folder, GGUF file, or a folder with one GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from difflm.checkpoints import hf
+from difflm.checkpoints.config import TokenizerFacts
+from difflm.checkpoints.families import Family, find_family
+from difflm.checkpoints.fields import read_json, read_optional_json
+from difflm.checkpoints.gguf import gguf_config, open_gguf
+from difflm.checkpoints.rules import IGNORED_ON_DISK, KeyRule, Shape, key_map
+from difflm.checkpoints.tokens import load_tokenizer, special_token_ids, vocabulary
+from difflm.errors import CheckpointError
+from difflm.models.config import ModelConfig
+from difflm.models.transformer import Transformer
+
+
+class WeightFiles(Protocol):
+    """Opened weight files."""
+
+    files: tuple[Path, ...]
+    facts: dict[str, hf.TensorFact]
+
+    def read(self, name: str) -> Tensor:
+        """Return one tensor on the CPU."""
+        ...
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """An opened checkpoint.
+
+    Attributes:
+        path: HF folder or GGUF file.
+        is_gguf: which of the two.
+        family: model family.
+        raw: config.json (for GGUF: made from the metadata).
+        generation: generation_config.json.
+        weights: opened weight files.
+    """
+
+    path: Path
+    is_gguf: bool
+    family: Family
+    raw: dict[str, Any]
+    generation: dict[str, Any]
+    weights: WeightFiles
+
+    @property
+    def where(self) -> str:
+        """Path of the configuration, for errors."""
+        return str(self.path if self.is_gguf else self.path / "config.json")
+
+    @property
+    def name(self) -> str:
+        """Name of the folder or file, without its path."""
+        return self.path.resolve().name
+
+    def tokenizer(self) -> Any | None:
+        """Return the transformers tokenizer, None where the checkpoint has none."""
+        if not self.is_gguf:
+            return load_tokenizer(self.path)
+        if "tokenizer.ggml.model" not in self.weights.metadata:  # pyright: ignore[reportAttributeAccessIssue]
+            return None
+        return load_tokenizer(self.path.parent, gguf_file=self.path.name)
+
+    def parameters(self, config: ModelConfig) -> StoredParameters:
+        """Return the model's parameters, read one by one on demand, after a strict check of names and shapes."""
+        rules = self.family.gguf_rules if self.is_gguf else self.family.hf_rules
+        return stored_parameters(self.weights, rules, config)
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint; which kind it is, is decided by the files.
+
+    Raises:
+        CheckpointError: nothing there that can be used.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise CheckpointError(f"{path}: not a checkpoint; expected a folder with config.json or a .gguf file")
+        return _open_gguf(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder; expected a local checkpoint (nothing is downloaded)")
+    has_safetensors = (path / hf.SINGLE_FILE).exists() or (path / hf.INDEX_FILE).exists()
+    packed = sorted(path.glob("*.gguf"))
+    if not has_safetensors and len(packed) == 1:
+        return _open_gguf(packed[0])
+    if not has_safetensors and packed:
+        raise CheckpointError(
+            f"{path}: holds {len(packed)} .gguf files ({hf.listed(p.name for p in packed)}); name one"
+        )
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: no config.json; expected a checkpoint folder or a .gguf file")
+    raw = read_json(path / "config.json")
+    family = find_family(raw, str(path / "config.json"))
+    generation = read_optional_json(path / "generation_config.json")
+    return Checkpoint(path, False, family, raw, generation, hf.open_safetensors(path))
+
+
+def _open_gguf(path: Path) -> Checkpoint:
+    weights = open_gguf(path)
+    raw, generation = gguf_config(weights)
+    return Checkpoint(path, True, find_family(raw, str(path)), raw, generation, weights)
+
+
+def tokenizer_facts(tokenizer: Any | None) -> TokenizerFacts | None:
+    """Return what the configuration needs to know of a tokenizer."""
+    if tokenizer is None:
+        return None
+    return TokenizerFacts(ids=vocabulary(tokenizer), special=special_token_ids(tokenizer))
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Return the shape of every parameter of `Transformer`, tied parameters once; allocates nothing."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredParameters(Mapping[str, Tensor]):
+    """Parameters of a model by name, read from the files each time they are asked for.
+
+    Attributes:
+        weights: opened weight files.
+        config: architecture.
+        source: parameter name -> the rule that makes it.
+    """
+
+    weights: WeightFiles
+    config: ModelConfig
+    source: Mapping[str, KeyRule]
+
+    def __getitem__(self, name: str) -> Tensor:
+        rule = self.source[name]
+        made = rule.change.to_model([self.weights.read(each) for each in rule.disk], self.config)
+        return made[rule.model.index(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def stored_parameters(weights: WeightFiles, rules: Sequence[KeyRule], config: ModelConfig) -> StoredParameters:
+    """Check the files against the architecture and return its parameters.
+
+    Raises:
+        CheckpointError: missing tensors, unexpected tensors and wrong shapes, all in one message.
+    """
+    shapes = parameter_shapes(config)
+    filled = key_map(rules, shapes, config)
+    expected: dict[str, Shape] = {}
+    for rule in filled:
+        wanted = rule.change.disk_shapes([shapes[name] for name in rule.model], config)
+        expected |= dict(zip(rule.disk, wanted, strict=True))
+    found = {name: fact for name, fact in weights.facts.items() if not name.endswith(IGNORED_ON_DISK)}
+    _drop_equal_head(found, expected, weights, rules, config)
+    problems = []
+    if missing := [name for name in expected if name not in found]:
+        problems.append(f"missing: {hf.listed(missing)}")
+    if unexpected := sorted(set(found) - set(expected)):
+        problems.append(f"unexpected: {hf.listed(unexpected)}")
+    wrong = [
+        f"{name} is {list(found[name].shape)}, config.json says {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    if wrong:
+        problems.append(f"wrong shape: {hf.listed(wrong, 4)}")
+    if problems:
+        place = weights.files[0] if len(weights.files) == 1 else weights.files[0].parent
+        raise CheckpointError(f"{place}: tensors do not fit the configuration; {'; '.join(problems)}")
+    return StoredParameters(weights, config, {name: rule for rule in filled for name in rule.model})
+
+
+def _drop_equal_head(
+    found: dict[str, hf.TensorFact],
+    expected: Mapping[str, Shape],
+    weights: WeightFiles,
+    rules: Sequence[KeyRule],
+    config: ModelConfig,
+) -> None:
+    """Accept a head beside a tied embedding if it is the same matrix (some exporters write both)."""
+    disk = {rule.model[0]: rule.disk[0] for rule in rules}
+    head, embedding = disk["head.weight"], disk["embedding.weight"]
+    if not config.tied_embeddings or head not in found or embedding not in found or head in expected:
+        return
+    if not torch.equal(weights.read(head), weights.read(embedding)):
+        raise CheckpointError(
+            f"{weights.files[0].parent / found[head].file}: {head} differs from {embedding} but tie_word_embeddings is "
+            "true; set it to false in config.json if the head is meant to be its own"
+        )
+    del found[head]

@@ -1,0 +1,155 @@
+"""Tokenizers: loading without remote code, and encoding in which text can never become the mask id."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from difflm.checkpoints.fields import one_line
+from difflm.errors import CheckpointError, DataError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def load_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any | None:
+    """Return the transformers tokenizer of a folder (or of a GGUF file in it), None where there is none.
+
+    Code that comes with a checkpoint is never run.
+
+    Raises:
+        CheckpointError: the tokenizer's files are damaged, or it needs code of its own.
+    """
+    if gguf_file is None and not any((folder / name).is_file() for name in _VOCABULARY_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    options = {"gguf_file": gguf_file} if gguf_file is not None else {}
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **options)
+    # Damaged files surface as whatever the tokenizers library happens to raise, plain Exception included.
+    except Exception as error:
+        where = folder / gguf_file if gguf_file else folder
+        raise CheckpointError(
+            f"{where}: the tokenizer cannot be loaded ({one_line(error)}); copy its files again"
+        ) from None
+
+
+def vocabulary(tokenizer: Any) -> dict[str, int]:
+    """Return every token of a transformers tokenizer with its id, added tokens included."""
+    return dict(tokenizer.get_vocab())
+
+
+def turn_token_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of added tokens that the chat template uses: turn, role and tool markers."""
+    added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+    templates = tokenizer.chat_template or ""
+    sources = list(templates.values()) if isinstance(templates, dict) else [templates]
+    found = {token_id for token, token_id in added.items() if any(token in source for source in sources)}
+    return frozenset(found | _rendered_ids(tokenizer, set(added.values())))
+
+
+def _rendered_ids(tokenizer: Any, added: set[int]) -> set[int]:
+    """Return the added ids in a rendered conversation: a template may assemble `<|user|>` from the role."""
+    if not tokenizer.chat_template:
+        return set()
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    # A template of tools only, or one that wants other roles: its own tokens were found in its source.
+    except Exception:
+        return set()
+    return set(tokenizer.encode(text, add_special_tokens=False)) & added
+
+
+@dataclass(slots=True)
+class SafeEncoder:
+    """Encodes text so that a literal mask token in it is tokenised as ordinary characters.
+
+    Attributes:
+        tokenizer: a transformers tokenizer.
+        mask_token, mask_token_id: the control token, None where the checkpoint has none.
+    """
+
+    tokenizer: Any
+    mask_token: str | None
+    mask_token_id: int | None
+    _stripped: Any | None = field(default=None, init=False, repr=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, without added special tokens; special strings in it are recognised.
+
+        Raises:
+            DataError: the tokenizer makes the mask id of plain text (a spelling that it normalises to the token).
+        """
+        ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+        if self.mask_token_id is None or self.mask_token_id not in ids:
+            return ids
+        if self._stripped is None:
+            self._stripped = without_token(self.tokenizer, self.mask_token_id)
+        ids = list(self._stripped.encode(text, add_special_tokens=False).ids)
+        if self.mask_token_id in ids:
+            ids = self._encode_in_pieces(text, self._stripped)
+        if self.mask_token_id in ids:
+            raise DataError(f"text contains {self.mask_token!r}, the mask token of this model; remove it from the text")
+        return ids
+
+    def _encode_in_pieces(self, text: str, stripped: Any) -> list[int]:
+        """Break every literal after its first character: a vocabulary of whole words matches it otherwise."""
+        assert self.mask_token is not None
+        head, tail = self.mask_token[0], self.mask_token[1:]
+        ids: list[int] = []
+        for number, piece in enumerate(text.split(self.mask_token)):
+            for part in (*((head, tail) if number else ()), piece):
+                ids += stripped.encode(part, add_special_tokens=False).ids
+        return ids
+
+
+def without_token(tokenizer: Any, token_id: int) -> Any:
+    """Return a copy of the tokenizer's backend in which an added token is not recognised in text.
+
+    Raises:
+        CheckpointError: the tokenizer has no tokenizer.json form.
+    """
+    from tokenizers import Tokenizer
+
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            "tokenizer: only tokenizers with a tokenizer.json are supported; convert it with transformers"
+        )
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [entry for entry in state["added_tokens"] if entry["id"] != token_id]
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def special_token_ids(tokenizer: Any) -> Mapping[str, int]:
+    """Return the ids of the named special tokens (bos, eos, pad, unk, sep, cls), the mask token excepted."""
+    names = ("bos", "eos", "pad", "unk", "sep", "cls")
+    found = {
+        f"{name}_token": tokenizer.convert_tokens_to_ids(token) for name in names if (token := _named(tokenizer, name))
+    }
+    return {name: token_id for name, token_id in found.items() if token_id is not None}
+
+
+def _named(tokenizer: Any, name: str) -> str | None:
+    value = tokenizer.special_tokens_map.get(f"{name}_token")
+    return None if value is None else str(value)
+
+
+def carried_text_files(folder: Path) -> Sequence[Path]:
+    """Return the tokenizer files of a folder, chat templates included."""
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return files + sorted((folder / "additional_chat_templates").glob("*.jinja"))
