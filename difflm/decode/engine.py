@@ -6,11 +6,12 @@ One step is one forward: the scheduler says which rows, the runner runs them, th
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from difflm.decode.admission import Prompt, admit
-from difflm.decode.request import Completion, Event, Finished, SamplingParams
+from difflm.decode.request import Completion, Event, Finished, Request, SamplingParams
 from difflm.decode.runner import Runner
 from difflm.decode.scheduler import Scheduler
 from difflm.decode.sequences import Outcome
@@ -36,6 +37,7 @@ class Engine:
         self.runner = Runner(loaded.model, loaded.config.suppressed_token_ids)
         self._submitted = 0
         self._started: dict[int, float] = {}
+        self._inboxes: dict[int, deque[Event]] = {}
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
         """Queue a prompt and return the request's number.
@@ -47,10 +49,14 @@ class Engine:
         Raises:
             RequestError: if the prompt or the parameters do not fit the model.
         """
-        request = admit(self.loaded, prompt, params or SamplingParams(), request_id=self._submitted, fused=self.fused)
-        self._submitted += 1
+        request = self._admit(prompt, params)
         self.scheduler.admit(request)
         return request.id
+
+    def _admit(self, prompt: Prompt, params: SamplingParams | None) -> Request:
+        request = admit(self.loaded, prompt, params or SamplingParams(), request_id=self._submitted, fused=self.fused)
+        self._submitted += 1
+        return request
 
     def step(self) -> list[Event]:
         """Run one forward and return what it led to; an empty list also when there is nothing to do."""
@@ -61,6 +67,9 @@ class Engine:
         events, outcome = self.scheduler.update(work, self.runner.run(work))
         if outcome is not None:
             events.append(self._finish(work.request.id, outcome))
+        for event in events:
+            if event.request_id in self._inboxes:
+                self._inboxes[event.request_id].append(event)
         return events
 
     def _finish(self, request_id: int, outcome: Outcome) -> Finished:
@@ -82,24 +91,29 @@ class Engine:
         self.scheduler.drop(request_id)
         self.runner.release(request_id)
         self._started.pop(request_id, None)
+        self._inboxes.pop(request_id, None)
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Event]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Event, None, None]:
         """Yield the events of one prompt, the last of them `Finished`. Closing the iterator cancels the request.
 
-        The prompt is checked here and now, not at the first event. Raises as `submit`.
+        The prompt is checked here and now, and queued at the first event. Several streams of one engine may be
+        read in any order. Raises as `submit`.
         """
-        return self._events(self.submit(prompt, params))
+        return self._events(self._admit(prompt, params))
 
-    def _events(self, request_id: int) -> Iterator[Event]:
+    def _events(self, request: Request) -> Generator[Event, None, None]:
+        inbox = self._inboxes[request.id] = deque[Event]()
+        self.scheduler.admit(request)
         try:
-            finished = False
-            while not finished:
-                for event in self.step():
-                    if event.request_id == request_id:
-                        finished = isinstance(event, Finished)
-                        yield event
+            while request.id in self._inboxes:
+                while inbox:
+                    event = inbox.popleft()
+                    yield event
+                    if isinstance(event, Finished):
+                        return
+                self.step()
         finally:
-            self.cancel(request_id)
+            self.cancel(request.id)
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Completion]:
         """Return one completion per prompt, in their order. All prompts are checked first. Raises as `submit`."""
@@ -133,6 +147,6 @@ def generate(loaded: LoadedModel, prompts: Sequence[Prompt], params: SamplingPar
     return Engine(loaded).generate(prompts, params)
 
 
-def stream(loaded: LoadedModel, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Event]:
+def stream(loaded: LoadedModel, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Event, None, None]:
     """Yield the events of one prompt as it is decoded, the last of them `Finished`. See `Engine.stream`."""
     return Engine(loaded).stream(prompt, params)

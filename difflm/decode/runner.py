@@ -3,6 +3,9 @@
 Shape legend: see `difflm.types`; here N counts the rows of one forward and M the positions it predicts.
 """
 
+# Tensor.tolist() is partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
 import math

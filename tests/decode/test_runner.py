@@ -1,0 +1,100 @@
+"""Masks of a forward against the training layout, and logits of the cached path against its logits."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from difflm.decode.request import Request
+from difflm.decode.runner import Runner, visibility
+from difflm.decode.sequences import Work
+from difflm.types import CleanAttention, NoisyAttention
+from tests.decode.reference import layout_logits, training_layout_mask
+from tests.decode.tiny import MASK, tiny
+
+
+def request_of(**facts: object) -> Request:
+    defaults: dict[str, object] = {
+        "id": 0,
+        "prompt": (1,),
+        "max_new_tokens": 31,
+        "block_size": 4,
+        "threshold": 0.9,
+        "min_accept": 1,
+        "temperature": 0.0,
+        "seed": 0,
+        "eos_ids": frozenset[int](),
+        "mask_id": MASK,
+        "logit_shift": False,
+        "clean_causal": False,
+        "noisy_causal": False,
+    }
+    return Request(**{**defaults, **facts})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("clean_causal", "noisy_causal"), list(itertools.product((False, True), repeat=2)))
+@pytest.mark.parametrize(
+    ("start", "clean", "noisy"), [(0, 8, 0), (0, 0, 4), (8, 4, 4), (8, 0, 4), (4, 4, 0), (0, 12, 4)]
+)
+def test_visibility_is_the_training_layout_of_the_rows(
+    clean_causal: bool, noisy_causal: bool, start: int, clean: int, noisy: int
+) -> None:
+    size, length = 4, start + clean + noisy
+    full = training_layout_mask(length, size, clean_causal, noisy_causal)
+    rows = [length + start + i for i in range(clean)] + [start + clean + i for i in range(noisy)]
+    expected = full[rows][:, rows]
+    request = request_of(block_size=size, clean_causal=clean_causal, noisy_causal=noisy_causal)
+    work = Work(request=request, kind="denoise", start=start, tokens=(0,) * (clean + noisy), num_clean=clean)
+    found = visibility(work)
+    assert torch.equal(torch.ones_like(expected) if found is None else found, expected)
+    # and every row sees all of the prefix
+    assert full[rows][:, length : length + start].all()
+
+
+@pytest.mark.parametrize(("clean", "noisy"), list(itertools.product(("block", "causal"), ("bidirectional", "causal"))))
+@pytest.mark.parametrize("shift", [False, True])
+def test_hidden_rows_of_the_cached_path_are_those_of_the_training_layout(
+    clean: CleanAttention, noisy: NoisyAttention, shift: bool
+) -> None:
+    size, loaded = 4, tiny(5, clean=clean, noisy=noisy, logit_shift=shift)
+    text = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
+    noised = [7, MASK, 2, MASK]
+    full = layout_logits(loaded, [0] * 8 + noised, text[:8] + [0] * 4, size)
+    request = request_of(clean_causal=clean == "causal", noisy_causal=noisy == "causal", logit_shift=shift)
+    runner = Runner(loaded.model, ())
+    logits: list[torch.Tensor] = []
+
+    def record(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        logits.append(output)
+
+    loaded.model.head.register_forward_hook(record)
+    runner.run(Work(request=request, kind="prefill", start=0, tokens=tuple(text[:4]), num_clean=4))
+    fused = Work(
+        request=request,
+        kind="denoise",
+        start=4,
+        tokens=(*text[4:8], *noised),
+        num_clean=4,
+        places=(8, 9, 10, 11),
+    )
+    runner.run(fused)
+    again = Work(request=request, kind="denoise", start=8, tokens=tuple(noised), num_clean=0, places=(8, 11))
+    runner.run(again)
+    layout_row = {8: 12 + 7, 9: 8, 10: 9, 11: 10} if shift else {8: 8, 9: 9, 10: 10, 11: 11}
+    expected = full[[layout_row[place] for place in (8, 9, 10, 11)]]
+    assert torch.allclose(logits[0], expected, atol=1e-12)
+    assert torch.allclose(logits[1], expected[[0, 3]], atol=1e-12)
+
+
+def test_a_masked_forward_leaves_the_prefix_as_it_was() -> None:
+    loaded = tiny(1)
+    request, runner = request_of(), Runner(loaded.model, ())
+    runner.run(Work(request=request, kind="prefill", start=0, tokens=(1, 2, 3, 4), num_clean=4))
+    before = runner.slots[0].cache.key[:, :, :, :4].clone()
+    runner.run(Work(request=request, kind="denoise", start=4, tokens=(MASK,) * 4, num_clean=0, places=(4,)))
+    assert torch.equal(runner.slots[0].cache.key[:, :, :, :4], before)
+    assert runner.slots[0].cache.length == 4
+    runner.release(0)
+    assert not runner.slots
