@@ -117,9 +117,13 @@ def checkpoint_config(
             "tokenizer and embedding do not belong together"
         )
     eos = eos_token_ids(raw, generation, special, where)
-    outside = [token_id for token_id in eos if token_id >= architecture.vocab_size]
-    if outside:
-        raise CheckpointError(f"{where}: eos_token_id {outside[0]} is outside vocab_size {architecture.vocab_size}")
+    bos = _special_id("bos", raw, generation, special, where)
+    pad = _special_id("pad", raw, generation, special, where)
+    for name, token_id in (*(("eos", each) for each in eos), ("bos", bos), ("pad", pad)):
+        if token_id is not None and token_id >= architecture.vocab_size:
+            raise CheckpointError(
+                f"{where}: {name}_token_id is {token_id}; expected an id below vocab_size ({architecture.vocab_size})"
+            )
     mask_token_id = _mask_token_id(fields, architecture.vocab_size, eos)
     taken = set(tokenizer.ids.values()) if tokenizer else set(range(architecture.vocab_size))
     return CheckpointConfig(
@@ -130,8 +134,8 @@ def checkpoint_config(
         block_size=fields.integer("block_size") if raw.get("block_size") is not None else None,
         parametrisation=_parametrisation(fields),
         eos_token_ids=eos,
-        bos_token_id=_special_id("bos", raw, generation, special, where),
-        pad_token_id=_special_id("pad", raw, generation, special, where),
+        bos_token_id=bos,
+        pad_token_id=pad,
         tokenizer_length=tokenizer.length if tokenizer else None,
         unassigned_token_ids=tuple(sorted(set(range(architecture.vocab_size)) - taken)),
         raw=dict(raw),

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from difflm.checkpoints.card import licence_of_card, model_card
+import difflm
+from difflm.checkpoints.card import model_card
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
 from difflm.checkpoints.families import updated_config
 from difflm.checkpoints.fields import write_json
 from difflm.checkpoints.folders import require_free, staged_folder
-from difflm.checkpoints.hashes import file_sha256
-from difflm.checkpoints.hf import MAX_SHARD_BYTES
+from difflm.checkpoints.hf import MAX_SHARD_BYTES, file_sha256
 from difflm.checkpoints.loading import resolve_dtype
 from difflm.checkpoints.mask_token import (
     MaskChoice,
@@ -96,12 +96,82 @@ def convert(
         CheckpointError: the parent cannot be used, `target` is not free, or the mask token is not possible.
         ConfigError: an option's value is not one of those allowed.
     """
-    _check_options(mask_init, block_size, logit_shift, clean_attention, noisy_attention)
-    target = Path(target)
-    stored = None if dtype is None else resolve_dtype(dtype)
+    parametrisation = _parametrisation(logit_shift, clean_attention, noisy_attention)
+    _check_options(mask_init, block_size)
+    target, stored = Path(target), None if dtype is None else resolve_dtype(dtype)
     require_free(target)
     checkpoint = open_checkpoint(source)
     tokenizer = checkpoint.tokenizer()
+    config = _parent_config(checkpoint, tokenizer)
+    choice = _choose(checkpoint, config, tokenizer, mask_token, mask_token_id, mask_init)
+    fields = _diffusion_fields(choice, block_size, parametrisation)
+    record = {"recipe": recipe, "license": licence or checkpoint.licence, "mask_init": mask_init}
+    plan = _Plan(checkpoint, config, tokenizer, choice, mask_init, fields, record)
+    return plan.write(target, dtype=stored, max_shard_bytes=max_shard_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A conversion that is decided but not yet on disk."""
+
+    checkpoint: Checkpoint
+    config: CheckpointConfig
+    tokenizer: Any | None
+    choice: MaskChoice
+    mask_init: MaskInit
+    fields: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+    def write(self, target: Path, *, dtype: torch.dtype | None, max_shard_bytes: int) -> Conversion:
+        """Write the folder."""
+        checkpoint, choice = self.checkpoint, self.choice
+        parameters = MaskedParameters(checkpoint.parameters(self.config.model), choice, self.mask_init)
+        architecture = replace(self.config.model, vocab_size=choice.vocab_size)
+        hashes = {file.name: file_sha256(file) for file in checkpoint.weights.files}
+        parent = {"name": checkpoint.name, "sha256": hashes}
+        raw = updated_config(checkpoint.raw, architecture, checkpoint.where) | dict(self.fields)
+        raw["difflm"] = {"version": difflm.__version__, "parent": parent, **self.record}
+        with staged_folder(target) as stage:
+            write_model(
+                stage,
+                parameters,
+                checkpoint.family,
+                architecture,
+                raw=raw,
+                dtype=dtype,
+                max_shard_bytes=max_shard_bytes,
+            )
+            card = model_card(target.absolute().name, raw)
+            _write_texts(stage, checkpoint, self.tokenizer, choice, card)
+        return Conversion(
+            target=target,
+            family=checkpoint.family.name,
+            mask_token=choice.token,
+            mask_token_id=choice.token_id,
+            vocab_size=choice.vocab_size,
+            adds_row=choice.adds_row,
+            parent_sha256=hashes,
+        )
+
+
+def _parametrisation(logit_shift: bool, clean_attention: str, noisy_attention: str) -> Parametrisation:
+    if not isinstance(logit_shift, bool):
+        raise ConfigError(f"logit_shift is {logit_shift!r}; expected True or False")
+    if clean_attention not in ("block", "causal"):
+        raise ConfigError(f"clean_attention is {clean_attention!r}; expected block or causal")
+    if noisy_attention not in ("bidirectional", "causal"):
+        raise ConfigError(f"noisy_attention is {noisy_attention!r}; expected bidirectional or causal")
+    return Parametrisation(logit_shift=logit_shift, clean_attention=clean_attention, noisy_attention=noisy_attention)
+
+
+def _check_options(mask_init: str, block_size: int) -> None:
+    if mask_init not in ("mean", "keep"):
+        raise ConfigError(f"mask_init is {mask_init!r}; expected mean or keep")
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+        raise ConfigError(f"block_size is {block_size!r}; expected a number of tokens, at least 1")
+
+
+def _parent_config(checkpoint: Checkpoint, tokenizer: Any | None) -> CheckpointConfig:
     facts = tokenizer_facts(tokenizer)
     config = checkpoint_config(checkpoint.raw, checkpoint.generation, facts, where=checkpoint.where)
     if config.mask_token_id is not None:
@@ -109,58 +179,20 @@ def convert(
             f"{checkpoint.where}: mask_token_id is {config.mask_token_id}; this is a diffusion model already, "
             "convert its AR parent or train it as it is"
         )
-    choice = _choose(checkpoint, config, tokenizer, mask_token, mask_token_id, mask_init)
-    parameters = MaskedParameters(checkpoint.parameters(config.model), choice, mask_init)
-    architecture = replace(config.model, vocab_size=choice.vocab_size)
-    hashes = {file.name: file_sha256(file) for file in checkpoint.weights.files}
-    raw = updated_config(checkpoint.raw, architecture, checkpoint.where)
-    raw.pop("_name_or_path", None)
-    parametrisation = Parametrisation(
-        logit_shift=logit_shift, clean_attention=clean_attention, noisy_attention=noisy_attention
-    )
-    raw |= _diffusion_fields(choice, block_size, parametrisation)
-    raw["difflm"] = {
-        "version": _version(),
-        "parent": {"name": checkpoint.name, "sha256": hashes},
-        "recipe": recipe,
-        "license": licence or _licence(checkpoint),
-        "mask_init": mask_init,
-    }
-    with staged_folder(target) as stage:
-        write_model(
-            stage, parameters, checkpoint.family, architecture, raw=raw, dtype=stored, max_shard_bytes=max_shard_bytes
-        )
-        if checkpoint.generation:
-            write_json(stage / "generation_config.json", without_remote_code(checkpoint.generation))
-        if tokenizer is not None:
-            write_tokenizer(stage, checkpoint.path, tokenizer)
-            write_mask_token(stage, choice)
-            _verify_tokenizer(stage, tokenizer, choice)
-        (stage / "README.md").write_text(model_card(target.absolute().name, raw), encoding="utf-8")
-    return Conversion(
-        target=target,
-        family=checkpoint.family.name,
-        mask_token=choice.token,
-        mask_token_id=choice.token_id,
-        vocab_size=choice.vocab_size,
-        adds_row=choice.adds_row,
-        parent_sha256=hashes,
-    )
+    if facts is not None and "eos_token" not in facts.special:
+        raise CheckpointError(f"{checkpoint.path}: the tokenizer has no eos_token; set it in tokenizer_config.json")
+    return config
 
 
-def _check_options(
-    mask_init: str, block_size: int, logit_shift: bool, clean_attention: str, noisy_attention: str
-) -> None:
-    for name, value, allowed in (
-        ("mask_init", mask_init, ("mean", "keep")),
-        ("logit_shift", logit_shift, (True, False)),
-        ("clean_attention", clean_attention, ("block", "causal")),
-        ("noisy_attention", noisy_attention, ("bidirectional", "causal")),
-    ):
-        if value not in allowed:
-            raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(map(str, allowed))}")
-    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-        raise ConfigError(f"block_size is {block_size!r}; expected a number of tokens, at least 1")
+def _write_texts(stage: Path, checkpoint: Checkpoint, tokenizer: Any | None, choice: MaskChoice, card: str) -> None:
+    """Write everything but weights and config.json."""
+    if checkpoint.generation:
+        write_json(stage / "generation_config.json", without_remote_code(checkpoint.generation))
+    if tokenizer is not None:
+        write_tokenizer(stage, checkpoint.path, tokenizer)
+        write_mask_token(stage, choice)
+        _verify_tokenizer(stage, tokenizer, choice)
+    (stage / "README.md").write_text(card, encoding="utf-8")
 
 
 def _choose(
@@ -172,8 +204,6 @@ def _choose(
     mask_init: MaskInit,
 ) -> MaskChoice:
     facts, where = tokenizer_facts(tokenizer), str(checkpoint.path)
-    if facts is not None and "eos_token" not in facts.special:
-        raise CheckpointError(f"{where}: the tokenizer has no eos_token; set it in tokenizer_config.json")
     others = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
     turns = turn_token_ids(tokenizer) if tokenizer is not None else frozenset()
     choice = choose_mask_token(
@@ -214,18 +244,3 @@ def _verify_tokenizer(folder: Path, parent: Any, choice: MaskChoice) -> None:
             f"{folder}: the tokenizer does not give {choice.token!r} the id {choice.token_id} (its ids have gaps); "
             "name a spare token instead"
         )
-
-
-def _licence(checkpoint: Checkpoint) -> str | None:
-    if checkpoint.is_gguf:
-        return checkpoint.weights.metadata.get("general.license")  # pyright: ignore[reportAttributeAccessIssue]
-    return licence_of_card(checkpoint.path)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("difflm")
-    except PackageNotFoundError:
-        return "uninstalled"

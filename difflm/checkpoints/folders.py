@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from difflm.checkpoints.fields import one_line
 from difflm.errors import CheckpointError
 
 
@@ -47,8 +48,13 @@ def staged_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rmdir()
         stage.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or one_line(error)
+            raise CheckpointError(
+                f"{target}: cannot be written ({reason}); free space or choose another path"
+            ) from error
         raise
 
 

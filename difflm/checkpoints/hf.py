@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -169,7 +170,10 @@ def write_safetensors(
 
     def flush() -> None:
         part = folder / f"model-{len(parts) + 1:05d}.part"
-        save_file(shard, part, metadata={"format": "pt"})
+        try:
+            save_file(shard, part, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:  # a full disk, as safetensors reports it
+            raise OSError(one_line(error)) from None
         parts.append((part, list(shard)))
         shard.clear()
 
@@ -190,3 +194,9 @@ def write_safetensors(
         part.rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
     write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

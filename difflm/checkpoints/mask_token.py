@@ -109,7 +109,7 @@ def _with_tokenizer(
         raise CheckpointError(
             f"{where}: mask_token_id is {mask_token_id} but there is a tokenizer; name mask_token instead"
         )
-    if mask_token is None:
+    if mask_token is None or (mask_token == DEFAULT_MASK_TOKEN and mask_token not in facts.ids):
         if DEFAULT_MASK_TOKEN in facts.ids:
             raise CheckpointError(
                 f"{where}: the tokenizer already has {DEFAULT_MASK_TOKEN!r} (id {facts.ids[DEFAULT_MASK_TOKEN]}); "

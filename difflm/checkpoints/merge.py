@@ -14,8 +14,7 @@ from difflm.checkpoints.card import model_card
 from difflm.checkpoints.families import model_config
 from difflm.checkpoints.fields import write_json
 from difflm.checkpoints.folders import require_free, staged_folder
-from difflm.checkpoints.hashes import file_sha256
-from difflm.checkpoints.hf import MAX_SHARD_BYTES, listed
+from difflm.checkpoints.hf import MAX_SHARD_BYTES, file_sha256, listed
 from difflm.checkpoints.saving import merged, without_remote_code, write_model, write_tokenizer
 from difflm.checkpoints.source import Checkpoint, open_checkpoint
 from difflm.errors import CheckpointError, ConfigError

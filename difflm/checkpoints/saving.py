@@ -102,8 +102,10 @@ def write_model(
 
     write_safetensors(folder, stream(), max_shard_bytes=max_shard_bytes)
     spelling = "torch_dtype" if "torch_dtype" in raw else "dtype"
-    named = {spelling: str(written.pop()).removeprefix("torch.")} if len(written) == 1 else {}
-    write_json(folder / "config.json", without_remote_code(raw) | named)
+    kept = {name: value for name, value in raw.items() if name not in ("torch_dtype", "dtype")}
+    if len(written) == 1:
+        kept[spelling] = str(written.pop()).removeprefix("torch.")
+    write_json(folder / "config.json", without_remote_code(kept))
 
 
 def write_tokenizer(folder: Path, source: Path, tokenizer: Any | None) -> None:

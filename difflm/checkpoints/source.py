@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from difflm.checkpoints import hf
+from difflm.checkpoints.card import licence_of_card
 from difflm.checkpoints.config import TokenizerFacts
 from difflm.checkpoints.families import Family, find_family
 from difflm.checkpoints.fields import read_json, read_optional_json
@@ -44,6 +45,8 @@ class Checkpoint:
         raw: config.json (for GGUF: made from the metadata).
         generation: generation_config.json.
         weights: opened weight files.
+        licence: licence that the parent's model card or metadata states, if any.
+        has_gguf_tokenizer: the GGUF file holds a tokenizer.
     """
 
     path: Path
@@ -52,6 +55,8 @@ class Checkpoint:
     raw: dict[str, Any]
     generation: dict[str, Any]
     weights: WeightFiles
+    licence: str | None
+    has_gguf_tokenizer: bool = False
 
     @property
     def where(self) -> str:
@@ -67,9 +72,7 @@ class Checkpoint:
         """Return the transformers tokenizer, None where the checkpoint has none."""
         if not self.is_gguf:
             return load_tokenizer(self.path)
-        if "tokenizer.ggml.model" not in self.weights.metadata:  # pyright: ignore[reportAttributeAccessIssue]
-            return None
-        return load_tokenizer(self.path.parent, gguf_file=self.path.name)
+        return load_tokenizer(self.path.parent, gguf_file=self.path.name) if self.has_gguf_tokenizer else None
 
     def parameters(self, config: ModelConfig) -> StoredParameters:
         """Return the model's parameters, read one by one on demand, after a strict check of names and shapes."""
@@ -86,7 +89,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if path.is_file():
         if path.suffix != ".gguf":
-            raise CheckpointError(f"{path}: not a checkpoint; expected a folder with config.json or a .gguf file")
+            pickled = "; pickle files are never opened" if path.suffix in hf.PICKLE_SUFFIXES else ""
+            raise CheckpointError(
+                f"{path}: not a checkpoint{pickled}; expected a folder with config.json, or a .gguf file"
+            )
         return _open_gguf(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or folder; expected a local checkpoint (nothing is downloaded)")
@@ -103,13 +109,15 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     raw = read_json(path / "config.json")
     family = find_family(raw, str(path / "config.json"))
     generation = read_optional_json(path / "generation_config.json")
-    return Checkpoint(path, False, family, raw, generation, hf.open_safetensors(path))
+    return Checkpoint(path, False, family, raw, generation, hf.open_safetensors(path), licence_of_card(path))
 
 
 def _open_gguf(path: Path) -> Checkpoint:
     weights = open_gguf(path)
     raw, generation = gguf_config(weights)
-    return Checkpoint(path, True, find_family(raw, str(path)), raw, generation, weights)
+    licence = weights.metadata.get("general.license")
+    has_tokenizer = "tokenizer.ggml.model" in weights.metadata
+    return Checkpoint(path, True, find_family(raw, str(path)), raw, generation, weights, licence, has_tokenizer)
 
 
 def tokenizer_facts(tokenizer: Any | None) -> TokenizerFacts | None:

@@ -22,6 +22,13 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+TURN_TOKENS = (
+    *("<|im_start|>", "<|im_end|>", "<|role_end|>", "<role>", "</role>", "<|endoftext|>", "<|startoftext|>"),
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>"),
+    *("<|system|>", "<|user|>", "<|assistant|>", "<|end|>", "<|eot|>", "<start_of_turn>", "<end_of_turn>"),
+    *("[INST]", "[/INST]", "<s>", "</s>"),
+)
+"""Markers of turns and texts in common chat formats; a base model's tokenizer has them without a template."""
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -54,12 +61,14 @@ def vocabulary(tokenizer: Any) -> dict[str, int]:
 
 
 def turn_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Return the ids of added tokens that the chat template uses: turn, role and tool markers."""
+    """Return the ids of turn, role and tool markers: what the chat template uses, and the well-known markers."""
+    ids = vocabulary(tokenizer)
     added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
     templates = tokenizer.chat_template or ""
     sources = list(templates.values()) if isinstance(templates, dict) else [templates]
     found = {token_id for token, token_id in added.items() if any(token in source for source in sources)}
-    return frozenset(found | _rendered_ids(tokenizer, set(added.values())))
+    known = {ids[token] for token in TURN_TOKENS if token in ids}
+    return frozenset(found | known | _rendered_ids(tokenizer, set(added.values())))
 
 
 def _rendered_ids(tokenizer: Any, added: set[int]) -> set[int]:
@@ -98,11 +107,11 @@ class SafeEncoder:
         ids = list(self.tokenizer.encode(text, add_special_tokens=False))
         if self.mask_token_id is None or self.mask_token_id not in ids:
             return ids
-        if self._stripped is None:
-            self._stripped = without_token(self.tokenizer, self.mask_token_id)
-        ids = list(self._stripped.encode(text, add_special_tokens=False).ids)
+        stripped = self._stripped or without_token(self.tokenizer, self.mask_token_id)
+        self._stripped = stripped
+        ids = list(stripped.encode(text, add_special_tokens=False).ids)
         if self.mask_token_id in ids:
-            ids = self._encode_in_pieces(text, self._stripped)
+            ids = self._encode_in_pieces(text, stripped)
         if self.mask_token_id in ids:
             raise DataError(f"text contains {self.mask_token!r}, the mask token of this model; remove it from the text")
         return ids
