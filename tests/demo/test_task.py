@@ -73,6 +73,17 @@ def test_splits_are_disjoint() -> None:
             assert value.lower() not in seen_words
 
 
+def test_records_of_few_values_are_never_in_two_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few values the same record would come up again and again: train and fresh still share none."""
+    monkeypatch.setattr(task, "BUILT_SHARE", 0.0)
+    for name, pool in (("FIRST_NAMES", 8), ("LAST_NAMES", 8), ("CITIES", 8), ("DOMAINS", 8), ("ROLES", 1)):
+        monkeypatch.setattr(values, name, vars(values)[name][:pool])
+    train = {record_key(item) for item in items("train", 4000, 0)}
+    fresh = {record_key(item) for item in items("fresh", 4000, 1)}
+    assert len(train) == len(fresh) == 4000
+    assert not train & fresh
+
+
 def test_values_come_in_thousands() -> None:
     train = items("train", 3000, 0)
     names = [str(item.record["name"]).split() for item in train]
