@@ -315,6 +315,7 @@ def test_submitted_requests_finish_in_order() -> None:
     while events := engine.step():
         finished += [event for event in events if isinstance(event, Finished)]
     assert [event.request_id for event in finished] == [first, second]
+    assert not engine.runner.slots
 
 
 def test_not_a_number_is_reported_and_leaves_nothing_behind() -> None:

@@ -56,6 +56,11 @@ def test_threshold_one_takes_exactly_min_accept_even_at_full_confidence() -> Non
         assert taken.nonzero().flatten().tolist() == [1, 2, 4, 5][:count]
 
 
+def test_ties_go_to_the_lowest_position_in_wide_rows() -> None:
+    taken = accept(torch.full((2, 500), 0.5), torch.ones(2, 500, dtype=torch.bool), threshold=0.9, min_accept=3)
+    assert taken.nonzero().tolist() == [[row, place] for row in (0, 1) for place in (0, 1, 2)]
+
+
 def test_fewer_masked_positions_than_the_floor_takes_all_and_nothing_else() -> None:
     confidence = torch.tensor([[0.9, 0.0, 0.9, 0.9]])
     masked = torch.tensor([[False, True, False, False]])
@@ -104,6 +109,19 @@ def test_sampling_consumes_one_number_per_row_in_order() -> None:
     generator = torch.Generator().manual_seed(4)
     alone = [propose(logits[i : i + 1], temperature=1.0, generator=generator)[0] for i in range(6)]
     assert torch.equal(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53])
+def test_the_ends_of_the_uniform_range_never_pick_a_token_of_mass_zero(
+    uniform: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda rows, **options: torch.full((rows,), uniform, dtype=torch.float64))
+    logits = torch.tensor([[0.0, 0.3, 0.1, 0.2, 0.0]])
+    token, confidence = propose(
+        logits, suppressed_ids=torch.tensor([0, 4]), temperature=1.0, generator=torch.Generator()
+    )
+    assert token.tolist() == [1 if uniform == 0.0 else 3]
+    assert confidence.item() > 0
 
 
 def test_a_tiny_temperature_is_greedy_and_finite() -> None:

@@ -1,0 +1,101 @@
+"""The state machine of a request, driven by hand: no model, no tensors."""
+
+from __future__ import annotations
+
+from difflm.decode.request import Committed, Denoised, Forwards
+from difflm.decode.sequences import BlockDecoding, NextTokenDecoding, Proposal, decoding_of
+from tests.decode.test_runner import request_of
+from tests.decode.tiny import MASK
+
+
+def answer(*tokens: int, accepted: tuple[int, ...] | None = None) -> Proposal:
+    """Return a proposal of these tokens; `accepted` are indices (None: all)."""
+    taken = [accepted is None or i in accepted for i in range(len(tokens))]
+    return Proposal(tokens=tokens, confidences=[0.5] * len(tokens), accepted=taken)
+
+
+def test_works_and_events_of_a_request_over_three_blocks() -> None:
+    request = request_of(prompt=(1, 2, 3, 4, 5), max_new_tokens=8, logit_shift=True)
+    state = decoding_of(request)
+    assert isinstance(state, BlockDecoding)
+
+    work = state.next_work()
+    assert (work.kind, work.start, work.tokens, work.num_clean, work.places) == ("prefill", 0, (1, 2, 3, 4), 4, ())
+    assert state.absorb(work, Proposal()) == []
+
+    work = state.next_work()
+    assert (work.kind, work.start, work.tokens, work.num_clean) == ("denoise", 4, (5, MASK, MASK, MASK), 0)
+    assert work.places == (5, 6, 7)
+    assert [work.row_of(place) for place in work.places] == [0, 1, 2]
+    (event,) = state.absorb(work, answer(7, 8, 9, accepted=(0, 2)))
+    assert event == Denoised(
+        request_id=0, block=1, positions=(5, 7), tokens=(7, 9), confidences=(0.5, 0.5), open_positions=(6,)
+    )
+
+    work = state.next_work()
+    assert (work.tokens, work.places) == ((5, 7, MASK, 9), (6,))
+    denoised, committed = state.absorb(work, answer(6))
+    assert denoised.request_id == 0
+    assert committed == Committed(request_id=0, block=1, tokens=(7, 6, 9))
+
+    work = state.next_work()
+    assert (work.kind, work.start, work.tokens, work.num_clean) == ("denoise", 4, (5, 7, 6, 9) + (MASK,) * 4, 4)
+    assert [work.row_of(place) for place in work.places] == [3, 4, 5, 6]
+    state.absorb(work, answer(1, 1, 1, 1, accepted=(1,)))
+    work = state.next_work()
+    assert (work.start, work.num_clean) == (8, 0)
+    assert [work.row_of(place) for place in work.places] == [-1, 1, 2]
+    state.absorb(work, answer(1, 1, 1))
+
+    work = state.next_work()
+    assert work.places == (12,)  # the limit: positions 13..15 of the block stay masked
+    assert state.outcome is None
+    state.absorb(work, answer(2))
+    assert state.outcome is not None
+    assert state.outcome.tokens == [7, 6, 9, 1, 1, 1, 1, 2]
+    assert state.outcome.finish_reason == "length"
+    assert state.outcome.forwards == Forwards(prefill=1, denoise=5)
+
+
+def test_without_fusing_the_commit_is_a_forward_of_its_own() -> None:
+    state = decoding_of(request_of(prompt=(1,), max_new_tokens=7, fused=False))
+    kinds: list[str] = []
+    while state.outcome is None:
+        work = state.next_work()
+        kinds.append(work.kind)
+        state.absorb(work, answer(*range(len(work.places))))
+    assert kinds == ["denoise", "commit", "denoise"]
+    assert state.outcome.forwards == Forwards(denoise=2, commit=1)
+
+
+def test_a_decided_position_is_never_recognised_by_its_id() -> None:
+    # A policy may decide the mask id as a token; the position is decided all the same.
+    state = decoding_of(request_of(prompt=(1, 2), max_new_tokens=2))
+    state.absorb(state.next_work(), answer(MASK, 5, accepted=(0,)))
+    assert state.next_work().places == (3,)
+    state.absorb(state.next_work(), answer(5))
+    assert state.outcome is not None
+    assert state.outcome.tokens == [MASK, 5]
+
+
+def test_tokens_decided_together_with_an_eos_before_them_are_cut() -> None:
+    state = decoding_of(request_of(prompt=(1,), max_new_tokens=9, eos_ids=frozenset({3})))
+    events = state.absorb(state.next_work(), answer(5, 3, 6))
+    assert events[1:] == [Committed(request_id=0, block=0, tokens=(5,))]
+    assert state.outcome is not None
+    assert (state.outcome.tokens, state.outcome.num_tokens, state.outcome.finish_reason) == ([5], 2, "stop")
+
+
+def test_next_token_decoding_reads_the_prompt_and_counts_every_token_once() -> None:
+    state = decoding_of(request_of(prompt=(1, 2, 3), mask_id=None, max_new_tokens=2, logit_shift=True, block_size=1))
+    assert isinstance(state, NextTokenDecoding)
+    work = state.next_work()
+    assert (work.kind, work.tokens, work.num_clean, work.places) == ("denoise", (1, 2, 3), 3, (3,))
+    assert work.row_of(3) == 2
+    assert len(state.absorb(work, answer(7))) == 2
+    work = state.next_work()
+    assert (work.start, work.tokens, work.places, work.row_of(4)) == (3, (7,), (4,), 0)
+    state.absorb(work, answer(8))
+    assert state.outcome is not None
+    assert state.outcome.tokens == [7, 8]
+    assert state.outcome.forwards == Forwards(denoise=2)
