@@ -73,8 +73,8 @@ def _draw_loss(axes: Any, train: list[dict[str, Any]]) -> None:
     tokens = [row["tokens"] for row in train]
     losses = [float(row["loss"]) for row in train]
     window = max(1, len(losses) // 40)
-    axes.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=0.8)
-    axes.plot(tokens, smoothed(losses, window=window), color="tab:blue", label=f"mean of {window} steps")
+    axes.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step")
+    axes.plot(tokens, smoothed(losses, window=window), color="tab:blue", label=f"mean of the last {window}")
     axes.set_ylabel("training loss (nats per token)")
     axes.legend(frameon=False)
 
@@ -93,6 +93,8 @@ def _draw_perplexities(axes: Any, validation: list[dict[str, Any]]) -> None:
     axes.set_ylabel("validation perplexity")
     if series:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.legend(frameon=False, ncols=2)
 
 

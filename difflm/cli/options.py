@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,7 +14,6 @@ from difflm.errors import ConfigError
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
-    from difflm.decode.request import SamplingParams
 
 Decorated = Callable[..., Any]
 
@@ -43,7 +44,17 @@ def model_options(command: Decorated) -> Decorated:
 
 
 def sampling_options(command: Decorated) -> Decorated:
-    """Add the fields of `SamplingParams` to a command."""
+    """Add the fields of `SamplingParams` as options; the command receives them as one argument `params`."""
+
+    @functools.wraps(command)
+    def with_params(*arguments: Any, **values: Any) -> Any:
+        from difflm.decode.request import SamplingParams
+
+        fields = [each.name for each in dataclasses.fields(SamplingParams) if each.name in values]
+        params = SamplingParams(**{name: values.pop(name) for name in fields})
+        return command(*arguments, params=params, **values)
+
+    decorated: Decorated = with_params
     for option in reversed(
         [
             click.option(
@@ -83,34 +94,8 @@ def sampling_options(command: Decorated) -> Decorated:
             ),
         ]
     ):
-        command = option(command)
-    return command
-
-
-def sampling_params(
-    *,
-    max_new_tokens: int,
-    block_size: int | None,
-    threshold: float | None,
-    min_accept: int,
-    temperature: float,
-    seed: int,
-    ignore_eos: bool,
-    decoding: Literal["block", "next_token"],
-) -> SamplingParams:
-    """Return the parameters that the options of `sampling_options` stand for."""
-    from difflm.decode.request import SamplingParams
-
-    return SamplingParams(
-        max_new_tokens=max_new_tokens,
-        block_size=block_size,
-        threshold=threshold,
-        min_accept=min_accept,
-        temperature=temperature,
-        seed=seed,
-        ignore_eos=ignore_eos,
-        decoding=decoding,
-    )
+        decorated = option(decorated)
+    return decorated
 
 
 def open_model(path: Path, *, device: str, dtype: str, threads: int | None) -> LoadedModel:
