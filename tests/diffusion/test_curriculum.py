@@ -1,0 +1,25 @@
+"""The block-size ladder as data."""
+
+import pytest
+
+from difflm.diffusion.curriculum import BlockCurriculum, Stage
+from difflm.errors import ConfigError
+
+
+def test_stages_follow_each_other() -> None:
+    ladder = BlockCurriculum((Stage(1, 10), Stage(4, 5), Stage(None, 20), Stage(32, 5)))
+    assert ladder.total_tokens == 40
+    assert [ladder.stage_at(tokens) for tokens in (0, 9, 10, 14, 15, 34, 35, 39, 40, 99)] == [
+        0, 0, 1, 1, 2, 2, 3, 3, 3, 3,
+    ]  # fmt: skip
+    assert [ladder.block_size_at(tokens) for tokens in (0, 12, 20, 36)] == [1, 4, None, 32]
+    assert [ladder.start_of(index) for index in range(5)] == [0, 10, 15, 35, 40]
+
+
+def test_bad_stages() -> None:
+    with pytest.raises(ConfigError, match="tokens: 0"):
+        Stage(4, 0)
+    with pytest.raises(ConfigError, match="block_size: 0"):
+        Stage(0, 4)
+    with pytest.raises(ConfigError, match="no stages"):
+        BlockCurriculum(())

@@ -1,0 +1,44 @@
+"""Chunked scores equal full logits, values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from difflm.diffusion.scores import score_tokens
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize("suppress", [False, True])
+def test_equal_to_full_logits(chunk: int, suppress: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(23, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(11, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 10, (23,), generator=generator)
+    left, right = torch.randn(2, 23, generator=generator, dtype=torch.float64)
+    banned = torch.zeros(11, dtype=torch.bool)
+    banned[10] = suppress
+    scores = score_tokens(hidden, head, target, chunk=chunk, entropy=True, suppressed_V=banned if suppress else None)
+    # A suppressed token is one that does not exist (masking with -inf would give the reference NaN gradients).
+    logits = hidden @ (head[:10] if suppress else head).T
+    log_chance = logits.log_softmax(-1)
+    nll = F.nll_loss(log_chance, target, reduction="none")
+    entropy = torch.special.entr(log_chance.exp()).sum(-1)
+    assert torch.allclose(scores.nll_M, nll)
+    assert torch.allclose(scores.entropy_M, entropy)
+    assert torch.equal(scores.correct_M, logits.argmax(-1) == target)
+    mine = torch.autograd.grad((left * scores.nll_M + right * scores.entropy_M).sum(), (hidden, head))
+    full = torch.autograd.grad((left * nll + right * entropy).sum(), (hidden, head))
+    for one, other in zip(mine, full, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
+
+
+def test_no_rows() -> None:
+    hidden = torch.zeros(0, 6, requires_grad=True)
+    head = torch.zeros(11, 6, requires_grad=True)
+    scores = score_tokens(hidden, head, torch.zeros(0, dtype=torch.int64))
+    scores.nll_M.sum().backward()
+    assert scores.nll_M.shape == (0,)
+    assert head.grad is not None
+    assert float(head.grad.abs().sum()) == 0
