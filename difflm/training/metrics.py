@@ -1,0 +1,80 @@
+"""What a run tells: observers, and metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+Metrics = Mapping[str, Any]
+
+
+class Observer(Protocol):
+    """Receives a run's progress, e.g. to draw a bar. The trainer itself prints nothing."""
+
+    def start(self, total_tokens: int, done_tokens: int) -> None:
+        """Called once, with the run's length and what a resumed run has behind it."""
+        ...
+
+    def update(self, metrics: Metrics) -> None:
+        """Called with each row of metrics.jsonl, as it is written."""
+        ...
+
+    def message(self, text: str) -> None:
+        """Called with a line for the user (resumed from, checkpoint written, data counts)."""
+        ...
+
+    def close(self) -> None:
+        """Called once at the end, also after an error."""
+        ...
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def start(self, total_tokens: int, done_tokens: int) -> None:
+        """Do nothing."""
+
+    def update(self, metrics: Metrics) -> None:
+        """Do nothing."""
+
+    def message(self, text: str) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class MetricsLog:
+    """metrics.jsonl of a run folder, one JSON object a line, flushed as written.
+
+    Args:
+        path: the file; created if absent.
+        step: optimiser steps of the checkpoint that the run continues from; later rows of an interrupted run
+            are cut off, so that every step stands once.
+    """
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        self.path = path
+        rows = read_metrics(path) if path.exists() else []
+        kept = [row for row in rows if row["step"] <= step and step > 0]
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        aside.replace(path)
+
+    def write(self, row: Metrics) -> None:
+        """Append a row."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics.jsonl; a last line cut by an interruption is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
