@@ -1,0 +1,186 @@
+"""config.json <-> ModelConfig, both spellings; what is not implemented is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from difflm.checkpoints.families import FAMILIES, hf_config, model_config, rope_config, updated_config
+from difflm.errors import CheckpointError
+from difflm.models.config import ModelConfig, RopeConfig
+from tests.checkpoints.tiny import LLAMA3_SCALING
+from tests.checkpoints.tiny import hf_config as transformers_config
+
+BASE: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 67,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def read(**changes: Any) -> ModelConfig:
+    return model_config(BASE | changes, "config.json")
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    from transformers import AutoConfig
+
+    for family in FAMILIES:
+        theirs = AutoConfig.for_model(**(BASE | {"model_type": family, "num_key_value_heads": 2})).to_dict()
+        given_only = read(model_type=family, num_key_value_heads=2)
+        assert model_config(theirs | {"model_type": family}, "x") == given_only
+
+
+def test_both_spellings_of_rope_agree() -> None:
+    old = read(rope_theta=500.0, rope_scaling=LLAMA3_SCALING)
+    legacy = {("type" if name == "rope_type" else name): value for name, value in LLAMA3_SCALING.items()}
+    assert read(rope_parameters={"rope_theta": 500.0, **LLAMA3_SCALING}) == old
+    assert read(rope_theta=500.0, rope_scaling=legacy) == old
+    assert old.rope == RopeConfig(
+        theta=500.0, kind="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=16
+    )
+    assert read(rope_theta=7.0, rope_scaling=None).rope == RopeConfig(theta=7.0)
+    assert read(rope_parameters={"rope_type": "default", "rope_theta": 7.0}).rope == RopeConfig(theta=7.0)
+    assert read(rope_scaling={"type": "linear", "factor": 2}).rope.factor == 2.0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_spelling_is_read(family: str) -> None:
+    config = transformers_config(family, rope_parameters={"rope_theta": 123.0, **LLAMA3_SCALING})
+    ours = model_config(config.to_dict(), "config.json")
+    assert (ours.rope.theta, ours.rope.kind) == (123.0, "llama3")
+    assert ours.head_dim == (12 if family == "qwen3" else 8)
+    assert ours.qkv_bias == (family == "qwen2")
+    assert not ours.output_bias
+    assert ours.qk_norm == (family == "qwen3")
+
+
+ROPES = st.one_of(
+    st.builds(RopeConfig, theta=st.sampled_from([1e4, 5e5, 123.5])),
+    st.builds(RopeConfig, theta=st.just(1e4), kind=st.just("linear"), factor=st.sampled_from([2.0, 8.0])),
+    st.builds(
+        RopeConfig,
+        theta=st.just(5e5),
+        kind=st.just("llama3"),
+        factor=st.sampled_from([8.0, 32.0]),
+        low_freq_factor=st.sampled_from([1.0, 2.0]),
+        high_freq_factor=st.just(4.0),
+        original_max_positions=st.sampled_from([16, 8192]),
+    ),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    rope=ROPES,
+    kv=st.sampled_from([1, 2, 4]),
+    head_dim=st.sampled_from([8, 12, 128]),
+    tied=st.booleans(),
+    bias=st.booleans(),
+    mlp_bias=st.booleans(),
+)
+def test_both_ways(
+    family: str, rope: RopeConfig, kv: int, head_dim: int, tied: bool, bias: bool, mlp_bias: bool
+) -> None:
+    known = FAMILIES[family]
+    config = ModelConfig(
+        vocab_size=67,
+        hidden_size=32,
+        intermediate_size=44,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=kv,
+        head_dim=head_dim,
+        norm_eps=1e-5,
+        rope=rope,
+        max_positions=77,
+        qkv_bias=bias or known.always_qkv_bias,
+        output_bias=bias and not known.always_qkv_bias,
+        mlp_bias=mlp_bias and known.reads_mlp_bias,
+        qk_norm=known.qk_norm,
+        tied_embeddings=tied,
+    )
+    assert model_config(hf_config(known, config), "x") == config
+
+
+@pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", "su", "mrope"])
+def test_rope_types_are_refused_by_name(name: str, kind: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json: {name}\.rope_type is '{kind}'; implemented are default"):
+        read(**{name: YARN | {"rope_type": kind}})
+    with pytest.raises(CheckpointError, match=kind):
+        read(**{name: {"type": kind, "factor": 2.0}})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mistral"}, "model_type is 'mistral'; expected one of llama, qwen2, qwen3"),
+        ({"model_type": None}, "model_type is missing"),
+        ({"model_type": ["llama"]}, "model_type is"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config is set"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is missing"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor is missing"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "rope_parameters is"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"vocab_size": None}, "vocab_size is missing"),
+        ({"hidden_size": "32"}, "hidden_size is '32'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3; expected a divisor of num_attention_heads (4)"),
+        ({"hidden_size": 30}, "head_dim is missing"),
+        ({"head_dim": 7}, "head_dim is 7"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps is 0"),
+    ],
+)
+def test_bad_fields_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read(**changes)
+    assert str(caught.value).startswith("config.json: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_sliding_windows_are_refused_only_where_in_use(family: str) -> None:
+    window = {"model_type": family, "sliding_window": 8, "num_hidden_layers": 4}
+    with pytest.raises(CheckpointError, match="use_sliding_window is True"):
+        read(**window, use_sliding_window=True, max_window_layers=2)
+    with pytest.raises(CheckpointError, match="layer_types contains sliding_attention"):
+        read(**window, layer_types=["full_attention", "sliding_attention"] * 2)
+    # The released Qwen files carry a window that is off, or that begins after the last layer.
+    assert read(**window, use_sliding_window=False, max_window_layers=0)
+    assert read(**window, use_sliding_window=True, max_window_layers=4)
+    assert read(**window, layer_types=["full_attention"] * 4)
+
+
+def test_qwen2_ignores_attention_bias_and_llama_reads_it() -> None:
+    qwen = read(model_type="qwen2", attention_bias=False)
+    assert (qwen.qkv_bias, qwen.output_bias) == (True, False)
+    llama = read(attention_bias=True, mlp_bias=True)
+    assert (llama.qkv_bias, llama.output_bias, llama.mlp_bias) == (True, True, True)
+    assert not read(model_type="qwen3", mlp_bias=True).mlp_bias
+
+
+def test_an_update_changes_what_differs_and_carries_the_rest() -> None:
+    from dataclasses import replace
+
+    raw = BASE | {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}, "use_cache": True, "note": [1]}
+    before = model_config(raw, "x")
+    assert updated_config(raw, before, "x") == raw
+    grown = updated_config(raw, replace(before, vocab_size=68), "x")
+    assert grown == raw | {"vocab_size": 68}
+    scaled = updated_config(raw, replace(before, rope=RopeConfig(theta=5.0, kind="linear", factor=2.0)), "x")
+    assert "rope_parameters" not in scaled
+    assert rope_config(scaled, "x") == RopeConfig(theta=5.0, kind="linear", factor=2.0)
+    assert scaled["note"] == [1]
