@@ -1,0 +1,379 @@
+"""Terminal views of what happens: a block as it denoises, and a training run. Fed by events, they change nothing.
+
+Everything that a model wrote is shown as text: no markup, no control characters reach the terminal.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from difflm.decode.request import Committed, Completion, Denoised, Event, Finished
+
+if TYPE_CHECKING:
+    from difflm.checkpoints.loading import LoadedModel
+    from difflm.training.metrics import Metrics, Observer
+
+Decode = Callable[[Sequence[int]], str]
+PieceKind = Literal["committed", "decided", "fresh", "open"]
+
+STYLES: dict[str, str] = {"committed": "", "decided": "cyan", "fresh": "bold green", "open": "dim"}
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters replaced and tabs expanded, safe for a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.replace("\t", "    "))
+
+
+def decoder_of(loaded: LoadedModel, *, special: bool) -> Decode:
+    """Return what turns token ids into text; ids in angle brackets where the model has no tokenizer.
+
+    Args:
+        loaded: the model.
+        special: show special tokens such as EOS.
+    """
+    if loaded.tokenizer is None:
+        return lambda tokens: "".join(f"<{token}>" for token in tokens)
+    return lambda tokens: loaded.decode(tokens, skip_special_tokens=not special)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of text in one state: committed, decided earlier, decided by the last forward, or open (masked)."""
+
+    text: str
+    kind: PieceKind
+
+
+@dataclass(slots=True)
+class Canvas:
+    """What is known of one completion, put together from its events. Knows no terminal.
+
+    Attributes:
+        decode: token ids to text, for the final text.
+        decode_all: the same, special tokens included, for a block that is not final.
+        mask: how an undecided position is drawn.
+        forwards: denoising forwards so far.
+        num_decided: tokens decided so far.
+        block: number of the current block.
+        committed: final tokens.
+    """
+
+    decode: Decode
+    decode_all: Decode
+    mask: str = "_"
+    forwards: int = 0
+    num_decided: int = 0
+    block: int = 0
+    committed: list[int] = field(default_factory=list[int])
+    _tokens: dict[int, int] = field(default_factory=dict[int, int])
+    _fresh: frozenset[int] = frozenset()
+    _open: tuple[int, ...] = ()
+
+    def apply(self, event: Event) -> None:
+        """Take in an event."""
+        if isinstance(event, Denoised):
+            self.forwards += 1
+            self.num_decided += len(event.positions)
+            self.block, self._open, self._fresh = event.block, event.open_positions, frozenset(event.positions)
+            self._tokens |= dict(zip(event.positions, event.tokens, strict=True))
+        elif isinstance(event, Committed):
+            self.committed += event.tokens
+            self._tokens, self._open = {}, ()
+        else:
+            self._tokens, self._open = {}, ()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the text so far: the committed part, then the current block in stretches of equal state."""
+        if self.committed:
+            yield Piece(self.decode(self.committed), "committed")
+        kind: PieceKind = "decided"
+        run: list[int] = []
+        first = True
+        for place in sorted({*self._tokens, *self._open}):
+            now: PieceKind = "fresh" if place in self._fresh else "decided" if place in self._tokens else "open"
+            if now != kind and run:
+                yield self._piece(run, kind, first=first)
+                run, first = [], False
+            kind = now
+            run.append(self._tokens.get(place, -1))
+        if run:
+            yield self._piece(run, kind, first=first)
+
+    def _piece(self, run: list[int], kind: PieceKind, *, first: bool) -> Piece:
+        if kind == "open":
+            return Piece(self.mask * len(run), kind)
+        # Some tokenizers drop the space before the first token of a text, so a run is decoded behind another token.
+        anchor = self.committed[-1:] or ([] if first else run[:1])
+        before, both = self.decode_all(anchor), self.decode_all([*anchor, *run])
+        return Piece(both.removeprefix(before) if both.startswith(before) else self.decode_all(run), kind)
+
+    def text(self) -> str:
+        """Return the text so far on one line, newlines written as \\n."""
+        return printable("".join(piece.text for piece in self.pieces())).replace("\n", "\\n")
+
+
+def canvas_of(loaded: LoadedModel) -> Canvas:
+    """Return an empty canvas for completions of this model."""
+    return Canvas(decoder_of(loaded, special=False), decoder_of(loaded, special=True))
+
+
+def recording(loaded: LoadedModel, events: Iterable[Event], *, width: int = 100) -> list[str]:
+    """Return a decoding as plain lines: the number of each denoising forward and the text after it.
+
+    Args:
+        loaded: the model that decodes.
+        events: of one request, e.g. from `Engine.stream`.
+        width: longest line, characters; of a longer text the end is shown.
+    """
+    canvas, lines = canvas_of(loaded), list[str]()
+    for event in events:
+        canvas.apply(event)
+        # The line of a block's last forward is written when the block is final, without what an EOS cuts off.
+        if isinstance(event, Committed) or (isinstance(event, Denoised) and event.open_positions):
+            lines.append(f"{canvas.forwards:>4}  {_tail(canvas.text(), width - 6)}")
+    return lines
+
+
+def _tail(text: str, width: int) -> str:
+    return text if len(text) <= width else "..." + text[len(text) - width + 3 :]
+
+
+class DenoisingView:
+    """Draws one completion on a terminal: finished lines scroll up, the current block denoises below them.
+
+    Args:
+        loaded: the model that decodes.
+        console: where to draw; a terminal.
+    """
+
+    def __init__(self, loaded: LoadedModel, console: Console) -> None:
+        self.canvas = canvas_of(loaded)
+        self.console = console
+        self.started = time.perf_counter()
+        self._scrolled = 0  # characters of the final text that have left the live region
+
+    def run(self, events: Iterable[Event]) -> Completion:
+        """Draw the events as they come and return the completion."""
+        completion: Completion | None = None
+        with Live(console=self.console, auto_refresh=False, transient=True) as live:
+            for event in events:
+                self.canvas.apply(event)
+                if isinstance(event, Finished):
+                    completion = event.completion
+                if isinstance(event, Committed):
+                    self._scroll()
+                live.update(self.picture(), refresh=True)
+        assert completion is not None, "the events ended before the request was finished"
+        self.console.print(Text(self._waiting()))
+        return completion
+
+    def _waiting(self) -> str:
+        return printable(self.canvas.decode(self.canvas.committed))[self._scrolled :]
+
+    def _scroll(self) -> None:
+        """Print the lines that are final, so that the live region stays small."""
+        final, newline, _ = self._waiting().rpartition("\n")
+        if newline:
+            self.console.print(Text(final))
+            self._scrolled += len(final) + 1
+
+    def picture(self) -> Group:
+        """Return the live region: the text that has not scrolled away, and a line of figures."""
+        text, skip = Text(), self._scrolled
+        for piece in self.canvas.pieces():
+            shown = printable(piece.text)
+            text.append(shown[skip:] if piece.kind == "committed" else shown, style=STYLES[piece.kind])
+        # Of a paragraph higher than the screen the end is shown, as the last lines are the ones that change.
+        room = self.console.width * max(self.console.height - 4, 1)
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        rate = self.canvas.num_decided / max(self.canvas.forwards, 1)
+        figures = (
+            f"block {self.canvas.block}  forward {self.canvas.forwards}  "
+            f"{rate:.1f} tokens/forward  {self.canvas.num_decided / seconds:.0f} tokens/s"
+        )
+        return Group(text[-room:] if len(text) > room else text, Text(figures, style="dim"))
+
+
+def show_denoising(loaded: LoadedModel, events: Iterable[Event], *, file: TextIO | None = None) -> Completion:
+    """Draw a decoding as it happens and return its completion. Away from a terminal only the text is printed.
+
+    Args:
+        loaded: the model that decodes.
+        events: of one request, e.g. from `Engine.stream`.
+        file: where to write; None is stdout.
+    """
+    console = Console(file=file or sys.stdout, highlight=False)
+    if console.is_terminal:
+        return DenoisingView(loaded, console).run(events)
+    completion: Completion | None = None
+    for event in events:
+        if isinstance(event, Finished):
+            completion = event.completion
+    assert completion is not None, "the events ended before the request was finished"
+    print(decoder_of(loaded, special=False)(completion.tokens), file=console.file, flush=True)
+    return completion
+
+
+@dataclass(slots=True)
+class Pace:
+    """Speed and remaining time of a run, from its metrics.
+
+    Attributes:
+        total: tokens of the whole run.
+        done: tokens so far.
+        rate: tokens per second, smoothed over about ten steps; None before the first step.
+    """
+
+    total: int
+    done: int
+    rate: float | None = None
+
+    def update(self, done: int, tokens_per_second: float) -> None:
+        """Take in a step."""
+        self.done = done
+        self.rate = tokens_per_second if self.rate is None else 0.9 * self.rate + 0.1 * tokens_per_second
+
+    @property
+    def remaining(self) -> str:
+        """Time to the end as h:mm:ss, "-" while unknown."""
+        if not self.rate:
+            return "-"
+        seconds = round(max(self.total - self.done, 0) / self.rate)
+        return f"{seconds // 3600}:{seconds % 3600 // 60:02}:{seconds % 60:02}"
+
+
+def describe_step(metrics: Metrics, pace: Pace) -> str:
+    """Return loss, block size, stage, speed and remaining time of a training step as one line."""
+    block, parts = metrics.get("block_size"), list[str]()
+    if metrics.get("stage") is not None:
+        parts.append(f"stage {metrics['stage']}")
+    if block is not None:
+        parts.append(f"block {block}")
+    if metrics.get("loss") is not None:
+        parts.append(f"loss {metrics['loss']:.3f}")
+    if pace.rate is not None:
+        parts.append(f"{pace.rate:.0f} tokens/s")
+    return "  ".join([*parts, f"ETA {pace.remaining}"])
+
+
+def describe_validation(metrics: Metrics) -> str:
+    """Return the perplexities of a validation as one line."""
+    by_block = metrics.get("perplexity") or {}
+    parts = [f"block {size} {value:.2f}" for size, value in by_block.items()]
+    if metrics.get("ar_perplexity") is not None:
+        parts.append(f"AR {metrics['ar_perplexity']:.2f}")
+    return f"validation at {metrics.get('tokens', 0)} tokens, perplexity: {', '.join(parts) or '-'}"
+
+
+class TrainingProgress:
+    """Progress of a training run on a terminal: a bar with stage, loss, tokens/s and ETA; an `Observer`.
+
+    Args:
+        console: where to draw; a terminal.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.pace = Pace(0, 0)
+        self.progress = Progress(
+            TextColumn("{task.percentage:>3.0f}%"), BarColumn(), TextColumn("{task.description}"), console=console
+        )
+        self._bar: TaskID | None = None
+
+    def start(self, total_tokens: int, done_tokens: int = 0) -> None:
+        """Show the bar.
+
+        Args:
+            total_tokens: length of the run, tokens.
+            done_tokens: what a resumed run has behind it, tokens.
+        """
+        self.pace = Pace(total_tokens, done_tokens)
+        self._bar = self.progress.add_task("", total=total_tokens, completed=done_tokens)
+        self.progress.start()
+
+    def update(self, metrics: Metrics) -> None:
+        """Move the bar (kind "train"), or print a validation's perplexities above it.
+
+        Args:
+            metrics: a row of metrics.jsonl.
+        """
+        if metrics.get("kind") == "validation":
+            self.message(describe_validation(metrics))
+            return
+        self.pace.update(metrics["tokens"], metrics["tokens_per_second"])
+        assert self._bar is not None, "start comes first"
+        self.progress.update(self._bar, completed=self.pace.done, description=describe_step(metrics, self.pace))
+
+    def message(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.progress.console.print(Text(printable(text)))
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.progress.stop()
+
+
+class TrainingLines:
+    """Progress of a training run as plain lines, at most one per interval; an `Observer`.
+
+    Args:
+        file: where to write.
+        interval: seconds between two lines about steps; the run's first and last step are always told.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, file: TextIO, *, interval: float = 10.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.file, self.interval, self.clock = file, interval, clock
+        self.pace = Pace(0, 0)
+        self._due = -math.inf
+
+    def start(self, total_tokens: int, done_tokens: int = 0) -> None:
+        """Note the run's length.
+
+        Args:
+            total_tokens: length of the run, tokens.
+            done_tokens: what a resumed run has behind it, tokens.
+        """
+        self.pace = Pace(total_tokens, done_tokens)
+
+    def update(self, metrics: Metrics) -> None:
+        """Write a line about a step if one is due, or about a validation.
+
+        Args:
+            metrics: a row of metrics.jsonl.
+        """
+        if metrics.get("kind") == "validation":
+            self.message(describe_validation(metrics))
+            return
+        self.pace.update(metrics["tokens"], metrics["tokens_per_second"])
+        if self.clock() >= self._due or self.pace.done >= self.pace.total:
+            self._due = self.clock() + self.interval
+            step = f"step {metrics['step']}  " if metrics.get("step") is not None else ""
+            self.message(f"{step}{self.pace.done}/{self.pace.total} tokens  {describe_step(metrics, self.pace)}")
+
+    def message(self, text: str) -> None:
+        """Write a line."""
+        print(text, file=self.file, flush=True)
+
+    def close(self) -> None:
+        """Do nothing: every line is written already."""
+
+
+def training_observer(file: TextIO | None = None) -> Observer:
+    """Return a progress bar if the file is a terminal, plain lines otherwise.
+
+    Args:
+        file: where to write; None is stderr.
+    """
+    stream = file or sys.stderr
+    console = Console(file=stream, highlight=False)
+    return TrainingProgress(console) if console.is_terminal else TrainingLines(stream)

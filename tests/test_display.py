@@ -1,0 +1,241 @@
+"""Views of decoding and training: what they show at each event, and that nothing a model writes is obeyed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import pytest
+from rich.console import Console
+
+from difflm.checkpoints.loading import LoadedModel
+from difflm.decode.engine import Engine, stream
+from difflm.decode.request import Committed, Completion, Denoised, Event, Finished, Forwards, SamplingParams
+from difflm.display import (
+    Canvas,
+    DenoisingView,
+    Pace,
+    TrainingLines,
+    TrainingProgress,
+    canvas_of,
+    describe_validation,
+    printable,
+    recording,
+    show_denoising,
+    training_observer,
+)
+from tests.decode.tiny import certain, scripted, tiny
+
+WORDS = ["The", " cat", " sat", " on", " the", " mat", "\n", ".", "<eos>", "[red]x[/red]", "\x1b[2J", "!", "?"]
+
+
+class WordTokenizer:
+    """Decodes like a sentencepiece tokenizer: the space before the first token of a text is lost."""
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool) -> str:
+        kept = [WORDS[t] for t in tokens if not (skip_special_tokens and WORDS[t] == "<eos>")]
+        return "".join(kept).removeprefix(" ")
+
+
+@pytest.fixture
+def loaded() -> LoadedModel:
+    model = scripted(lambda position: certain(position % 6), eos=(8,))
+    model.tokenizer = WordTokenizer()
+    return model
+
+
+def denoised(block: int, decided: dict[int, int], left: tuple[int, ...]) -> Denoised:
+    return Denoised(
+        request_id=0,
+        block=block,
+        positions=tuple(decided),
+        tokens=tuple(decided.values()),
+        confidences=(0.9,) * len(decided),
+        open_positions=left,
+    )
+
+
+def finished(tokens: list[int], reason: str = "length") -> Finished:
+    completion = Completion(
+        tokens=tokens,
+        text=None,
+        forwards=Forwards(denoise=3),
+        finish_reason="stop" if reason == "stop" else "length",
+        num_tokens=len(tokens),
+        seconds=1.0,
+    )
+    return Finished(request_id=0, completion=completion)
+
+
+EVENTS: list[Event] = [
+    denoised(1, {4: 0, 7: 3}, (5, 6)),
+    denoised(1, {5: 1, 6: 2}, ()),
+    Committed(request_id=0, block=1, tokens=(0, 1, 2, 3)),
+    denoised(2, {8: 4, 10: 8}, (9,)),
+    denoised(2, {9: 5}, ()),
+    Committed(request_id=0, block=2, tokens=(4, 5)),
+    finished([0, 1, 2, 3, 4, 5], "stop"),
+]
+
+
+def test_a_recording_shows_every_forward_and_no_eos_at_the_end(loaded: LoadedModel) -> None:
+    assert recording(loaded, EVENTS) == [
+        "   1  The__ on",
+        "   2  The cat sat on",
+        "   3  The cat sat on the_<eos>",
+        "   4  The cat sat on the mat",
+    ]
+    assert recording(loaded, EVENTS, width=20)[-1] == "   4  ...t on the mat"
+
+
+def test_a_recording_of_an_engine_ends_with_its_text(loaded: LoadedModel) -> None:
+    engine = Engine(loaded)
+    params = SamplingParams(max_new_tokens=9, threshold=1.0, min_accept=2)
+    lines = recording(loaded, engine.stream([1, 2, 3], params), width=200)
+    completion = engine.generate([[1, 2, 3]], params)[0]
+    assert len(lines) == completion.forwards.denoise
+    assert lines[-1].endswith(loaded.decode(completion.tokens))
+
+
+def test_pieces_tell_what_is_new(loaded: LoadedModel) -> None:
+    canvas = canvas_of(loaded)
+    for event in EVENTS[:1]:
+        canvas.apply(event)
+    assert [(p.text, p.kind) for p in canvas.pieces()] == [("The", "fresh"), ("__", "open"), (" on", "fresh")]
+    canvas.apply(EVENTS[1])
+    assert [(p.text, p.kind) for p in canvas.pieces()] == [
+        ("The", "decided"),
+        (" cat sat", "fresh"),
+        (" on", "decided"),
+    ]
+    for event in EVENTS[2:4]:
+        canvas.apply(event)
+    # Behind a committed token the leading space survives.
+    assert [(p.text, p.kind) for p in canvas.pieces()] == [
+        ("The cat sat on", "committed"),
+        (" the", "fresh"),
+        ("_", "open"),
+        ("<eos>", "fresh"),
+    ]
+    assert (canvas.forwards, canvas.num_decided) == (3, 6)
+
+
+def test_ids_are_shown_where_there_is_no_tokenizer() -> None:
+    assert recording(tiny(), [denoised(0, {1: 5}, (2,))]) == ["   1  <5>_"]
+
+
+def terminal(width: int = 60) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=width, height=10, legacy_windows=False)
+
+
+def output(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_live_view_draws_masks_and_leaves_the_text(loaded: LoadedModel) -> None:
+    console = terminal()
+    completion = DenoisingView(loaded, console).run(EVENTS)
+    drawn = output(console)
+    assert completion.tokens == [0, 1, 2, 3, 4, 5]
+    assert "__" in drawn
+    assert "tokens/forward" in drawn
+    assert drawn.rstrip().endswith("The cat sat on the mat")
+
+
+def test_finished_lines_scroll_and_are_not_drawn_twice(loaded: LoadedModel) -> None:
+    console = terminal()
+    view = DenoisingView(loaded, console)
+    tokens = [0, 6, 1, 6, 2, 3]
+    list(map(view.canvas.apply, [Committed(request_id=0, block=0, tokens=tuple(tokens))]))
+    view._scroll()
+    assert output(console) == "The\n cat\n"
+    with console.capture() as captured:
+        console.print(view.picture())
+    assert captured.get().splitlines()[0].strip() == "sat on"
+
+
+def test_a_paragraph_higher_than_the_screen_shows_its_end(loaded: LoadedModel) -> None:
+    console = terminal(width=20)
+    view = DenoisingView(loaded, console)
+    view.canvas.apply(Committed(request_id=0, block=0, tokens=(0, 1, 2, 3, 4, 5) * 40))
+    with console.capture() as captured:
+        console.print(view.picture())
+    lines = captured.get().splitlines()
+    assert len(lines) <= 10
+    assert "mat" in "".join(lines[-5:])
+
+
+def test_markup_and_control_characters_of_a_model_are_only_text(loaded: LoadedModel) -> None:
+    console = terminal()
+    events: list[Event] = [
+        denoised(0, {0: 9, 1: 10}, ()),
+        Committed(request_id=0, block=0, tokens=(9, 10)),
+        finished([9, 10]),
+    ]
+    DenoisingView(loaded, console).run(events)
+    assert "[red]x[/red]" in output(console)
+    assert "\x1b[2J" not in output(console)
+    assert printable("a\tb\x07\x1b[0m\n") == "a    b\ufffd\ufffd[0m\n"
+
+
+def test_away_from_a_terminal_only_the_text_is_printed(loaded: LoadedModel) -> None:
+    file = io.StringIO()
+    params = SamplingParams(max_new_tokens=5)
+    completion = show_denoising(loaded, stream(loaded, [1], params), file=file)
+    assert file.getvalue() == loaded.decode(completion.tokens) + "\n"
+
+
+STEP = {"kind": "train", "step": 3, "tokens": 400, "stage": 1, "block_size": 8, "loss": 2.5, "tokens_per_second": 50.0}
+VALIDATION = {"kind": "validation", "tokens": 400, "perplexity": {"1": 20.0, "8": 61.234}, "ar_perplexity": 19.5}
+
+
+def test_plain_lines_are_spaced_out_and_end_with_the_last_step() -> None:
+    file, now = io.StringIO(), [0.0]
+    lines = TrainingLines(file, interval=10.0, clock=lambda: now[0])
+    lines.start(1000, 0)
+    for tokens, seconds in ((100, 0.0), (200, 5.0), (400, 10.0), (500, 11.0), (1000, 12.0)):
+        now[0] = seconds
+        lines.update({**STEP, "tokens": tokens})
+    lines.update(VALIDATION)
+    lines.message("checkpoint x")
+    lines.close()
+    written = file.getvalue().splitlines()
+    assert [line.split("  ")[1] for line in written[:3]] == ["100/1000 tokens", "400/1000 tokens", "1000/1000 tokens"]
+    assert written[1] == "step 3  400/1000 tokens  stage 1  block 8  loss 2.500  50 tokens/s  ETA 0:00:12"
+    assert written[3:] == [describe_validation(VALIDATION), "checkpoint x"]
+    assert describe_validation(VALIDATION) == (
+        "validation at 400 tokens, perplexity: block 1 20.00, block 8 61.23, AR 19.50"
+    )
+
+
+def test_the_bar_shows_loss_speed_eta_and_stage() -> None:
+    console = terminal(width=120)
+    bar = TrainingProgress(console)
+    bar.start(1000, 200)
+    bar.update(STEP)
+    bar.update(VALIDATION)
+    bar.message("[bold]data[/bold]")
+    bar.close()
+    drawn = output(console)
+    for part in ("40%", "stage 1", "block 8", "loss 2.500", "50 tokens/s", "ETA 0:00:12", "AR 19.50", "[bold]data"):
+        assert part in drawn
+
+
+def test_the_pace_is_smoothed_and_unknown_at_first() -> None:
+    pace = Pace(1000, 0)
+    assert pace.remaining == "-"
+    pace.update(100, 10.0)
+    pace.update(200, 20.0)
+    assert pace.rate == pytest.approx(11.0)
+    pace.update(4000, 11.0)
+    assert pace.remaining == "0:00:00"
+    assert Pace(3_661_000, 0, rate=1000.0).remaining == "1:01:01"
+
+
+def test_the_observer_fits_the_stream() -> None:
+    assert isinstance(training_observer(io.StringIO()), TrainingLines)
+
+
+def test_a_canvas_without_events_is_empty() -> None:
+    assert Canvas(str, str).text() == ""
