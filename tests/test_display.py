@@ -85,7 +85,7 @@ def test_a_recording_shows_every_forward_and_no_eos_at_the_end(loaded: LoadedMod
         "   3  The cat sat on the_<eos>",
         "   4  The cat sat on the mat",
     ]
-    assert recording(loaded, EVENTS, width=20)[-1] == "   4  ...t on the mat"
+    assert recording(loaded, EVENTS, width=20)[-1] == "   4  ... on the mat"
 
 
 def test_a_recording_of_an_engine_ends_with_its_text(loaded: LoadedModel) -> None:
