@@ -36,9 +36,8 @@ def test_an_empty_folder_is_a_free_target(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_failure_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(error), staged_folder(tmp_path / "out") as stage:
-        (stage / "a").touch()
-        raise error
+    with pytest.raises(error):
+        _fail(tmp_path / "out", error)
     assert names(tmp_path) == []
 
 
@@ -52,13 +51,14 @@ def test_a_killed_attempt_is_cleared_by_the_next(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"out: cannot be written \(No space left on device\)"):
-        _fill(tmp_path / "out")
+        _fail(tmp_path / "out", OSError(28, "No space left on device"))
     assert names(tmp_path) == []
 
 
-def _fill(target: Path) -> None:
-    with staged_folder(target):
-        raise OSError(28, "No space left on device")
+def _fail(target: Path, error: BaseException | type[BaseException]) -> None:
+    with staged_folder(target) as stage:
+        (stage / "a").touch()
+        raise error
 
 
 def test_taken_targets_are_refused(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def make_tokenizer(
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+        vocab_size=315 + len(special), special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator(TEXT, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
@@ -95,7 +95,7 @@ def make_tokenizer(
     return tokenizer
 
 
-def causal(layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:  # noqa: ARG001
+def causal(layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
     """Plain causal attention over a single stream."""
     return F.scaled_dot_product_attention(query_BHNE, key_BGNE, value_BGNE, is_causal=True, enable_gqa=True)
 

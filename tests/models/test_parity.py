@@ -53,9 +53,8 @@ def test_logits_equal_on_import_and_after_export(case: str, sharded: bool, tmp_p
     assert difference(our_logits(loaded.model, token_BL), expected) < TOLERANCE
     save_model(loaded, tmp_path / "out", max_shard_bytes=20_000 if sharded else 10**9)
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1 or not sharded
-    exported, report = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", dtype=torch.float32, output_loading_info=True
-    )
+    read: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32, output_loading_info=True)
+    exported, report = read
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert difference(their_logits(exported.eval(), token_BL), expected) == 0.0
