@@ -132,7 +132,12 @@ class Trainer:
             )
         self.rows, self.validation_rows = load_rows(config, parent)
         checkpoint = open_run(config, resume)
-        self.loaded = load_model(checkpoint, device=config.device) if checkpoint else parent
+        self.loaded = parent
+        # Of the model the run starts from, so that a resumed run adds the same noise.
+        self.embedding_rms = float(parent.model.embedding.weight.detach().pow(2).mean().sqrt())
+        if checkpoint:
+            # Only the weights come from the checkpoint: it may be pruned, while later ones carry the parent's files.
+            parent.model.load_state_dict(load_model(checkpoint, device=config.device).model.state_dict())
         self.state = run_state.read_state(checkpoint) if checkpoint else TrainingState(data=self.rows.fingerprint)
         if self.state.data != self.rows.fingerprint:
             raise CheckpointError(
@@ -154,8 +159,6 @@ class Trainer:
         self.loader = Loader(order, LoaderState(epoch=self.state.epoch, position=self.state.position))
         self.noise = RowNoise(config.seed)
         self.log = MetricsLog(config.output / "metrics.jsonl", step=self.state.step)
-        embedding = master.embedding.weight.detach()
-        self.embedding_rms = float(embedding.float().pow(2).mean().sqrt())
 
     def train(self) -> LoadedModel:
         """Run to the end of the curriculum and return the trained model (float32 weights)."""
