@@ -90,8 +90,8 @@ def test_band_and_schedule_belong_to_bernoulli() -> None:
 
 @pytest.mark.parametrize("band", [(0.5, 0.5), (0.8, 0.3)])
 def test_empty_band_is_refused(band: tuple[float, float]) -> None:
-    with pytest.raises(ConfigError, match=r"objective.bandwidth"):
-        BlockDiffusionConfig(bandwidth=band)
+    with pytest.raises(ConfigError, match=r"objective.bandwidth: .* is empty"):
+        BlockDiffusionConfig(noise="bernoulli", bandwidth=band)
 
 
 def test_two_sources_of_one_fact_are_refused() -> None:

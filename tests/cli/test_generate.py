@@ -1,0 +1,92 @@
+"""`difflm generate`: completions on stdout and nothing else, options that reach the engine."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+import difflm
+from difflm.cli.generate import describe, encode_prompt
+from difflm.cli.main import run
+from difflm.errors import RequestError
+from tests.standins import write_parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generate")
+    write_parent(folder / "parent")
+    assert run(["convert", str(folder / "parent"), str(folder / "model"), "--block-size", "4"]) == 0
+    return folder / "model"
+
+
+PARAMS = ["--max-new-tokens", "6", "--ignore-eos", "--threshold", "0.001"]
+
+
+def completion(model: Path, prompt: str, **fields: float) -> difflm.Completion:
+    params = difflm.SamplingParams(max_new_tokens=6, ignore_eos=True, threshold=0.001, **fields)  # pyright: ignore[reportArgumentType]
+    return difflm.generate(difflm.load_model(model), [prompt], params)[0]
+
+
+def test_completions_are_the_librarys(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", str(model), "-p", "one", "-p", "two", *PARAMS]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{completion(model, 'one').text}\n{completion(model, 'two').text}\n"
+    assert printed.err.count("forwards: 0 prefill, 3 denoise") == 2
+    assert "6 tokens in" in printed.err
+
+
+def test_showing_away_from_a_terminal_prints_the_same(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", str(model), "-p", "one", *PARAMS, "--no-stats", "--show"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{completion(model, 'one').text}\n"
+    assert printed.err == ""
+
+
+def test_the_prompt_can_come_from_stdin(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n"))
+    assert run(["generate", str(model), *PARAMS, "--no-stats"]) == 0
+    assert capsys.readouterr().out == f"{completion(model, 'one').text}\n"
+
+
+def test_options_reach_the_engine(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    for words in ([], ["--temperature", "1.5", "--seed", "3"], ["--temperature", "1.5", "--seed", "4"]):
+        assert run(["generate", str(model), "-p", "one", *PARAMS, *words, "--no-stats"]) == 0
+        seen.append(capsys.readouterr().out)
+    assert len(set(seen)) == 3
+    assert seen[1] == f"{completion(model, 'one', temperature=1.5, seed=3).text}\n"
+    assert (
+        run(
+            ["generate", str(model), "-p", "one", *PARAMS, "--threshold", "1", "--min-accept", "2", "--block-size", "2"]
+        )
+        == 0
+    )
+    assert "1 prefill, 4 denoise" in capsys.readouterr().err
+
+
+def test_next_token_decoding_of_the_parent(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parent = model.parent / "parent"
+    assert run(["generate", str(parent), "-p", "one", "--decoding", "next_token", *PARAMS]) == 0
+    assert "tokens per forward" in capsys.readouterr().err
+
+
+def test_prompts_become_token_ids(model: Path) -> None:
+    loaded = difflm.load_model(model)
+    assert encode_prompt(loaded, "hi", chat_template=False) == loaded.encode("hi")
+    assert encode_prompt(loaded, "hi", chat_template=True) == loaded.encode("<|user|>hi<|assistant|>")
+    assert loaded.config.mask_token_id not in encode_prompt(loaded, "a <|mask|> b", chat_template=True)
+    with pytest.raises(RequestError, match="prompt: it is empty"):
+        encode_prompt(loaded, "", chat_template=True)
+
+
+def test_the_line_about_a_completion(model: Path) -> None:
+    done = completion(model, "one")
+    text = describe(done)
+    assert f"{done.tokens_per_forward:.2f} tokens per forward" in text
+    assert text.endswith("ended by length")
