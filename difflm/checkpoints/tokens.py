@@ -52,8 +52,8 @@ def load_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any | None:
         where = folder / gguf_file if gguf_file else folder
         if "trust_remote_code" in str(error):
             raise CheckpointError(
-                f"{where}: the tokenizer names code of its own (auto_map), which is never run; use a tokenizer.json with "
-                "a tokenizer_class of transformers"
+                f"{where}: the tokenizer names code of its own (auto_map), which is never run; use a "
+                "tokenizer.json with a tokenizer_class of transformers"
             ) from None
         raise CheckpointError(
             f"{where}: the tokenizer cannot be loaded ({one_line(error)}); copy its files again"
