@@ -2,10 +2,13 @@
 #   make demo        the whole path on a real checkpoint (about half an hour on two cores); resumes when interrupted
 #   make demo-quick  the same, shortened (minutes)
 #   make test        the fast test suite
-#   make TORCH=torch==2.12.1+cu128 setup   another build of torch; TORCH= keeps the one already in .venv
+#   make setup TORCH=torch==2.12.1         another version of torch; TORCH= keeps the one that is in .venv already
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu    torch from another index, e.g. without CUDA
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 JOBS ?= 2
 
 export OMP_WAIT_POLICY ?= passive
@@ -25,14 +28,17 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), difflm needs Python 3.11 or newer; use make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "setting up $(VENV) (once)"
-	@test -z "$(TORCH)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TORCH)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@test -z "$(TORCH)" || $(BIN)/python $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@$(BIN)/python $(PIP) -e ".[test]"
 	@touch $@
 
 $(LINT_STAMP): $(STAMP)
 	@echo "adding the checkers to $(VENV) (once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@$(BIN)/python $(PIP) -e ".[dev]"
 	@touch $@
+
+# One thread for each of the parallel test processes.
+test test-full: export OMP_NUM_THREADS ?= 1
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n $(JOBS)
