@@ -1,0 +1,60 @@
+"""How a benchmark is printed: a table for people, then one JSON document as the last line for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TextIO
+
+from difflm.bench.decode import DecodeBench
+
+
+def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Return an aligned plain-text table: the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in [headings, *rows]) for i in range(len(headings))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in [headings, tuple("-" * w for w in widths), *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def report(result: DecodeBench, *, file: TextIO | None = None) -> None:
+    """Print the table of a benchmark and, as the last line, the whole result as JSON.
+
+    Args:
+        result: of `bench_decode`.
+        file: where to write; None is stdout.
+    """
+    out = file or sys.stdout
+    rows = [
+        (
+            row.setting.system + (" (baseline)" if row.setting.system == result.baseline else ""),
+            row.setting.dtype,
+            str(row.setting.threads),
+            str(row.tokens),
+            f"{row.prefill}+{row.denoise}+{row.commit}",
+            f"{row.tokens_per_forward:.2f}",
+            f"{row.tokens_per_second:.1f}",
+            f"{row.ratio:.2f}",
+            f"{row.ratio_range[0]:.2f}-{row.ratio_range[1]:.2f}",
+        )
+        for row in result.rows
+    ]
+    headings = (
+        "system", "dtype", "threads", "tokens", "prefill+denoise+commit", "tokens/forward", "tokens/s", "ratio", "range"
+    )  # fmt: skip
+    machine = result.environment
+    print(f"{result.converted} against {result.parent}", file=out)
+    print(
+        f"{result.prompts} prompts of {result.prompt_tokens} tokens, up to {result.params.max_new_tokens} new tokens "
+        f"each, {result.repeats} interleaved repeats (medians); {machine['processor']}, {machine['cores']} cores, "
+        f"torch {machine['torch']}, transformers {machine['transformers']}, commit {machine['commit']}",
+        file=out,
+    )
+    print(table(headings, rows), file=out)
+    print(f"both AR systems gave the same answer to {result.same_ar_answers} of {result.prompts} prompts", file=out)
+    print(json.dumps({"benchmark": "decode", **asdict(result)}), file=out, flush=True)
