@@ -109,7 +109,7 @@ def caught(mutant: Mutant) -> bool:
 
 
 def main(words: list[str]) -> int:
-    """Check the mutants whose file, fault or test contains one of the words, all without words; return the exit code."""
+    """Check the mutants whose file, fault or test contains one of the words; return the exit code."""
     chosen = [each for each in MUTANTS if not words or any(word in f"{each.name} {each.test}" for word in words)]
     with mutated(None) as folder:
         if outcome(folder, sorted({each.test for each in chosen})):
