@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -21,8 +20,6 @@ from difflm.bench.decode import (
     kept_threads,
     summarise,
 )
-from difflm.bench.environment import environment
-from difflm.bench.report import report, table
 from difflm.bench.systems import CONVERTED, PARENT_ENGINE, PARENT_TRANSFORMERS, SYSTEMS, Answer
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import load_model
@@ -30,22 +27,6 @@ from difflm.decode.engine import generate
 from difflm.decode.request import SamplingParams
 from difflm.errors import RequestError
 from tests.standins import write_parent
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("bench")
-    parent = write_parent(folder / "parent")
-    convert(parent, folder / "converted", block_size=8)
-    return folder / "converted", parent
-
-
-@pytest.fixture(scope="module")
-def result(models: tuple[Path, Path]) -> DecodeBench:
-    params = SamplingParams(max_new_tokens=12, min_accept=3, threshold=1.0, ignore_eos=True)
-    return bench_decode(
-        *models, ["in the beginning", [1, 2, 3]], params=params, dtypes=("float32",), threads=(1,), repeats=2
-    )
 
 
 def test_every_system_answers_the_same_prompts_to_the_same_length(result: DecodeBench) -> None:
@@ -101,20 +82,6 @@ def test_transformers_stops_at_an_eos_and_counts_it(tmp_path: Path) -> None:
     assert result.same_ar_answers == 1
 
 
-def test_the_json_document_is_the_last_line(result: DecodeBench) -> None:
-    out = io.StringIO()
-    report(result, file=out)
-    lines = out.getvalue().splitlines()
-    document = json.loads(lines[-1])
-    assert document["benchmark"] == "decode"
-    assert document["baseline"] == result.baseline
-    assert [row["setting"]["system"] for row in document["rows"]] == list(SYSTEMS)
-    assert document["environment"]["cores"] >= 1
-    shown = "\n".join(lines[:-1])
-    assert f"{result.baseline} (baseline)" in shown
-    assert "1+10+0" in shown
-
-
 def test_refusals(models: tuple[Path, Path]) -> None:
     for prompts, repeats, said in (([], 1, "prompts"), ([[1]], 0, "repeats"), ([[10_000]], 1, "10000")):
         with pytest.raises(RequestError, match=said):
@@ -155,18 +122,3 @@ def test_threads_are_restored() -> None:
         torch.set_num_threads(before + 1)
     assert torch.get_num_threads() == before
     assert default_threads()[0] == 1
-
-
-def test_tables_are_aligned() -> None:
-    assert table(("name", "n"), [("a", "10"), ("long name", "1")]).splitlines() == [
-        "name        n",
-        "---------  --",
-        "a          10",
-        "long name   1",
-    ]
-
-
-def test_the_environment_names_versions_and_hides_paths() -> None:
-    facts = environment()
-    assert facts["torch"] == torch.__version__
-    assert not any(isinstance(value, str) and str(Path.home()) in value for value in facts.values())
