@@ -1,6 +1,6 @@
 """The demo's narrow task: one sentence about a person -> a JSON record.
 
-    Maria Keller, 34, works as a bridge painter in Lyon.
+    Text: Maria Keller, 34, works as a bridge painter in Lyon.
     JSON: {"name": "Maria Keller", "age": 34, "job": "bridge painter", "city": "Lyon"}
 
 Sentences come from templates with the fields in different order and with distractors (other people, other
@@ -75,7 +75,7 @@ class Item:
     """One example of the task.
 
     Attributes:
-        prompt: the sentence and the cue, up to and including "JSON:".
+        prompt: the lead, the sentence and the cue, up to and including "JSON:".
         completion: a space and the record as JSON; what follows the prompt.
         record: the record itself, keys in the order of `FIELDS`.
     """
@@ -111,8 +111,13 @@ def items(split: Split, count: int, seed: int) -> list[Item]:
 
 
 def to_prompt(sentence: str) -> str:
-    """Return the prompt for a sentence: the sentence, a new line and the cue."""
-    return f"{sentence}\nJSON:"
+    """Return the prompt for a sentence: a fixed lead, the sentence, a new line and the cue.
+
+    The lead is there because the first token of a document is where attention of many models goes to rest: such a
+    model reads its identity badly, and a name that stands there is copied wrong (measured: most of the errors without
+    it). It also gives the sentence's first word the leading space that words have elsewhere.
+    """
+    return f"Text: {sentence}\nJSON:"
 
 
 def to_json(record: Record) -> str:

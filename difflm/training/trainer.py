@@ -285,14 +285,20 @@ class Trainer:
         )
 
     def _after_step(self, before: int) -> None:
-        """Validate and save where the run has crossed a multiple of the configured tokens, and at its end."""
+        """Validate and save where the run has crossed a multiple of the configured tokens, and at its end.
+
+        A checkpoint of the final block size is validated as well: the merge chooses by its perplexity.
+        """
         now, last = self.state.tokens, self.state.tokens >= self.curriculum.total_tokens
 
         def crossed(every: int) -> bool:
             return bool(every) and now // every > before // every
 
-        saving = last or crossed(self.config.checkpoint.every_tokens)
-        if saving or crossed(self.config.validation.every_tokens):
+        settings = self.config.checkpoint
+        saving = last or crossed(settings.every_tokens)
+        final = self.curriculum.stages[-1].block_size
+        candidate = saving and settings.keep_best > 0 and self.state.block_size == final
+        if last or candidate or crossed(self.config.validation.every_tokens):
             self._validate()
         if saving:
             self._save()

@@ -38,7 +38,7 @@ def test_first_item_is_pinned() -> None:
     """Another version of Python or of the lists must not silently change the data behind published figures."""
     item = items("train", 1, 0)[0]
     assert item.prompt + item.completion == (
-        "In January, a tree driver named Imran Blackelli, 72, opened a shop in Paris.\nJSON:"
+        "Text: In January, a tree driver named Imran Blackelli, 72, opened a shop in Paris.\nJSON:"
         ' {"name": "Imran Blackelli", "age": 72, "job": "tree driver", "city": "Paris"}'
     )
 

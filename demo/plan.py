@@ -1,0 +1,138 @@
+"""How long each part of the demo is, and the two runs' configurations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from difflm.training.config import TrainConfig
+from difflm.training.config_io import config_from_tree
+
+BLOCK_SIZE = 8
+ROW_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Sizes of the demo.
+
+    Attributes:
+        ladder: block-size curriculum of the text stage: (block size or "row", tokens).
+        task_tokens: tokens of the task stage.
+        task_items: training items written for the task; more than are used.
+        validation_rows: rows of every text validation.
+        fresh, unseen: items of the main rows of the table.
+        side_fresh, side_unseen: items of the side rows.
+        thresholds: acceptance thresholds of the table, the main one first.
+        paper: the paper's own parametrisation (no shift, block-causal clean stream) instead of the shifted,
+            token-causal one that learns faster on so few tokens.
+    """
+
+    ladder: tuple[tuple[int | str, int], ...]
+    task_tokens: int
+    task_items: int = 4000
+    validation_rows: int = 16
+    fresh: int = 120
+    unseen: int = 60
+    side_fresh: int = 40
+    side_unseen: int = 20
+    thresholds: tuple[float, ...] = (0.95, 0.8, 0.99)
+    paper: bool = False
+
+
+FULL = Plan(
+    ladder=((1, 3_000), (4, 6_000), ("row", 6_000), (32, 5_000), (8, 20_000)),
+    task_tokens=100_000,
+)
+QUICK = Plan(
+    ladder=((1, 500), (4, 1_000), ("row", 1_000), (8, 1_500)),
+    task_tokens=8_000,
+    validation_rows=4,
+    fresh=12,
+    unseen=8,
+    side_fresh=6,
+    side_unseen=4,
+)
+
+
+def text_run(plan: Plan, folder: Path, *, diffusion: bool) -> TrainConfig:
+    """Return the text stage: the warm-up / stable / decay ladder, or its AR control on the same tokens."""
+    stages: list[dict[str, Any]] = [{"block_size": size, "tokens": tokens} for size, tokens in plan.ladder]
+    tokens = sum(count for _, count in plan.ladder)
+    return _run(
+        plan,
+        folder,
+        model=folder / "converted",
+        output=folder / ("text" if diffusion else "text-ar"),
+        files=("text-train.jsonl", "text-validation.jsonl"),
+        stages=stages if diffusion else [{"tokens": tokens}],
+        diffusion=diffusion,
+        extra={"embedding_noise": {"sigma": 0.1, "stages": 2}} if diffusion else {},
+        block_sizes=(1, 4, 8, 32),
+        validation_rows=plan.validation_rows,
+        keep_best=0,
+    )
+
+
+def task_run(plan: Plan, folder: Path, *, model: Path, diffusion: bool) -> TrainConfig:
+    """Return the task stage: Eq. 5 in its plain form (prompt clean, loss on the answer), or its AR control."""
+    stage: dict[str, Any] = {"tokens": plan.task_tokens}
+    return _run(
+        plan,
+        folder,
+        model=model,
+        output=folder / ("task" if diffusion else "task-ar"),
+        files=("task-train.jsonl", "task-validation.jsonl"),
+        stages=[{**stage, "block_size": BLOCK_SIZE} if diffusion else stage],
+        diffusion=diffusion,
+        extra={},
+        block_sizes=(BLOCK_SIZE,),
+        validation_rows=6,
+        keep_best=4 if diffusion else 0,
+    )
+
+
+def _run(
+    plan: Plan,
+    folder: Path,
+    *,
+    model: Path,
+    output: Path,
+    files: tuple[str, str],
+    stages: list[dict[str, Any]],
+    diffusion: bool,
+    extra: dict[str, Any],
+    block_sizes: tuple[int, ...],
+    validation_rows: int,
+    keep_best: int,
+) -> TrainConfig:
+    tokens = sum(stage["tokens"] for stage in stages)
+    # The AR co-loss keeps the clean stream a language model; a block-causal clean stream would leak the target.
+    objective = {
+        "kind": "block_diffusion",
+        "weighting": "uniform",
+        "ar_weight": 0.0 if plan.paper else 0.5,
+    }
+    tree: dict[str, Any] = {
+        "model": str(model),
+        "output": str(output),
+        "data": {
+            "paths": [str(folder / "data" / files[0])],
+            "validation_paths": [str(folder / "data" / files[1])],
+            "row_length": ROW_LENGTH,
+        },
+        "objective": objective if diffusion else {"kind": "next_token"},
+        "curriculum": stages,
+        "optimizer": {"learning_rate": 2e-4, "mask_row_lr_scale": 15.0 if diffusion else 1.0},
+        "lr_schedule": {"kind": "wsd", "warmup_fraction": 0.03, "decay_fraction": 0.3, "final_ratio": 0.05},
+        "rows_per_batch": 2,
+        "dtype": "bfloat16",
+        "head_chunk_rows": 1024,
+        "validation": {"rows": validation_rows, "block_sizes": list(block_sizes)},
+        # An interruption loses at most a twelfth of a run; the task's last checkpoints are candidates of the merge.
+        "checkpoint": {"every_tokens": max(tokens // 12, 1), "keep": 1, "keep_best": keep_best},
+        "log_every": 1,
+        **extra,
+    }
+    return config_from_tree(tree)
