@@ -46,7 +46,6 @@ class DataConfig:
         row_length: L, tokens in a packed row; every stage's block size divides it. Default 256.
         overlong: a prompt + completion document longer than a row is left out and counted ("drop"), or an error
             ("refuse"). Longer plain text is cut into rows. Default "drop".
-        bos: begin every document with the tokenizer's BOS (given, not learnt). Default false.
         fill: "eos" repeats EOS after each prompt + completion document up to a multiple of the last stage's
             block size, as a part of the loss, so that its last block looks as it does when decoding; "none"
             ends each document with its one EOS. Plain-text documents are never filled. Default "eos".
@@ -62,7 +61,6 @@ class DataConfig:
     format: Literal["auto", "jsonl", "text"] = "auto"
     row_length: Annotated[int, Field(ge=2)] = 256
     overlong: Literal["drop", "refuse"] = "drop"
-    bos: bool = False
     fill: Literal["eos", "none"] = "eos"
     validation_paths: tuple[NonEmptyPath, ...] = ()
     validation_fraction: OpenShare = 0.0

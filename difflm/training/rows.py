@@ -44,4 +44,5 @@ def _pack(documents: list[Document], config: TrainConfig, loaded: LoadedModel) -
         pad_id=eos if pad is None else pad,
         eos_id=eos,
         fill_multiple=config.fill_multiple,
+        overlong=config.data.overlong,
     )
