@@ -59,7 +59,7 @@ def model_card(title: str, config: Mapping[str, Any]) -> str:
     """
     record = config.get("difflm") or {}
     parent = record.get("parent") or {}
-    rows = [f"| `{name}` | `{json.dumps(config.get(name), ensure_ascii=False)}` |" for name in DIFFUSION_FIELDS]
+    values = {name: json.dumps(config.get(name), ensure_ascii=False) for name in DIFFUSION_FIELDS}
     facts = {
         "parent": parent.get("name", "unknown"),
         **{f"sha256 of {name}": digest for name, digest in (parent.get("sha256") or {}).items()},
@@ -69,15 +69,20 @@ def model_card(title: str, config: Mapping[str, Any]) -> str:
         "difflm": record.get("version", "unknown"),
     }
     if record.get("merged"):
-        facts["mean of"] = ", ".join(str(each) for each in record["merged"])
+        facts["mean of"] = ", ".join(str(each["name"]) for each in record["merged"])
     return _CARD.format(
         license=record.get("license") or "unknown",
         parent=parent.get("name", "unknown"),
         title=title,
         model_type=config.get("model_type"),
-        rows="\n".join(rows),
-        provenance="\n".join(f"| {name} | `{value}` |" for name, value in facts.items()),
+        rows=_table({f"`{name}`": value for name, value in values.items()}),
+        provenance=_table(facts),
     )
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    """Return rows of a Markdown table; a bar inside a value would end its cell."""
+    return "\n".join(f"| {name} | `{str(value).replace('|', chr(92) + '|')}` |" for name, value in rows.items())
 
 
 def licence_of_card(folder: Path) -> str | None:

@@ -20,7 +20,7 @@ from difflm.checkpoints.rules import key_map
 from difflm.checkpoints.tokens import carried_text_files
 from difflm.models.config import ModelConfig
 
-_REMOTE_CODE = ("auto_map", "custom_pipelines")
+_REMOTE_CODE = ("auto_map", "custom_pipelines", "custom_generate")
 
 
 def save_model(

@@ -1,0 +1,54 @@
+"""The model card says what the model is, where it comes from, and how not to decode it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from difflm.checkpoints.card import licence_of_card, model_card
+
+CONFIG = {
+    "model_type": "llama",
+    "block_size": 32,
+    "mask_token_id": 16,
+    "mask_token": "<|empty|>",
+    "logit_shift": False,
+    "clean_attention": "block",
+    "noisy_attention": "bidirectional",
+    "difflm": {
+        "version": "1",
+        "parent": {"name": "parent", "sha256": {"model.safetensors": "abc123"}},
+        "recipe": "wsd",
+        "license": "mit",
+        "mask_init": "mean",
+    },
+}
+
+
+def test_card(tmp_path: Path) -> None:
+    card = model_card("title", CONFIG)
+    assert "Warning: do not decode this model left to right" in card
+    for part in ("abc123", "`16`", '`"<\\|empty\\|>"`', "`false`", '`"bidirectional"`', "wsd", "`mean`", "# title"):
+        assert part in card
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["license"], front["base_model"]) == ("mit", "parent")
+    (tmp_path / "README.md").write_text(card)
+    assert licence_of_card(tmp_path) == "mit"
+
+
+def test_unknown_origins_are_said_to_be_unknown() -> None:
+    card = model_card("title", {"model_type": "llama", "mask_token_id": 3})
+    assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
+    assert "| parent | `unknown` |" in card
+
+
+def test_merged_checkpoints_are_listed() -> None:
+    record = {**CONFIG["difflm"], "merged": [{"name": "step-10"}, {"name": "step-20"}]}  # type: ignore[dict-item]
+    assert "step-10, step-20" in model_card("title", CONFIG | {"difflm": record})
+
+
+def test_licence_outside_the_front_matter_does_not_count(tmp_path: Path) -> None:
+    assert licence_of_card(tmp_path) is None
+    (tmp_path / "README.md").write_text("license: mit\n")
+    assert licence_of_card(tmp_path) is None
