@@ -44,11 +44,17 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
         bos = "a BOS token (this model's config names none)" if config.bos_token_id is None else config.bos_token_id
         why = "reads each token at the row before it (logit_shift)" if block else "predicts left to right"
         raise RequestError(f"prompt: it is empty, but this model {why}; start the prompt with the BOS id {bos}")
+    block_size = params.resolved_block_size(config.generation, config.block_size) if block else 1
+    if block_size > config.model.max_positions:
+        raise RequestError(
+            f"block_size: {block_size} tokens are more than the context of {config.model.max_positions}; "
+            f"choose a smaller block (the checkpoint's is {config.block_size})"
+        )
     return Request(
         id=request_id,
         prompt=tokens,
         max_new_tokens=params.max_new_tokens,
-        block_size=params.resolved_block_size(config.generation, config.block_size) if block else 1,
+        block_size=block_size,
         threshold=params.resolved_threshold(config.generation),
         min_accept=params.min_accept,
         temperature=params.temperature,

@@ -46,6 +46,12 @@ def test_the_context_is_a_limit_and_the_message_names_the_numbers() -> None:
     assert "3 tokens" in message
 
 
+def test_a_block_beyond_the_context_is_refused() -> None:
+    assert admitted(tiny(), [1], block_size=96).block_size == 96
+    assert "block_size: 97 tokens" in refusal(tiny(), [1], block_size=97)
+    assert admitted(tiny(), [1], block_size=97, decoding="next_token").block_size == 1
+
+
 def test_block_decoding_needs_a_mask_token() -> None:
     loaded = tiny(mask_id=None)
     assert "difflm convert" in refusal(loaded, [1])
