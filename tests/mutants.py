@@ -72,6 +72,78 @@ MUTANTS = (
         "",
         "tests/cli/test_main.py::test_threads_wait_passively_unless_told_otherwise",
     ),
+    Mutant(
+        "difflm/diffusion/acceptance.py",
+        "(confidence_BS > threshold)",
+        "(confidence_BS >= threshold)",
+        "tests/diffusion/test_acceptance.py::test_the_threshold_is_strict",
+    ),
+    Mutant(
+        "difflm/diffusion/acceptance.py",
+        "keepdim=True) >= min_accept",
+        "keepdim=True) >= 1",
+        "tests/diffusion/test_acceptance.py::test_accept_equals_the_loops",
+    ),
+    Mutant(
+        "difflm/diffusion/acceptance.py",
+        "right=True",
+        "right=False",
+        "tests/diffusion/test_acceptance.py::test_the_ends_of_the_uniform_range_never_pick_a_token_of_mass_zero",
+    ),
+    Mutant(
+        "difflm/decode/runner.py",
+        "hidden_MD[0] = slot.last_hidden_D",
+        "pass",
+        "tests/decode/test_runner.py::test_hidden_rows_of_the_cached_path_are_those_of_the_training_layout",
+    ),
+    Mutant(
+        "difflm/decode/runner.py",
+        "hidden_ND[work.num_clean - 1]",
+        "hidden_ND[-1]",
+        "tests/decode/test_runner.py::test_hidden_rows_of_the_cached_path_are_those_of_the_training_layout",
+    ),
+    Mutant(
+        "difflm/decode/runner.py",
+        "own_NN, clean_NN | noisy_N[:, None])",
+        "own_NN | ~noisy_N[:, None], clean_NN | noisy_N[:, None])",
+        "tests/decode/test_runner.py::test_visibility_is_the_training_layout_of_the_rows",
+    ),
+    Mutant(
+        "difflm/decode/runner.py",
+        "suppressed_ids=self.suppressed",
+        "suppressed_ids=None",
+        "tests/decode/test_engine.py::test_a_model_that_prefers_mask_and_unassigned_ids_still_ends_and_never_emits_them",
+    ),
+    Mutant(
+        "difflm/decode/sequences.py",
+        "num_tokens=len(generated) + self.stopped",
+        "num_tokens=len(generated)",
+        "tests/decode/test_engine.py::test_eos_fill_does_not_count",
+    ),
+    Mutant(
+        "difflm/decode/sequences.py",
+        "stop = min(self.block_stop, self.end)",
+        "stop = self.block_stop",
+        "tests/decode/test_engine.py::test_positions_behind_an_accepted_eos_cost_no_forwards",
+    ),
+    Mutant(
+        "difflm/decode/sequences.py",
+        "if not self.decided[place])",
+        "if self.tokens[place] == self.mask_id)",
+        "tests/decode/test_sequences.py::test_a_decided_position_is_never_recognised_by_its_id",
+    ),
+    Mutant(
+        "difflm/models/cache.py",
+        "prefix = self.mask_NN.new_ones(",
+        "prefix = self.mask_NN.new_zeros(",
+        "tests/models/test_cache.py::test_the_mask_is_between_new_rows_only",
+    ),
+    Mutant(
+        "difflm/bench/decode.py",
+        "max(candidates, key",
+        "min(candidates, key",
+        "tests/bench/test_decode.py::test_the_fastest_setting_and_the_fastest_ar_system_win",
+    ),
 )
 
 
