@@ -41,9 +41,7 @@ def attention_of(kind: str, layout: Layout) -> Attend:
     if kind == "dense":
         return DenseAttention(materialise(layout_mask(layout), 1, 2 * length))
     backend = "split" if kind == "split" else "portable"
-    return SplitAttention(
-        layout, heads_per_group=HEADS // GROUPS, dtype=torch.float32, device="cpu", backend=backend
-    )
+    return SplitAttention(layout, heads_per_group=HEADS // GROUPS, dtype=torch.float32, device="cpu", backend=backend)
 
 
 def inputs_of(length: int) -> list[torch.Tensor]:

@@ -81,19 +81,17 @@ def measure(name: str, loaded: LoadedModel, split: Split, count: int, params: Sa
         name=name,
         split=split,
         count=count,
-        correct=sum(exact_match(each.text, item) for each, item in zip(completions, examples, strict=True)),
+        correct=sum(exact_match(each.text or "", item) for each, item in zip(completions, examples, strict=True)),
         tokens=sum(len(each.tokens) + (each.finish_reason == "stop") for each in completions),
         prefill=sum(each.prefill for each in forwards),
         denoise=sum(each.denoise for each in forwards),
         commit=sum(each.commit for each in forwards),
         seconds=sum(each.seconds for each in completions),
-        answers=[each.text for each in completions],
+        answers=[each.text or "" for each in completions],
     )
 
 
-def cached_measure(
-    path: Path, name: str, loaded: LoadedModel, split: Split, count: int, params: SamplingParams
-) -> Row:
+def cached_measure(path: Path, name: str, loaded: LoadedModel, split: Split, count: int, params: SamplingParams) -> Row:
     """Return the row stored at `path`, or measure and store it; so an interrupted demo goes on where it stopped."""
     if path.is_file():
         return Row(**json.loads(path.read_text(encoding="utf-8")))

@@ -12,7 +12,9 @@ from demo.evaluate import Row, side_by_side
 from difflm.plots import plot_training
 from difflm.training.metrics import read_metrics
 
-GOALS = "goals: exact match >= 0.95 at TPF >= 2.5 (fresh), exact match >= 0.6 (unseen), more tokens/s than the AR control"
+GOALS = (
+    "goals: exact match >= 0.95 at TPF >= 2.5 (fresh), exact match >= 0.6 (unseen), more tokens/s than the AR control"
+)
 
 
 def perplexity_lines(folder: Path) -> list[str]:
@@ -54,9 +56,15 @@ def goal_lines(rows: Sequence[Row]) -> list[str]:
     fresh, unseen = main["fresh"], main["unseen"]
     ratio = fresh.tokens_per_second / control["fresh"].tokens_per_second
     checks = [
-        (f"exact match on fresh items {fresh.correct / fresh.count:.2f} (goal 0.95)", fresh.correct / fresh.count >= 0.95),
+        (
+            f"exact match on fresh items {fresh.correct / fresh.count:.2f} (goal 0.95)",
+            fresh.correct / fresh.count >= 0.95,
+        ),
         (f"TPF with commits {fresh.tokens_per_forward:.2f} (goal 2.5)", fresh.tokens_per_forward >= 2.5),
-        (f"exact match on unseen values {unseen.correct / unseen.count:.2f} (goal 0.6)", unseen.correct / unseen.count >= 0.6),
+        (
+            f"exact match on unseen values {unseen.correct / unseen.count:.2f} (goal 0.6)",
+            unseen.correct / unseen.count >= 0.6,
+        ),
         (f"tokens/s over the AR control {ratio:.2f}x (goal above 1)", ratio > 1),
     ]
     return [f"{'reached    ' if met else 'NOT REACHED'}  {text}  [{fresh.name}]" for text, met in checks]
@@ -76,7 +84,9 @@ def answer_lines(rows: Sequence[Row], *, shown: int = 3) -> list[str]:
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a Markdown table with padded columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 

@@ -20,16 +20,16 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from demo import report  # noqa: E402
-from demo.corpus import write_corpus  # noqa: E402
-from demo.evaluate import Row, cached_measure  # noqa: E402
-from demo.fetch import CORPUS, MODEL, cache_folder, fetch  # noqa: E402
-from demo.plan import BLOCK_SIZE, FULL, QUICK, Plan, task_run, text_run  # noqa: E402
-from demo.task import items, write_jsonl  # noqa: E402
-from difflm import DifflmError, LoadedModel, SamplingParams, convert, load_model, train  # noqa: E402
-from difflm.display import training_observer  # noqa: E402
-from difflm.training.merging import merge_run  # noqa: E402
-from difflm.training.trainer import set_threads  # noqa: E402
+from demo import report
+from demo.corpus import write_corpus
+from demo.evaluate import Row, cached_measure
+from demo.fetch import CORPUS, MODEL, cache_folder, fetch
+from demo.plan import BLOCK_SIZE, FULL, QUICK, Plan, task_run, text_run
+from demo.task import items, write_jsonl
+from difflm import DifflmError, LoadedModel, SamplingParams, convert, load_model, train
+from difflm.display import training_observer
+from difflm.training.merging import merge_run
+from difflm.training.trainer import set_threads
 
 
 def say(text: str) -> None:
@@ -143,9 +143,11 @@ def run(plan: Plan, folder: Path, cache: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m demo.run", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m demo.run", description="The main job on a real checkpoint.")
     parser.add_argument("--quick", action="store_true", help="a short run that shows the path, not the quality")
-    parser.add_argument("--paper", action="store_true", help="the paper's parametrisation: no shift, block-causal clean")
+    parser.add_argument(
+        "--paper", action="store_true", help="the paper's parametrisation: no shift, block-causal clean"
+    )
     parser.add_argument("--output", type=Path, help="folder of the demo (default: runs/demo[-quick][-paper])")
     parser.add_argument("--cache", type=Path, help="folder of the downloads (default: the user's cache)")
     options = parser.parse_args(arguments)

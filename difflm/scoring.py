@@ -189,7 +189,8 @@ def score(
 
     Args:
         loaded: a converted model.
-        clean_BL, noisy_BL: int64; a position is masked where `noisy_BL` is the checkpoint's mask token.
+        clean_BL: int64 tokens to score.
+        noisy_BL: int64, the same with the checkpoint's mask token where a position is masked.
         block_size: S in tokens; None: MDLM (Eq. 2), one block per document and no clean half.
         document_BL: as in `logits`.
 

@@ -61,7 +61,6 @@ def train(
     from difflm.training.trainer import train as run_training
 
     checkpoint = run_training(config, resume=resume, observer=training_observer())
-    _plot(config.output)
     click.echo(f"{checkpoint}")
 
 
@@ -103,13 +102,3 @@ def find_recipe(name: str) -> Path:
     near = difflib.get_close_matches(name, recipe_names(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"recipe: {name!r} is neither a file nor a shipped recipe{hint} ({', '.join(recipe_names())})")
-
-
-def _plot(run: Path) -> None:
-    """Draw the run where matplotlib is installed; say so where it is not."""
-    from difflm.plots import plot_training
-
-    try:
-        plot_training(run / "metrics.jsonl", run / "training.png")
-    except ConfigError as error:
-        click.echo(f"no picture of the run: {error}", err=True)

@@ -69,11 +69,11 @@ def layout_mask(layout: Layout) -> MaskMod:
         same = block_BL[row, query] == block_BL[row, key]
         return same & (key <= query) if layout.causal_inside else same
 
-    def single(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
+    def single(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         earlier = block_BL[row, query] > block_BL[row, key]
         return (document_BL[row, query] == document_BL[row, key]) & (earlier | inside(row, query, key))
 
-    def double(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001
+    def double(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         noisy_query, noisy_key = query < length, key < length
         query, key = query % length, key % length
         document = document_BL[row, query] == document_BL[row, key]

@@ -217,7 +217,9 @@ class Bernoulli:
         masked_L = trainable_L & ((chance_L < probability_U[group_L]) | (rank_L < self.min_masks))
         weight_U = self.schedule.loss_weight(t_U) * scale
         # The complementary view has mask rate 1 - p; its weight makes E[w * masked] = 1 for it as well.
-        rest_U = torch.where(probability_U < 1.0, weight_U * probability_U / (1.0 - probability_U).clamp(min=1e-12), 0.0)
+        rest_U = torch.where(
+            probability_U < 1.0, weight_U * probability_U / (1.0 - probability_U).clamp(min=1e-12), 0.0
+        )
         return RowDraw(masked_L, weight_U[group_L].float(), rest_U[group_L].float())
 
 
@@ -225,7 +227,7 @@ class Bernoulli:
 class FullMask:
     """Mask every trainable position, weight 1: block size 1 under any noise, and the state decoding starts from."""
 
-    def draw(self, group_L: Tensor, trainable_L: Tensor, generator: torch.Generator) -> RowDraw:  # noqa: ARG002
+    def draw(self, group_L: Tensor, trainable_L: Tensor, generator: torch.Generator) -> RowDraw:
         """Return the masks and weights of a row (see `Noise`)."""
         one = torch.ones(group_L.shape[0])
         return RowDraw(trainable_L.clone(), one, torch.zeros_like(one))

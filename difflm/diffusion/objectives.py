@@ -79,7 +79,7 @@ class NextToken:
     For AR parents and controls. The normaliser is the number of predicted tokens.
     """
 
-    def prepare(self, batch: Batch, *, mask_id: int | None, noise: RowNoise) -> ModelInput:  # noqa: ARG002
+    def prepare(self, batch: Batch, *, mask_id: int | None, noise: RowNoise) -> ModelInput:
         """Return a causal forward over the clean row; nothing is masked and no noise is drawn."""
         layout = Layout(document_BL=batch.document_BL, block_BL=batch.position_BL, causal_inside=True)
         return ModelInput(
@@ -186,21 +186,18 @@ class BlockDiffusion:
         unit_BL = block_starts(batch.document_BL, block_BL).long().cumsum(1) - 1
         group_BL = unit_BL if self.time_per == "block" else _document_groups(batch)
         pair = self.complementary and self.block_size != 1
-        index, view, masked, weight, counted = [], [], [], [], []
+        views: list[tuple[int, int, Tensor, Tensor, Tensor]] = []
         for position, (row, epoch) in enumerate(zip(batch.row_B.tolist(), batch.epoch_B.tolist(), strict=True)):
             wanted = wanted_BL[position]
             drawn = source.draw(group_BL[position], wanted, noise.generator(row, epoch))
+            views.append((position, 0, drawn.masked_L, drawn.weight_L, wanted))
             rest = wanted & ~drawn.masked_L
-            index.append(position), view.append(0)
-            masked.append(drawn.masked_L), weight.append(drawn.weight_L), counted.append(wanted)
             if pair and bool(rest.any()):
                 left_U = torch.zeros(int(unit_BL[position].max()) + 1, dtype=torch.bool)
                 left_U[unit_BL[position][rest]] = True
-                index.append(position), view.append(1)
-                masked.append(rest), weight.append(drawn.complement_weight_L)
-                counted.append(wanted & left_U[unit_BL[position]])
-        stack = torch.stack
-        return torch.tensor(index), torch.tensor(view), stack(masked), stack(weight), stack(counted)
+                views.append((position, 1, rest, drawn.complement_weight_L, wanted & left_U[unit_BL[position]]))
+        index, view, masked, weight, counted = zip(*views, strict=True)
+        return torch.tensor(index), torch.tensor(view), torch.stack(masked), torch.stack(weight), torch.stack(counted)
 
     def _diffusion_rows(
         self, rows: Batch, layout: Layout, masked_BL: Tensor, weight_BL: Tensor, counted_BL: Tensor

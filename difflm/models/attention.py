@@ -38,7 +38,7 @@ class DenseAttention:
 
     mask_B1NN: Tensor
 
-    def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:  # noqa: ARG002
+    def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
         """Return the mixed values, [B, H, N, E]."""
         return F.scaled_dot_product_attention(
             query_BHNE, key_BGNE, value_BGNE, attn_mask=self.mask_B1NN, enable_gqa=True
@@ -93,7 +93,7 @@ def _tile_spans(document: Sequence[int], block: Sequence[int], tile: int) -> lis
         new_document = begin == 0 or document[begin] != document[begin - 1]
         document_start = begin if new_document else document_start
         if open_span is not None:
-            prefix, start, stop = open_span
+            prefix, start, _ = open_span
             shares = not new_document or prefix == start
             if document[begin] != PADDING and shares and end - start <= tile:
                 open_span = (prefix, start, end)
@@ -158,7 +158,7 @@ class SplitAttention:
             additive.append(bias.repeat(heads_per_group, 1).to(device))
         self.bias_QT = additive
 
-    def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:  # noqa: ARG002
+    def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
         """Return the mixed values, [B, H, N, E]; zeros on padding."""
         if self.backend == "split":
             return _MergedTiles.apply(query_BHNE, key_BGNE, value_BGNE, self.tiles, self.bias_QT)
@@ -183,8 +183,7 @@ class SplitAttention:
 
 def _fold(query_HNE: Tensor, rows: tuple[slice, ...], groups: int) -> Tensor:
     """Return the tile's queries with the heads of a group stacked as rows: [1, G, Q, E]."""
-    part = torch.cat([query_HNE[:, span] for span in rows], dim=1) if len(rows) > 1 else query_HNE[:, rows[0]]
-    return part.reshape(1, groups, -1, part.shape[-1])
+    return _gather(query_HNE, rows).reshape(1, groups, -1, query_HNE.shape[-1])
 
 
 def _unfold_into(out_HNE: Tensor, rows: tuple[slice, ...], mixed_1GQE: Tensor) -> None:
@@ -198,7 +197,9 @@ def _unfold_into(out_HNE: Tensor, rows: tuple[slice, ...], mixed_1GQE: Tensor) -
 
 
 def _gather(value_GNE: Tensor, rows: tuple[slice, ...]) -> Tensor:
-    return torch.cat([value_GNE[:, span] for span in rows], dim=1)[None] if len(rows) > 1 else value_GNE[None, :, rows[0]]
+    """Return the given rows, [1, G, T, E]."""
+    parts = [value_GNE[None, :, span] for span in rows]
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
 def _scatter_add(out_GNE: Tensor, rows: tuple[slice, ...], grad_1GTE: Tensor) -> None:
@@ -225,7 +226,9 @@ class _MergedTiles(torch.autograd.Function):
                 folded, _gather(key[each.row], each.rows_T), _gather(value[each.row], each.rows_T), attn_mask=bias_QT
             )
             if each.prefix.stop > each.prefix.start:
-                before, before_total = kernel(folded, key[each.row, None, :, each.prefix], value[each.row, None, :, each.prefix])
+                before, before_total = kernel(
+                    folded, key[each.row, None, :, each.prefix], value[each.row, None, :, each.prefix]
+                )
                 merged = torch.logaddexp(total, before_total)
                 mixed = mixed * (total - merged).exp()[..., None] + before * (before_total - merged).exp()[..., None]
                 mixed, total = mixed.to(query.dtype), merged
@@ -285,7 +288,8 @@ def attention_for(
     Args:
         layout: attention structure.
         heads_per_group: query heads per key/value head.
-        dtype, device: of the model.
+        dtype: of the model.
+        device: of the model.
         backend: force "split" (CPU only) or "portable".
     """
     chosen: AttentionBackend = backend or ("split" if torch.device(device).type == "cpu" else "portable")

@@ -39,7 +39,7 @@ class BlockCache:
 
     def commit(self, count: int) -> None:
         """Make the first `count` provisional entries part of the committed prefix."""
-        assert 0 <= count and self.length + count <= self.capacity, "commit beyond the cache"
+        assert 0 <= count <= self.capacity - self.length, "commit beyond the cache"
         self.length += count
 
 

@@ -1,10 +1,10 @@
 """Checkpoints of a run: a model folder that loads as it is, plus counters and optimiser moments; no pickle.
 
-    run/config.yaml                      the resolved configuration; runs again
-    run/metrics.jsonl, run/training.png
-    run/checkpoints/step-00000123/       model folder (config, weights in float32, tokenizer, card)
-        training_state.json              counters and validation figures; its presence completes the checkpoint
-        optimizer.safetensors            moments of AdamW; kept in the newest checkpoint only
+run/config.yaml                      the resolved configuration; runs again
+run/metrics.jsonl, run/training.png
+run/checkpoints/step-00000123/       model folder (config, weights in float32, tokenizer, card)
+    training_state.json              counters and validation figures; its presence completes the checkpoint
+    optimizer.safetensors            moments of AdamW; kept in the newest checkpoint only
 """
 
 from __future__ import annotations

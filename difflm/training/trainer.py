@@ -22,6 +22,7 @@ from difflm.diffusion.curriculum import BlockCurriculum, Stage
 from difflm.diffusion.noise import Bernoulli, ExactCount, Noise, RowNoise, embedding_noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
 from difflm.errors import CheckpointError, ConfigError, DifflmError
+from difflm.plots import plot_training
 from difflm.scoring import score_input
 from difflm.training import state as run_state
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
@@ -202,7 +203,8 @@ class Trainer:
         if not math.isfinite(norm):
             rows = [row for each in inputs for row in each.row_B.tolist()]
             raise NonFiniteError(
-                f"gradient norm {norm} at step {self.state.step + 1} (rows {rows}); lower the learning rate or check the data"
+                f"gradient norm {norm} at step {self.state.step + 1} (rows {rows}); "
+                "lower the learning rate or check the data"
             )
         ratio = learning_rate_ratio(self.config.lr_schedule, self.state.tokens, self.curriculum.total_tokens)
         rate = self.optimizer.step(ratio)
@@ -308,7 +310,7 @@ class Trainer:
             return
         settings = self.config.validation
         final = self.curriculum.stages[-1].block_size
-        sizes = sorted({*settings.block_sizes, *([final] if final else [])})
+        sizes: list[int] = sorted({*settings.block_sizes, final or settings.block_sizes[0]})
         result: Perplexities = validate(
             self.model,
             self.validation_rows,
@@ -322,16 +324,12 @@ class Trainer:
             autoregressive=settings.autoregressive,
         )
         figures = result.as_metrics()
-        self.state = replace(
-            self.state, validation=figures["perplexity"], ar_perplexity=figures["ar_perplexity"]
-        )
+        self.state = replace(self.state, validation=figures["perplexity"], ar_perplexity=figures["ar_perplexity"])
         self._record({"kind": "validation", "step": self.state.step, "tokens": self.state.tokens, **figures})
 
     def _save(self) -> None:
         updates = {"block_size": self.state.block_size} if self.state.block_size else {}
-        folder = run_state.save_checkpoint(
-            self.config.output, self.loaded, self.optimizer, self.state, updates=updates
-        )
+        folder = run_state.save_checkpoint(self.config.output, self.loaded, self.optimizer, self.state, updates=updates)
         final = self.curriculum.stages[-1].block_size
         settings = self.config.checkpoint
         run_state.prune(self.config.output, keep=settings.keep, keep_best=settings.keep_best, block_size=final)
@@ -365,5 +363,10 @@ def train(config: TrainConfig, *, resume: Resume = "never", observer: Observer |
         ConfigError, CheckpointError, DataError: input that cannot be used.
         NonFiniteError: the gradient is not finite.
     """
-    Trainer(config, resume=resume, observer=observer).train()
+    trainer = Trainer(config, resume=resume, observer=observer)
+    trainer.train()
+    try:
+        plot_training(config.output / "metrics.jsonl", config.output / "training.png")
+    except ConfigError as error:
+        trainer.observer.message(f"no picture of the run: {error}")
     return run_state.checkpoint_folders(config.output)[-1]

@@ -98,9 +98,7 @@ def test_the_ar_co_loss_is_next_token_on_the_clean_stream_once_per_row() -> None
     causal = Parametrisation(clean_attention="causal")
     plain = NextToken().prepare(batch, mask_id=None, noise=RowNoise(0)).terms[0]
     for complementary in (False, True):
-        objective = BlockDiffusion(
-            block_size=4, ar_weight=0.5, complementary=complementary, parametrisation=causal
-        )
+        objective = BlockDiffusion(block_size=4, ar_weight=0.5, complementary=complementary, parametrisation=causal)
         inputs = objective.prepare(batch, mask_id=MASK, noise=RowNoise(1))
         diffusion, ar = inputs.terms
         assert (diffusion.name, ar.name, ar.scale) == ("diffusion", "ar", 0.5)

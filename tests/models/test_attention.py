@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from difflm.diffusion.masks import block_numbers, layout_mask, materialise
-from difflm.models.attention import DenseAttention, SplitAttention, split_tiles
+from difflm.models.attention import AttentionBackend, DenseAttention, SplitAttention, split_tiles
 from difflm.types import Layout
 from tests.rows import batch_of
 
@@ -29,7 +29,7 @@ def layout_of(
     )
 
 
-def largest_difference(layout: Layout, *, tile: int, backend: str) -> float:
+def largest_difference(layout: Layout, *, tile: int, backend: AttentionBackend) -> float:
     """Return the largest difference of outputs and of the three gradients, padding rows left out."""
     rows, length = layout.document_BL.shape
     size = 2 * length if layout.two_streams else length
@@ -43,7 +43,12 @@ def largest_difference(layout: Layout, *, tile: int, backend: str) -> float:
     cotangent = torch.randn(rows, HEADS, size, WIDTH, generator=generator) * real
     dense = DenseAttention(materialise(layout_mask(layout), rows, size))
     split = SplitAttention(
-        layout, heads_per_group=HEADS // GROUPS, dtype=torch.float32, device="cpu", backend=backend, tile=tile  # type: ignore[arg-type]
+        layout,
+        heads_per_group=HEADS // GROUPS,
+        dtype=torch.float32,
+        device="cpu",
+        backend=backend,
+        tile=tile,  # type: ignore[arg-type]
     )
     results = []
     for attend in (dense, split):
@@ -55,7 +60,7 @@ def largest_difference(layout: Layout, *, tile: int, backend: str) -> float:
 @pytest.mark.parametrize("backend", ["split", "portable"])
 @pytest.mark.parametrize("block_size", [1, 4, 32, 150])
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_split_equals_dense(packing: list[list[int]], block_size: int, backend: str) -> None:
+def test_split_equals_dense(packing: list[list[int]], block_size: int, backend: AttentionBackend) -> None:
     for two, inside, clean, origin in itertools.product((0, 1), (0, 1), (0, 1), ("document", "row")):
         layout = layout_of(
             packing,
@@ -104,7 +109,9 @@ def test_tiles_are_small_and_cover_every_real_token_once() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype: torch.dtype) -> None:
-    layout = layout_of([[100, 40]], row_length=150, block_size=8, two=True, inside=False, clean=False, origin="document")
+    layout = layout_of(
+        [[100, 40]], row_length=150, block_size=8, two=True, inside=False, clean=False, origin="document"
+    )
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, heads, 300, WIDTH, generator=generator) for heads in (HEADS, GROUPS, GROUPS)]
     wide = [each.double().requires_grad_() for each in inputs]

@@ -54,7 +54,9 @@ def gradients(trainer: Trainer) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     clip = trainer.optimizer.clip
 
     def spy() -> torch.Tensor:
-        found.update({name: p.grad.clone() for name, p in trainer.loaded.model.named_parameters() if p.grad is not None})
+        found.update(
+            {name: p.grad.clone() for name, p in trainer.loaded.model.named_parameters() if p.grad is not None}
+        )
         return clip()
 
     trainer.optimizer.clip = spy  # type: ignore[method-assign]
@@ -221,8 +223,8 @@ def test_bad_runs(files: dict[str, Path], tmp_path: Path) -> None:
         Trainer(config_of(files, tmp_path / "other", model="parent"))
     with pytest.raises(ConfigError, match="clean_attention 'causal'"):
         Trainer(config_of(files, tmp_path / "leak", objective={"kind": "block_diffusion", "ar_weight": 0.5}))
+    long = {"paths": [str(files["texts"])], "row_length": 1024}
     with pytest.raises(ConfigError, match="exceeds the model's context"):
-        long = {"paths": [str(files["texts"])], "row_length": 1024}
         Trainer(config_of(files, tmp_path / "long", data=long))
     assert not (tmp_path / "other").exists()
     assert not (tmp_path / "leak").exists()
@@ -231,7 +233,7 @@ def test_bad_runs(files: dict[str, Path], tmp_path: Path) -> None:
 def test_a_changed_configuration_is_not_resumed(files: dict[str, Path], tmp_path: Path) -> None:
     config = config_of(files, tmp_path / "run")
     train(config)
-    with pytest.raises(ConfigError, match="train.seed: differs from the run"):
+    with pytest.raises(ConfigError, match=r"train\.seed: differs from the run"):
         Trainer(dataclasses.replace(config, seed=9), resume="auto")
     again = Trainer(config, resume="auto")
     assert again.state.tokens >= config.total_tokens
