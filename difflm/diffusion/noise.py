@@ -48,7 +48,7 @@ class RowNoise:
         """
         word = _mix(self.seed)
         for part in (epoch, row, purpose):
-            word = _mix(word ^ _mix(part))
+            word = _mix(word + part)
         return torch.Generator().manual_seed(word >> 1)
 
 

@@ -176,3 +176,33 @@ def test_embedding_noise_only_at_masks_with_the_asked_deviation() -> None:
 def test_bandwidth_is_checked() -> None:
     with pytest.raises(ConfigError, match=r"bandwidth: \(0.8, 0.3\)"):
         Bernoulli(bandwidth=(0.8, 0.3))
+
+
+def test_complements_that_are_not_empty_average_one_per_token_as_well() -> None:
+    generator = torch.Generator().manual_seed(5)
+    total, draws = torch.zeros(len(GROUP)), torch.zeros(len(GROUP))
+    for _ in range(4000):
+        drawn = ExactCount().draw(GROUP, TRAINABLE, generator)
+        rest = TRAINABLE & ~drawn.masked_L
+        left = torch.zeros(4, dtype=torch.bool).index_put_((GROUP[rest],), torch.tensor(True))[GROUP]
+        total += rest * drawn.complement_weight_L
+        draws += left
+    several = TRAINABLE & (GROUP != 1)
+    assert torch.allclose((total / draws)[several], torch.ones(int(several.sum())), atol=0.15)
+    assert float(draws[5]) == 0, "the complement of a single token is empty"
+
+
+@pytest.mark.parametrize("noise", [ExactCount(), Bernoulli(), Bernoulli(min_masks=1), FullMask()])
+def test_a_draw_depends_on_its_generator_alone(noise: Noise) -> None:
+    first, again = (noise.draw(GROUP, TRAINABLE, RowNoise(3).generator(row=1, epoch=2)) for _ in range(2))
+    assert torch.equal(first.masked_L, again.masked_L)
+    assert torch.equal(first.weight_L, again.weight_L)
+
+
+def test_row_epoch_purpose_and_seed_all_give_other_numbers() -> None:
+    keys = [(seed, row, epoch, purpose) for seed in (0, 1) for row in (0, 1) for epoch in (0, 1) for purpose in (0, 1)]
+    firsts = [
+        float(torch.rand((), generator=RowNoise(seed).generator(row, epoch, purpose)))
+        for seed, row, epoch, purpose in keys
+    ]
+    assert len(set(firsts)) == len(keys)
