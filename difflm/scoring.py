@@ -113,6 +113,17 @@ def _block_size(loaded: LoadedModel, block_size: int | None, attention: str) -> 
     return size
 
 
+def _training_layout(loaded: LoadedModel, document_BL: Tensor, position_BL: Tensor, block_size: int | None) -> Layout:
+    """Return the checkpoint's layout over [noisy | clean]; `block_size` None: noisy rows alone, one block each."""
+    return Layout(
+        document_BL=document_BL,
+        block_BL=torch.zeros_like(position_BL) if block_size is None else position_BL // block_size,
+        two_streams=block_size is not None,
+        causal_inside=loaded.config.noisy_attention == "causal",
+        clean_causal=loaded.config.clean_attention == "causal",
+    )
+
+
 @torch.no_grad()
 def logits(
     loaded: LoadedModel,
@@ -156,13 +167,7 @@ def logits(
             layout = Layout(document_BL=document_BL, block_BL=block_numbers(position_BL, block_size=size))
         case "noisy_clean":
             size = _block_size(loaded, block_size, attention)
-            layout = Layout(
-                document_BL=document_BL,
-                block_BL=block_numbers(position_BL, block_size=size),
-                two_streams=True,
-                causal_inside=loaded.config.noisy_attention == "causal",
-                clean_causal=loaded.config.clean_attention == "causal",
-            )
+            layout = _training_layout(loaded, document_BL, position_BL, size)
             position_BL = torch.cat([position_BL, position_BL], dim=1)
         case _:
             raise ConfigError(
@@ -207,19 +212,13 @@ def score(
     clean_BL, noisy_BL = clean_BL.long(), noisy_BL.long()
     document_BL = _documents(clean_BL, document_BL)
     position_BL = document_positions(document_BL)
-    two_streams = block_size is not None
-    layout = Layout(
-        document_BL=document_BL,
-        block_BL=position_BL // block_size if block_size is not None else torch.zeros_like(position_BL),
-        two_streams=two_streams,
-        causal_inside=loaded.config.noisy_attention == "causal",
-        clean_causal=loaded.config.clean_attention == "causal",
-    )
+    layout = _training_layout(loaded, document_BL, position_BL, block_size)
     masked_BL = (noisy_BL == mask_id) & (document_BL != PADDING)
     if loaded.config.logit_shift:
         masked_BL &= position_BL > 0
-    token = torch.cat([noisy_BL, clean_BL], dim=1) if two_streams else noisy_BL
-    position = torch.cat([position_BL, position_BL], dim=1) if two_streams else position_BL
+    token, position = noisy_BL, position_BL
+    if layout.two_streams:
+        token, position = torch.cat([noisy_BL, clean_BL], dim=1), torch.cat([position_BL, position_BL], dim=1)
     hidden_BND = forward_hidden(loaded.model, token, position, layout)
     row_M, place_M = masked_BL.nonzero(as_tuple=True)
     source_M = prediction_rows(layout, row_M, place_M, shift=loaded.config.logit_shift)

@@ -1,0 +1,23 @@
+"""metrics.jsonl: every step once, also after an interruption."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from difflm.training.metrics import MetricsLog, read_metrics
+
+
+def test_a_resumed_log_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, step=0)
+    for step in range(5):
+        log.write({"kind": "train", "step": step})
+    with path.open("a") as file:
+        file.write('{"kind": "train", "st')  # cut by a crash
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2, 3, 4]
+    MetricsLog(path, step=2).write({"kind": "train", "step": 3, "again": True})
+    rows = read_metrics(path)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert rows[-1]["again"]
+    MetricsLog(path, step=0)
+    assert read_metrics(path) == []
