@@ -18,9 +18,9 @@ tags:
 - block-diffusion
 ---
 
-# {title}
+# Block-diffusion model made from {parent}
 
-A block-diffusion language model, made by difflm from the autoregressive checkpoint `{parent}`.
+Made by difflm from the autoregressive checkpoint `{parent}`.
 
 > **Warning: do not decode this model left to right.** The folder keeps the parent's `model_type`
 > (`{model_type}`), so an autoregressive library or server (transformers `generate`, vLLM, llama.cpp, ...) loads it
@@ -50,11 +50,10 @@ The licence is that of the parent unless stated otherwise; check it before you p
 """
 
 
-def model_card(title: str, config: Mapping[str, Any]) -> str:
+def model_card(config: Mapping[str, Any]) -> str:
     """Return README.md for a converted checkpoint.
 
     Args:
-        title: name of the folder.
         config: its config.json, with the diffusion fields and the `difflm` object.
     """
     record = config.get("difflm") or {}
@@ -73,7 +72,6 @@ def model_card(title: str, config: Mapping[str, Any]) -> str:
     return _CARD.format(
         license=record.get("license") or "unknown",
         parent=parent.get("name", "unknown"),
-        title=title,
         model_type=config.get("model_type"),
         rows=_table({f"`{name}`": value for name, value in values.items()}),
         provenance=_table(facts),

@@ -141,8 +141,7 @@ class _Plan:
                 dtype=dtype,
                 max_shard_bytes=max_shard_bytes,
             )
-            card = model_card(target.absolute().name, raw)
-            _write_texts(stage, checkpoint, self.tokenizer, choice, card)
+            _write_texts(stage, checkpoint, self.tokenizer, choice, model_card(raw))
         return Conversion(
             target=target,
             family=checkpoint.family.name,

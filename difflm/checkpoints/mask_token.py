@@ -74,7 +74,7 @@ def choose_mask_token(
         token_id = _without_tokenizer(vocab_size, mask_token, mask_token_id, where)
         token, known = None, vocab_size
     else:
-        token, token_id = _with_tokenizer(facts, mask_token, mask_token_id, where)
+        token, token_id = _with_tokenizer(facts, mask_token, mask_token_id, reserved, where)
         known = facts.length
     if token_id in reserved:
         raise CheckpointError(
@@ -103,7 +103,11 @@ def _without_tokenizer(vocab_size: int, mask_token: str | None, mask_token_id: i
 
 
 def _with_tokenizer(
-    facts: TokenizerFacts, mask_token: str | None, mask_token_id: int | None, where: str
+    facts: TokenizerFacts,
+    mask_token: str | None,
+    mask_token_id: int | None,
+    reserved: Collection[int],
+    where: str,
 ) -> tuple[str, int]:
     if mask_token_id is not None:
         raise CheckpointError(
@@ -117,7 +121,8 @@ def _with_tokenizer(
             )
         return DEFAULT_MASK_TOKEN, facts.length
     if mask_token not in facts.ids:
-        spare = [token for token in facts.ids if token.startswith("<") and token.endswith(">")]
+        named = [(i, token) for token, i in facts.ids.items() if token.startswith("<") and token.endswith(">")]
+        spare = [token for token_id, token in sorted(named) if token_id not in reserved]
         raise CheckpointError(
             f"{where}: mask_token {mask_token!r} is not a token of the tokenizer; name a spare one "
             f"(such as {listed(spare, 4) or 'none found'}), or none to append {DEFAULT_MASK_TOKEN!r}"

@@ -58,7 +58,7 @@ def average_checkpoints(
             write_json(stage / "generation_config.json", without_remote_code(first.generation))
         write_tokenizer(stage, first.path, tokenizer)
         if raw.get("mask_token_id") is not None:
-            (stage / "README.md").write_text(model_card(target.absolute().name, raw), encoding="utf-8")
+            (stage / "README.md").write_text(model_card(raw), encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,7 +63,7 @@ def save_model(
             write_json(stage / "generation_config.json", without_remote_code(loaded.config.generation))
         write_tokenizer(stage, loaded.path, loaded.tokenizer)
         if card is None and loaded.config.mask_token_id is not None:
-            card = model_card(target.absolute().name, raw)
+            card = model_card(raw)
         if card is not None:
             (stage / "README.md").write_text(card, encoding="utf-8")
 

@@ -27,9 +27,18 @@ CONFIG = {
 
 
 def test_card(tmp_path: Path) -> None:
-    card = model_card("title", CONFIG)
+    card = model_card(CONFIG)
     assert "Warning: do not decode this model left to right" in card
-    for part in ("abc123", "`16`", '`"<\\|empty\\|>"`', "`false`", '`"bidirectional"`', "wsd", "`mean`", "# title"):
+    for part in (
+        "abc123",
+        "`16`",
+        '`"<\\|empty\\|>"`',
+        "`false`",
+        '`"bidirectional"`',
+        "wsd",
+        "`mean`",
+        "# Block-diffusion model made from parent",
+    ):
         assert part in card
     front = yaml.safe_load(card.split("---")[1])
     assert (front["license"], front["base_model"]) == ("mit", "parent")
@@ -38,14 +47,14 @@ def test_card(tmp_path: Path) -> None:
 
 
 def test_unknown_origins_are_said_to_be_unknown() -> None:
-    card = model_card("title", {"model_type": "llama", "mask_token_id": 3})
+    card = model_card({"model_type": "llama", "mask_token_id": 3})
     assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
     assert "| parent | `unknown` |" in card
 
 
 def test_merged_checkpoints_are_listed() -> None:
     record = {**CONFIG["difflm"], "merged": [{"name": "step-10"}, {"name": "step-20"}]}  # type: ignore[dict-item]
-    assert "step-10, step-20" in model_card("title", CONFIG | {"difflm": record})
+    assert "step-10, step-20" in model_card(CONFIG | {"difflm": record})
 
 
 def test_licence_outside_the_front_matter_does_not_count(tmp_path: Path) -> None:

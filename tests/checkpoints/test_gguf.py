@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from demo.fetch import MODEL, cache_folder
 from difflm.checkpoints.gguf import gguf_config, open_gguf
 from difflm.checkpoints.loading import load_model
 from difflm.checkpoints.source import open_checkpoint
@@ -193,6 +194,20 @@ def test_tokenizer_and_ids_come_along(tmp_path: Path) -> None:
     assert loaded.config.bos_token_id == tokenizer.get_vocab()["<|im_start|>"]
     assert loaded.config.generation["eos_token_id"] == tokenizer.eos_token_id
     assert loaded.config.tokenizer_length == len(tokenizer)
+
+
+@pytest.mark.slow
+def test_the_real_checkpoint_speaks() -> None:
+    """Text proves the un-permutation on a real Q4_1 file (with wrong rows the answer is noise)."""
+    path = cache_folder() / MODEL.target
+    if not path.is_file():
+        pytest.skip(f"{path} is absent; python -m demo.fetch fetches it")
+    loaded = load_model(path)
+    ids = loaded.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    start = len(ids)
+    while len(ids) < start + 16 and ids[-1] not in loaded.config.eos_token_ids:
+        ids.append(int(our_logits(loaded.model, torch.tensor([ids]))[0, -1].argmax()))
+    assert loaded.decode(ids[start:]) == "The capital of France is Paris."
 
 
 def test_which_file_is_meant(tmp_path: Path) -> None:

@@ -62,7 +62,11 @@ def test_without_tokenizer() -> None:
     ("facts", "options", "message"),
     [
         (FACTS, {"mask_token": "<eos>"}, "mask token '<eos>' has id 1, which is an EOS"),
-        (FACTS, {"mask_token": "<none>"}, "'<none>' is not a token of the tokenizer; name a spare one (such as <eos>"),
+        (
+            FACTS,
+            {"mask_token": "<none>"},
+            "'<none>' is not a token of the tokenizer; name a spare one (such as <spare>)",
+        ),
         (FACTS, {"mask_token_id": 2}, "mask_token_id is 2 but there is a tokenizer"),
         (None, {"mask_token": "<spare>"}, "mask_token is '<spare>' but the checkpoint has no tokenizer"),
         (None, {"mask_token_id": 4}, "mask_token_id is 4; expected 0 to 3"),
