@@ -24,6 +24,7 @@ class Plan:
         validation_rows: rows of every text validation.
         fresh, unseen: items of the main rows of the table.
         side_fresh, side_unseen: items of the side rows.
+        control_fresh, control_unseen: items of the AR control.
         thresholds: acceptance thresholds of the table, the main one first.
         paper: the paper's own parametrisation (no shift, block-causal clean stream) instead of the shifted,
             token-causal one that learns faster on so few tokens.
@@ -37,13 +38,15 @@ class Plan:
     unseen: int = 60
     side_fresh: int = 40
     side_unseen: int = 20
-    thresholds: tuple[float, ...] = (0.95, 0.8, 0.99)
+    control_fresh: int = 60
+    control_unseen: int = 40
+    thresholds: tuple[float, ...] = (0.99, 0.95, 0.9)
     paper: bool = False
 
 
 FULL = Plan(
-    ladder=((1, 3_000), (4, 6_000), ("row", 6_000), (32, 5_000), (8, 20_000)),
-    task_tokens=100_000,
+    ladder=((1, 2_000), (4, 4_000), ("row", 6_000), (32, 6_000), (8, 18_000)),
+    task_tokens=90_000,
 )
 QUICK = Plan(
     ladder=((1, 500), (4, 1_000), ("row", 1_000), (8, 1_500)),
@@ -53,6 +56,8 @@ QUICK = Plan(
     unseen=8,
     side_fresh=6,
     side_unseen=4,
+    control_fresh=6,
+    control_unseen=4,
 )
 
 

@@ -86,16 +86,17 @@ def evaluate(plan: Plan, folder: Path, model: Path, control: Path) -> list[Row]:
     rows: list[Row] = []
     loaded = load_model(model, dtype="bfloat16")
     for number, (name, params) in enumerate(ways):
-        rows += _both_splits(plan, folder, name, loaded, params, side=number > 0)
+        sizes = (plan.side_fresh, plan.side_unseen) if number else (plan.fresh, plan.unseen)
+        rows += _both_splits(folder, name, loaded, params, sizes)
     loaded = load_model(control, dtype="bfloat16")
-    return rows + _both_splits(plan, folder, "AR control", loaded, SamplingParams(decoding="next_token"), side=False)
+    sizes = (plan.control_fresh, plan.control_unseen)
+    return rows + _both_splits(folder, "AR control", loaded, SamplingParams(decoding="next_token"), sizes)
 
 
 def _both_splits(
-    plan: Plan, folder: Path, name: str, loaded: LoadedModel, params: SamplingParams, *, side: bool
+    folder: Path, name: str, loaded: LoadedModel, params: SamplingParams, sizes: tuple[int, int]
 ) -> list[Row]:
     rows = []
-    sizes = (plan.side_fresh, plan.side_unseen) if side else (plan.fresh, plan.unseen)
     for split, count in zip(("fresh", "unseen"), sizes, strict=True):
         path = folder / "results" / f"{name.replace(' ', '-')}-{split}.json"
         row = cached_measure(path, name, loaded, split, count, params)
