@@ -13,7 +13,7 @@ from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import ConfigError
 from difflm.models.attention import DenseAttention
-from difflm.scoring import logits, score, score_input
+from difflm.scoring import PositionScores, logits, score, score_input
 from difflm.types import Layout
 from tests.decode.tiny import MASK, tiny
 from tests.rows import batch_of
@@ -170,3 +170,20 @@ def test_bad_calls() -> None:
         score(tiny(mask_id=None), token, token)
     with pytest.raises(ConfigError, match="noisy_BL: shape"):
         score(loaded, token, token[:, :3])
+
+
+def test_padding_is_never_scored_even_where_it_holds_the_mask() -> None:
+    clean, noisy, document = noised()
+    padding = document == -1
+    assert int(padding.sum()) == 2
+    loaded = model_of()
+    found = score(loaded, clean, torch.where(padding, MASK, noisy), block_size=4, document_BL=document)
+    expected = score(loaded, clean, noisy, block_size=4, document_BL=document)
+    for name in ("nll_BL", "entropy_BL", "correct_BL"):
+        assert torch.equal(vars_of(found)[name], vars_of(expected)[name])
+        assert not bool(vars_of(found)[name][padding].any())
+
+
+def vars_of(scores: PositionScores) -> dict[str, torch.Tensor]:
+    """Return the three fields by name."""
+    return {"nll_BL": scores.nll_BL, "entropy_BL": scores.entropy_BL, "correct_BL": scores.correct_BL}

@@ -21,6 +21,13 @@ def test_rms_norm_against_its_formula_and_in_bfloat16() -> None:
     assert torch.allclose(half.float(), expected, atol=3e-2)
 
 
+def test_rms_norm_takes_its_statistics_in_float32() -> None:
+    hidden = torch.randn(4, 4096, generator=torch.Generator().manual_seed(1)).bfloat16()
+    wide = hidden.float()
+    expected = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).bfloat16()
+    assert torch.equal(RMSNorm(4096, 1e-6).bfloat16()(hidden), expected)
+
+
 def test_embedding_noise_is_added_to_the_embedding_s_output() -> None:
     model = random_transformer(architecture(), seed=0)
     token, position = torch.tensor([[1, 2, 3]]), torch.arange(3)[None]

@@ -62,3 +62,10 @@ def test_damaged_state_is_named(tmp_path: Path) -> None:
     (folder / STATE).write_text('{"step": 1, "unknown": 2}')
     with pytest.raises(CheckpointError, match=STATE):
         read_state(folder)
+
+
+def test_an_earlier_stage_is_no_candidate_however_good_it_is(tmp_path: Path) -> None:
+    early, late = write(tmp_path, 1, 4, 1.0), write(tmp_path, 2, 8, 3.0)
+    state = json.loads((early / STATE).read_text())
+    (early / STATE).write_text(json.dumps(state | {"validation": {"4": 1.0, "8": 1.5}}))
+    assert best_checkpoints(tmp_path, block_size=8, count=2) == [late]
