@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import safetensors
@@ -128,8 +128,8 @@ def _read_index(index: Path) -> dict[str, str]:
     if not isinstance(owner, dict) or not owner or not all(isinstance(file, str) for file in owner.values()):
         raise CheckpointError(f"{index}: weight_map is missing or not an object of file names; copy the index again")
     for file in sorted(set(owner.values())):
-        plain = PurePosixPath(file).name == file and PureWindowsPath(file).name == file
-        if not plain or not file.endswith(".safetensors"):
+        # Windows' rules know both separators and drives.
+        if PureWindowsPath(file).name != file or not file.endswith(".safetensors"):
             raise CheckpointError(
                 f"{index}: weight_map names {file!r}; expected a plain *.safetensors name in the same folder"
             )

@@ -165,8 +165,9 @@ def test_sliding_windows_are_refused_only_where_in_use(family: str) -> None:
 
 
 def test_qwen2_ignores_attention_bias_and_llama_reads_it() -> None:
-    qwen = read(model_type="qwen2", attention_bias=False)
-    assert (qwen.qkv_bias, qwen.output_bias) == (True, False)
+    for bias in (False, True):
+        qwen = read(model_type="qwen2", attention_bias=bias)
+        assert (qwen.qkv_bias, qwen.output_bias) == (True, False)
     llama = read(attention_bias=True, mlp_bias=True)
     assert (llama.qkv_bias, llama.output_bias, llama.mlp_bias) == (True, True, True)
     assert not read(model_type="qwen3", mlp_bias=True).mlp_bias

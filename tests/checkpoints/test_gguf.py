@@ -217,5 +217,6 @@ def test_which_file_is_meant(tmp_path: Path) -> None:
     (tmp_path / "b.gguf").write_bytes((tmp_path / "a.gguf").read_bytes())
     with pytest.raises(CheckpointError, match=r"holds 2 \.gguf files \(a\.gguf, b\.gguf\)"):
         load_model(tmp_path)
+    (tmp_path / "b.gguf").unlink()
     hf_folder(tmp_path, "qwen2")
     assert load_model(tmp_path).config.family == "qwen2", "a folder with safetensors is read as such"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from difflm.checkpoints.config import TokenizerFacts
+from difflm.checkpoints.fields import read_json, write_json
 from difflm.checkpoints.mask_token import (
     MaskChoice,
     MaskedParameters,
@@ -156,6 +157,8 @@ def test_the_tokenizer_file_gets_a_special_token(token: str, tmp_path: Path) -> 
     assert vocabulary(written) == ids | {token: token_id}
     assert (written.mask_token, written.mask_token_id) == (token, token_id)
     assert written.added_tokens_decoder[token_id].special
+    entries = [each for each in read_json(tmp_path / "tokenizer.json")["added_tokens"] if each["id"] == token_id]
+    assert [(each["content"], each["special"]) for each in entries] == [(token, True)], "for other readers of the file"
     assert token in written.all_special_tokens
     assert written.encode(f"the{token}fox") == [*tokenizer.encode("the"), token_id, *tokenizer.encode("fox")]
     assert written.chat_template == tokenizer.chat_template
@@ -163,8 +166,6 @@ def test_the_tokenizer_file_gets_a_special_token(token: str, tmp_path: Path) -> 
 
 def test_files_of_transformers_4_are_kept_consistent(tmp_path: Path) -> None:
     """added_tokens_decoder and special_tokens_map.json, which transformers 4 writes, name the token too."""
-    from difflm.checkpoints.fields import read_json, write_json
-
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     config = read_json(tmp_path / "tokenizer_config.json") | {"tokenizer_class": "PreTrainedTokenizerFast"}

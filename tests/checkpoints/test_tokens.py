@@ -118,6 +118,9 @@ def test_a_literal_mask_token_is_ordinary_characters(tokenizer: Any) -> None:
     without = make_tokenizer([token for token in SPECIAL if token != MASK])
     as_tokens = without.convert_ids_to_tokens(without.encode(text, add_special_tokens=False))
     assert tokenizer.convert_ids_to_tokens(ids) == as_tokens
+    assert "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}<" in as_tokens, (
+        "the blank before the literal joins its first character"
+    )
 
 
 PIECES = st.sampled_from(

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TEXT = ["the quick brown fox jumps over the lazy dog", "one two three four five", "In the beginning, 1234 words."]
+TEXT = [
+    "the quick brown fox jumps over the lazy dog",
+    "one two three four five",
+    "In the beginning, 1234 words.",
+    "a <b <c <d <e",
+]
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
