@@ -19,7 +19,15 @@ from torch import Tensor
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.data.loader import Loader, LoaderState, RowOrder
 from difflm.diffusion.curriculum import BlockCurriculum, Stage
-from difflm.diffusion.noise import Bernoulli, ExactCount, Noise, RowNoise, embedding_noise
+from difflm.diffusion.noise import (
+    Bernoulli,
+    CosineSchedule,
+    ExactCount,
+    LinearSchedule,
+    Noise,
+    RowNoise,
+    embedding_noise,
+)
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
 from difflm.errors import CheckpointError, ConfigError, DifflmError
 from difflm.plots import plot_training
@@ -48,7 +56,8 @@ def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objec
         return NextToken()
     noise: Noise = ExactCount()
     if chosen.noise == "bernoulli":
-        noise = Bernoulli(bandwidth=chosen.bandwidth, min_masks=chosen.min_masks)
+        schedule = LinearSchedule() if chosen.schedule == "linear" else CosineSchedule()
+        noise = Bernoulli(schedule=schedule, bandwidth=chosen.bandwidth, min_masks=chosen.min_masks)
     return BlockDiffusion(
         block_size=None,
         noise=noise,

@@ -108,6 +108,48 @@ def test_warmup_longer_than_the_run_is_refused() -> None:
         LearningRateConfig(kind="wsd", warmup_fraction=0.3, decay_fraction=0.8)
 
 
+def test_the_objective_does_what_its_fields_say() -> None:
+    from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount
+    from difflm.diffusion.objectives import BlockDiffusion, NextToken
+    from difflm.training.trainer import objective_of
+    from difflm.types import Parametrisation
+
+    shifted = Parametrisation(logit_shift=True, clean_attention="causal")
+    assert objective_of(run(), shifted) == BlockDiffusion(block_size=None, noise=ExactCount(), parametrisation=shifted)
+    chosen = BlockDiffusionConfig(
+        noise="bernoulli",
+        weighting="uniform",
+        time_per="sequence",
+        schedule="cosine",
+        bandwidth=(0.2, 0.7),
+        complementary=True,
+        ar_weight=0.5,
+        min_masks=1,
+        block_origin="row",
+    )
+    assert objective_of(run(objective=chosen), shifted) == BlockDiffusion(
+        block_size=None,
+        noise=Bernoulli(schedule=CosineSchedule(), bandwidth=(0.2, 0.7), min_masks=1),
+        weighting="uniform",
+        time_per="sequence",
+        complementary=True,
+        ar_weight=0.5,
+        block_origin="row",
+        parametrisation=shifted,
+    )
+    control = run((StageConfig(tokens=10),), objective=NextTokenConfig())
+    assert objective_of(control, shifted) == NextToken()
+
+
+def test_every_field_is_read_by_the_training_code() -> None:
+    folder = Path(module.__file__).parent
+    code = "".join(path.read_text() for path in folder.glob("*.py") if not path.name.startswith("config"))
+    sections = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
+    derived = {"kind", "stages", "fill"}  # read through the tree's own properties
+    names = {each.name for section in sections for each in dataclasses.fields(section)} - derived
+    assert [name for name in sorted(names) if not re.search(rf"\.{name}\b", code)] == []
+
+
 def test_every_field_is_documented_with_its_default() -> None:
     sections = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
     assert OptimizerConfig in sections
