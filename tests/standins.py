@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 EOS = "<|endoftext|>"
@@ -24,15 +25,33 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_parent(folder: Path, *, layers: int = 2, hidden: int = 32, context: int = 512, seed: int = 0) -> Path:
-    """Write a random Llama checkpoint with tied embeddings and return its folder."""
+def word_tokenizer(texts: Sequence[str], *, special: Sequence[str] = (), vocabulary: int = 600) -> Tokenizer:
+    """Return a byte-level BPE trained on `texts`, with EOS and further special tokens."""
+    tokenizer = byte_tokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[EOS, *special], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def write_parent(
+    folder: Path,
+    *,
+    layers: int = 2,
+    hidden: int = 32,
+    context: int = 512,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
+    """Write a random Llama checkpoint with tied embeddings and return its folder; its tokens are bytes by default."""
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
 
     def matrix(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, generator=generator) * 0.08
 
-    tokenizer = byte_tokenizer()
+    tokenizer = tokenizer or byte_tokenizer()
     vocabulary = tokenizer.get_vocab_size()
     weights = {"model.embed_tokens.weight": matrix(vocabulary, hidden), "model.norm.weight": torch.ones(hidden)}
     shapes = {
