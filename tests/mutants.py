@@ -211,12 +211,6 @@ MUTANTS = (
         "tests/models/test_attention.py::test_split_equals_dense",
     ),
     Mutant(
-        "difflm/models/attention.py",
-        "shares = not new_document or prefix == start",
-        "shares = True",
-        "tests/models/test_attention.py::test_split_equals_dense",
-    ),
-    Mutant(
         "difflm/training/optim.py",
         "master.grad += working.grad",
         "master.grad = working.grad.float()",
@@ -302,12 +296,6 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/masks.py",
-        "seen_clean = torch.where(noisy_query, difference > 0, clean)",
-        "seen_clean = torch.where(noisy_query, difference >= 0, clean)",
-        "tests/diffusion/test_masks.py::test_predicate_equals_the_loop",
-    ),
-    Mutant(
-        "difflm/diffusion/masks.py",
         "clean = key <= query if layout.clean_causal else difference >= 0",
         "clean = difference >= 0",
         "tests/diffusion/test_masks.py::test_predicate_equals_the_loop",
@@ -356,21 +344,9 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        "return batch.trainable_BL & (batch.position_BL > 0)",
-        "return batch.trainable_BL",
-        "tests/diffusion/test_objectives.py::test_loss_equals_a_loop_over_eq_1_2_and_5",
-    ),
-    Mutant(
-        "difflm/diffusion/objectives.py",
         "return torch.where(start_BL[row_M, place_M], source + length, source)",
         "return source",
         "tests/diffusion/test_objectives.py::test_loss_equals_a_loop_over_eq_1_2_and_5",
-    ),
-    Mutant(
-        "difflm/diffusion/objectives.py",
-        "first = rows.where(view_B == 0)",
-        "first = rows",
-        "tests/diffusion/test_objectives.py::test_the_ar_co_loss_is_next_token_on_the_clean_stream_once_per_row",
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
@@ -545,12 +521,6 @@ MUTANTS = (
         "trust_remote_code=False",
         "trust_remote_code=True",
         "tests/checkpoints/test_tokens.py::test_code_of_a_tokenizer_never_runs",
-    ),
-    Mutant(
-        "difflm/training/optim.py",
-        "master.grad += working.grad",
-        "master.grad = working.grad.float()",
-        "tests/training/test_optim.py::test_bfloat16_gradients_are_summed_in_float32",
     ),
     Mutant(
         "difflm/training/optim.py",
