@@ -55,7 +55,9 @@ def test_the_mean_of_the_best_of_the_last_block_size(config: TrainConfig, tmp_pa
     )
     assert len(ranked) > 2, "there is something to choose from"
     assert [(figure, path) for path, figure in merged.members] == ranked[:2]
-    mean, *members = (load_model(path).model.norm.weight for path in (tmp_path / "mean", *(p for _, p in ranked[:2])))
+    mean, *members = (
+        load_model(path).model.norm.weight.detach() for path in (tmp_path / "mean", *(p for _, p in ranked[:2]))
+    )
     torch.testing.assert_close(mean, torch.stack(members).mean(0))
     assert merged.block_size == 8
 
