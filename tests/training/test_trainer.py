@@ -239,3 +239,13 @@ def test_a_changed_configuration_is_not_resumed(files: dict[str, Path], tmp_path
     assert again.state.tokens >= config.total_tokens
     recorded = json.loads((checkpoint_folders(config.output)[-1] / "training_state.json").read_text())
     assert recorded["step"] == again.state.step
+
+
+def test_each_epoch_draws_new_noise_for_a_row(files: dict[str, Path], tmp_path: Path) -> None:
+    trainer = Trainer(config_of(files, tmp_path / "run", rows_per_batch=1))
+    seen: dict[int, list[torch.Tensor]] = {}
+    for _ in range(2 * len(trainer.rows)):
+        (inputs,), _ = trainer._draw(trainer.objective_at(0))
+        seen.setdefault(int(inputs.row_B[0]), []).append(inputs.masked_BN[0])
+    assert len(seen) == len(trainer.rows)
+    assert not any(torch.equal(first, second) for first, second in seen.values())
