@@ -71,10 +71,21 @@ def score_input(
     *,
     entropy: bool = False,
     chunk: int = 512,
+    suppressed_id: int | None = None,
     backend: AttentionBackend | None = None,
     embedding_noise_BND: Tensor | None = None,
 ) -> tuple[TokenScores, ...]:
-    """Forward an objective's input and return the scores of each of its terms; only those rows meet the head."""
+    """Forward an objective's input and return the scores of each of its terms; only those rows meet the head.
+
+    Args:
+        model: any dtype and device.
+        inputs: of `Objective.prepare`.
+        entropy: also compute the entropy of each prediction.
+        chunk: rows that meet the head at once.
+        suppressed_id: token that gets probability 0 (MASK); None scores raw logits.
+        backend: see `attention_for`.
+        embedding_noise_BND: see `Transformer.forward`.
+    """
     hidden_BND = forward_hidden(
         model,
         inputs.token_BN,
@@ -87,10 +98,21 @@ def score_input(
     device = flat.device
     return tuple(
         score_tokens(
-            flat[term.row_M.to(device)], model.head.weight, term.target_M.to(device), chunk=chunk, entropy=entropy
+            flat[term.row_M.to(device)],
+            model.head.weight,
+            term.target_M.to(device),
+            chunk=chunk,
+            entropy=entropy,
+            suppressed_V=_suppressed(model, suppressed_id),
         )
         for term in inputs.terms
     )
+
+
+def _suppressed(model: Transformer, token_id: int | None) -> Tensor | None:
+    if token_id is None:
+        return None
+    return torch.arange(model.config.vocab_size, device=model.embedding.weight.device) == token_id
 
 
 def _documents(token_BL: Tensor, document_BL: Tensor | None) -> Tensor:
@@ -185,12 +207,13 @@ def score(
     *,
     block_size: int | None = None,
     document_BL: Tensor | None = None,
+    suppress_mask: bool = False,
 ) -> PositionScores:
     """Score the clean tokens at the masked positions under the training layout, aligned to the targets.
 
     Reads what the checkpoint records: with a logit shift, target i is read at row i-1 (the clean row for the first
     position of a block) and the first token of a document is never scored; the attention of both streams follows
-    `clean_attention` and `noisy_attention`. Raw logits: MASK is not suppressed.
+    `clean_attention` and `noisy_attention`.
 
     Args:
         loaded: a converted model.
@@ -198,6 +221,7 @@ def score(
         noisy_BL: int64, the same with the checkpoint's mask token where a position is masked.
         block_size: S in tokens; None: MDLM (Eq. 2), one block per document and no clean half.
         document_BL: as in `logits`.
+        suppress_mask: give MASK probability 0, as native decoding does; by default raw logits are scored.
 
     Raises:
         ConfigError: no mask token, block size below 1, shape mismatch.
@@ -228,6 +252,7 @@ def score(
         loaded.model.head.weight,
         clean_BL[row_M, place_M].to(flat.device),
         entropy=True,
+        suppressed_V=_suppressed(loaded.model, mask_id if suppress_mask else None),
     )
     return PositionScores(
         nll_BL=_placed(scores.nll_M.float(), masked_BL),

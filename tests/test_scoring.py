@@ -187,3 +187,16 @@ def test_padding_is_never_scored_even_where_it_holds_the_mask() -> None:
 def vars_of(scores: PositionScores) -> dict[str, torch.Tensor]:
     """Return the three fields by name."""
     return {"nll_BL": scores.nll_BL, "entropy_BL": scores.entropy_BL, "correct_BL": scores.correct_BL}
+
+
+def test_suppressing_mask_renormalises_over_the_other_tokens() -> None:
+    loaded = model_of()
+    token, masked, document = noised()
+    raw = score(loaded, token, masked, block_size=4, document_BL=document)
+    without = score(loaded, token, masked, block_size=4, document_BL=document, suppress_mask=True)
+    rows = logits(
+        loaded, torch.cat([masked, token], dim=1), attention="noisy_clean", block_size=4, document_BL=document
+    )
+    at = raw.nll_BL != 0
+    mask_chance = rows.softmax(-1)[..., MASK]
+    assert torch.allclose((raw.nll_BL - without.nll_BL)[at], -torch.log1p(-mask_chance)[at], atol=1e-5)

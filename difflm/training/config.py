@@ -97,6 +97,7 @@ class BlockDiffusionConfig:
             clean_attention "causal"). Default 0.
         min_masks: least masked positions of a block, bernoulli with uniform weighting only (it would bias
             the ELBO). Default 0.
+        suppress_mask: score with MASK at probability 0, as decoding does, instead of raw logits. Default false.
         block_origin: blocks start anew in each "document" or are counted along the "row" (Eq. 3 as printed).
             Default "document".
     """
@@ -112,6 +113,7 @@ class BlockDiffusionConfig:
     complementary: bool = False
     ar_weight: NonNegative = 0.0
     min_masks: Count = 0
+    suppress_mask: bool = False
     block_origin: BlockOrigin = "document"
 
     def __post_init__(self) -> None:

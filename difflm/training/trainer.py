@@ -133,6 +133,8 @@ class Trainer:
         self.mask_id = parent.config.mask_token_id
         if isinstance(config.objective, BlockDiffusionConfig) and self.mask_id is None:
             raise ConfigError(f"train.model: {config.model} has no mask token; convert it first (difflm convert)")
+        chosen = config.objective
+        self.suppressed_id = self.mask_id if isinstance(chosen, BlockDiffusionConfig) and chosen.suppress_mask else None
         self.objective = objective_of(config, self.parametrisation)
         self.curriculum = curriculum_of(config)
         if parent.config.model.max_positions < config.data.row_length:
@@ -201,7 +203,11 @@ class Trainer:
         correct = masked = 0
         for each in inputs:
             scores = score_input(
-                self.model, each, chunk=self.config.head_chunk_rows, embedding_noise_BND=self._embedding_noise(each)
+                self.model,
+                each,
+                chunk=self.config.head_chunk_rows,
+                suppressed_id=self.suppressed_id,
+                embedding_noise_BND=self._embedding_noise(each),
             )
             total = self._backward(objective, each, scores, counts)
             for name, value in total.items():
