@@ -32,6 +32,8 @@ def merge(paths: tuple[Path, ...], *, output: Path, best: int) -> None:
         for path, figure in merged.members:
             click.echo(f"{path}: {name} {figure:.3f}")
         click.echo(f"{output}: {name} {merged.perplexity:.3f} (mean of {len(merged.members)})")
+        if merged.perplexity > merged.members[0][1]:
+            click.echo(f"the mean is worse than its best member, {merged.members[0][0]}; try --best 1", err=True)
         return
     from difflm.checkpoints.merge import average_checkpoints
 

@@ -32,8 +32,11 @@ def test_the_best_of_a_run_are_chosen_and_the_mean_is_validated(
     assert run(["train", "laptop-wsd", *SHORT, *words]) == 0
     capsys.readouterr()
     assert run(["merge", str(tmp_path / "run"), "--output", str(tmp_path / "mean"), "--best", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
     assert len(lines) == 3
+    best, _, mean = (float(line.partition("block 8 ")[2].split()[0]) for line in lines)
+    assert ("worse than its best member" in printed.err) == (mean > best)
     assert all("perplexity at block 8" in line for line in lines)
     assert lines[-1].startswith(f"{tmp_path / 'mean'}: ")
     assert lines[-1].endswith("(mean of 2)")
