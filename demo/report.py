@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.evaluate import Row, side_by_side
-from difflm.plots import plot_training
-from difflm.training.metrics import read_metrics
+from difflm.plots import plot_training, read_rows
 
 GOALS = (
     "goals: exact match >= 0.95 at TPF >= 2.5 (fresh), exact match >= 0.6 (unseen), more tokens/s than the AR control"
@@ -96,7 +95,7 @@ def write_picture(folder: Path) -> Path:
     rows: list[dict[str, Any]] = []
     offset = 0
     for name in ("text", "task"):
-        part = read_metrics(folder / name / "metrics.jsonl")
+        part = read_rows(folder / name / "metrics.jsonl")
         # The task's validation text is other text: its perplexities do not belong on the same axis.
         part = [row for row in part if row["kind"] == "train" or name == "text"]
         rows += [{**row, "tokens": row["tokens"] + offset} for row in part]
@@ -121,7 +120,7 @@ def figures(folder: Path, rows: Sequence[Row], facts: dict[str, Any]) -> dict[st
 
 
 def _validations(run: Path) -> list[dict[str, Any]]:
-    return [row for row in read_metrics(run / "metrics.jsonl") if row["kind"] == "validation"]
+    return [row for row in read_rows(run / "metrics.jsonl") if row["kind"] == "validation"]
 
 
 def _perplexities(row: dict[str, Any], sizes: Sequence[str]) -> list[str]:

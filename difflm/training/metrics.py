@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from difflm.plots import read_rows
+
 Metrics = Mapping[str, Any]
 
 
@@ -57,7 +59,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, step: int) -> None:
         self.path = path
-        rows = read_metrics(path) if path.exists() else []
+        rows = read_rows(path) if path.exists() else []
         kept = [row for row in rows if row["step"] <= step and step > 0]
         aside = path.with_suffix(".tmp")
         aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
@@ -67,14 +69,3 @@ class MetricsLog:
         """Append a row."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; a last line cut by an interruption is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows

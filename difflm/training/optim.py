@@ -12,11 +12,11 @@ from difflm.training.config import LearningRateConfig, OptimizerConfig
 
 
 def learning_rate_ratio(config: LearningRateConfig, tokens: int, total: int) -> float:
-    """Return the learning rate of the step that starts after `tokens` tokens, as a share of the peak.
+    """Return the learning rate of the step that brings the run to `tokens` tokens, as a share of the peak.
 
     Args:
         config: shape of the schedule; it knows nothing of the block-size curriculum.
-        tokens: tokens seen.
+        tokens: tokens seen, those of the step included (so that the first step of a warm-up already learns).
         total: tokens of the run.
     """
     warmup = config.warmup_tokens or config.warmup_fraction * total

@@ -221,7 +221,8 @@ class Trainer:
                 f"gradient norm {norm} at step {self.state.step + 1} (rows {rows}); "
                 "lower the learning rate or check the data"
             )
-        ratio = learning_rate_ratio(self.config.lr_schedule, self.state.tokens, self.curriculum.total_tokens)
+        done = self.state.tokens + tokens
+        ratio = learning_rate_ratio(self.config.lr_schedule, done, self.curriculum.total_tokens)
         rate = self.optimizer.step(ratio)
         self.weights.publish()
         seconds = time.perf_counter() - started

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from difflm.training.metrics import MetricsLog, read_metrics
+from difflm.plots import read_rows
+from difflm.training.metrics import MetricsLog
 
 
 def test_a_resumed_log_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -> None:
@@ -14,10 +15,10 @@ def test_a_resumed_log_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -
         log.write({"kind": "train", "step": step})
     with path.open("a") as file:
         file.write('{"kind": "train", "st')  # cut by a crash
-    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2, 3, 4]
+    assert [row["step"] for row in read_rows(path)] == [0, 1, 2, 3, 4]
     MetricsLog(path, step=2).write({"kind": "train", "step": 3, "again": True})
-    rows = read_metrics(path)
+    rows = read_rows(path)
     assert [row["step"] for row in rows] == [0, 1, 2, 3]
     assert rows[-1]["again"]
     MetricsLog(path, step=0)
-    assert read_metrics(path) == []
+    assert read_rows(path) == []

@@ -14,10 +14,10 @@ from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import load_model
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import ConfigError
+from difflm.plots import read_rows
 from difflm.training.config import TrainConfig
 from difflm.training.config_io import config_from_tree
 from difflm.training.merging import merge_run
-from difflm.training.metrics import read_metrics
 from difflm.training.state import MOMENTS, best_checkpoints, checkpoint_folders, read_state
 from difflm.training.trainer import Trainer, train
 from tests.standins import write_parent, write_texts
@@ -118,7 +118,7 @@ def test_resume_continues_as_if_nothing_had_happened(files: dict[str, Path], tmp
         mine, theirs = (
             [
                 {key: row[key] for key in row if key not in ("seconds", "tokens_per_second")}
-                for row in read_metrics(run.output / "metrics.jsonl")
+                for row in read_rows(run.output / "metrics.jsonl")
                 if row["kind"] == kind
             ]
             for run in (whole, part)
@@ -126,7 +126,7 @@ def test_resume_continues_as_if_nothing_had_happened(files: dict[str, Path], tmp
         assert mine == theirs
     one, other = (load_model(checkpoint_folders(run.output)[-1]).model.state_dict() for run in (whole, part))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    sizes = [row["block_size"] for row in read_metrics(whole.output / "metrics.jsonl") if row["kind"] == "train"]
+    sizes = [row["block_size"] for row in read_rows(whole.output / "metrics.jsonl") if row["kind"] == "train"]
     assert sizes[0] == 1
     assert 64 in sizes
     assert sizes[-1] == 8
@@ -196,7 +196,7 @@ def test_next_token_training_needs_no_mask_and_validates_ar(files: dict[str, Pat
         checkpoint={"every_tokens": 200},
     )
     train(config)
-    rows = read_metrics(config.output / "metrics.jsonl")
+    rows = read_rows(config.output / "metrics.jsonl")
     figures = [row["ar_perplexity"] for row in rows if row["kind"] == "validation"]
     assert figures[-1] < figures[0]
     merged = merge_run(config.output, tmp_path / "ar-merged", best=2)
