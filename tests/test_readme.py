@@ -87,3 +87,12 @@ def test_the_tree_names_every_part_of_the_package() -> None:
     parts = {path.name for path in (ROOT / "difflm").iterdir() if path.is_dir() or path.suffix == ".py"}
     for part in sorted(parts - {"__pycache__", "__init__.py", "__main__.py"}):
         assert re.search(rf"\b{re.escape(part)}", tree), part
+
+
+def test_the_tree_names_every_module() -> None:
+    block = TEXT.split("<!-- tree -->")[1].split("```")[1]
+    for package in ("difflm", "demo"):
+        for path in (ROOT / package).rglob("*.py"):
+            if path.name != "__init__.py":
+                assert re.search(rf"\b{re.escape(path.name)}\b", block), path
+    assert set(re.findall(r"\b\w+\.py\b", block)) <= {path.name for path in ROOT.rglob("*.py")}
