@@ -33,7 +33,7 @@ class Plan:
     ladder: tuple[tuple[int | str, int], ...]
     task_tokens: int
     task_items: int = 4000
-    validation_rows: int = 16
+    validation_rows: int = 12
     fresh: int = 120
     unseen: int = 60
     side_fresh: int = 40
@@ -45,8 +45,8 @@ class Plan:
 
 
 FULL = Plan(
-    ladder=((1, 2_000), (4, 4_000), ("row", 6_000), (32, 6_000), (8, 14_000)),
-    task_tokens=80_000,
+    ladder=((1, 2_000), (4, 4_000), ("row", 6_000), (32, 6_000), (8, 18_000)),
+    task_tokens=90_000,
 )
 QUICK = Plan(
     ladder=((1, 500), (4, 1_000), ("row", 1_000), (8, 1_500)),
@@ -135,8 +135,8 @@ def _run(
         "dtype": "bfloat16",
         "head_chunk_rows": 1024,
         "validation": {"rows": validation_rows, "block_sizes": list(block_sizes)},
-        # An interruption loses at most a twelfth of a run; the task's last checkpoints are candidates of the merge.
-        "checkpoint": {"every_tokens": max(tokens // 12, 1), "keep": 1, "keep_best": keep_best},
+        # An interruption loses at most an eighth of a run; the task's last checkpoints are candidates of the merge.
+        "checkpoint": {"every_tokens": max(tokens // 8, 1), "keep": 1, "keep_best": keep_best},
         "log_every": 1,
         **extra,
     }

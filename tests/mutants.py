@@ -152,8 +152,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        "(term.weight_M * score.nll_M).sum()",
-        "-(term.weight_M * score.nll_M).sum()",
+        "(term.weight_M.to(score.nll_M.device) * score.nll_M).sum()",
+        "-(term.weight_M.to(score.nll_M.device) * score.nll_M).sum()",
         "tests/training/test_trainer.py::test_one_step_lowers_the_loss_of_the_same_rows",
     ),
     Mutant(

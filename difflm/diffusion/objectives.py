@@ -44,7 +44,10 @@ class Objective(Protocol):
 
 def weighted_sums(scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[Tensor, ...]:
     """Return sum(weight * negative log-likelihood) of each loss term, float32 scalars in nats."""
-    return tuple((term.weight_M * score.nll_M).sum() for score, term in zip(scores, inputs.terms, strict=True))
+    return tuple(
+        (term.weight_M.to(score.nll_M.device) * score.nll_M).sum()
+        for score, term in zip(scores, inputs.terms, strict=True)
+    )
 
 
 def next_token_rows(batch: Batch, *, offset: int, row_length: int, scale: float = 1.0) -> LossRows:

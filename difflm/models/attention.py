@@ -11,6 +11,7 @@ Q = (H / G) * (query rows of a tile): grouped-query heads are folded into query 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -275,6 +276,19 @@ class _MergedTiles(torch.autograd.Function):
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
+def fused_kernel_available(device: torch.device | str) -> bool:
+    """Return whether the fused kernel of the "split" backend exists for a device (CPU; a private name of torch)."""
+    if torch.device(device).type != "cpu":
+        return False
+    try:
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default  # noqa: B018
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: B018
+    except AttributeError:
+        warnings.warn("this torch has no fused CPU attention kernel: using the portable form, slower", stacklevel=2)
+        return False
+    return True
+
+
 def attention_for(
     layout: Layout,
     *,
@@ -283,7 +297,7 @@ def attention_for(
     device: torch.device | str,
     backend: AttentionBackend | None = None,
 ) -> Attend:
-    """Return the exact attention of a layout: the fused split on CPU, its portable form on other devices.
+    """Return the exact attention of a layout: the fused split on CPU, its portable form where there is no such kernel.
 
     Args:
         layout: attention structure.
@@ -292,5 +306,5 @@ def attention_for(
         device: of the model.
         backend: force "split" (CPU only) or "portable".
     """
-    chosen: AttentionBackend = backend or ("split" if torch.device(device).type == "cpu" else "portable")
+    chosen: AttentionBackend = backend or ("split" if fused_kernel_available(device) else "portable")
     return SplitAttention(layout, heads_per_group=heads_per_group, dtype=dtype, device=device, backend=chosen)

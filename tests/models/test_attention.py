@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from difflm.diffusion.masks import block_numbers, layout_mask, materialise
-from difflm.models.attention import AttentionBackend, DenseAttention, SplitAttention, split_tiles
+from difflm.models.attention import (
+    AttentionBackend,
+    DenseAttention,
+    SplitAttention,
+    attention_for,
+    fused_kernel_available,
+    split_tiles,
+)
 from difflm.types import Layout
 from tests.rows import batch_of
 
@@ -125,3 +132,12 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     expected = torch.autograd.grad((exact * real).sum(), wide)
     for one, other in zip(grad, expected, strict=True):
         assert float((one.double() - other).abs().max()) < tolerance * 4
+
+
+def test_the_kernel_is_chosen_by_device() -> None:
+    assert fused_kernel_available("cpu")  # pins the private name: without it CPU training is slower
+    assert not fused_kernel_available("meta")
+    layout = layout_of([[9]], row_length=9, block_size=4, two=True, inside=False, clean=False, origin="document")
+    chosen = attention_for(layout, heads_per_group=2, dtype=torch.float32, device="meta")
+    assert isinstance(chosen, SplitAttention)
+    assert chosen.backend == "portable"
