@@ -123,7 +123,11 @@ def _documents(token_BL: Tensor, document_BL: Tensor | None) -> Tensor:
             f"document_BL: shape {tuple(document_BL.shape)} is not the tokens' {tuple(token_BL.shape)}; "
             "give one document id per clean token"
         )
-    return document_BL.long()
+    # Contiguous runs are the documents: one that reuses an earlier id is still a document of its own.
+    document_BL = document_BL.long()
+    run_BL = torch.zeros_like(document_BL)
+    run_BL[:, 1:] = (document_BL[:, 1:] != document_BL[:, :-1]).cumsum(dim=1)
+    return torch.where(document_BL == PADDING, PADDING, run_BL)
 
 
 def _block_size(loaded: LoadedModel, block_size: int | None, attention: str) -> int:

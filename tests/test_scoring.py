@@ -67,6 +67,19 @@ def test_a_packed_document_is_as_it_is_alone(attention: str) -> None:
         assert torch.allclose(packed[:, span], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["causal", "bidirectional", "block", "noisy_clean"])
+def test_a_run_that_reuses_an_id_is_a_document_of_its_own(attention: str) -> None:
+    loaded = model_of()
+    clean, noisy, _ = noised(20, (20,))
+    row = torch.cat([noisy, clean], dim=1) if attention == "noisy_clean" else clean
+    reused = torch.tensor([[0] * 5 + [1] * 6 + [0] * 9])
+    numbered = torch.tensor([[0] * 5 + [1] * 6 + [2] * 9])
+    found, expected = (logits(loaded, row, attention=attention, document_BL=each) for each in (reused, numbered))  # type: ignore[arg-type]
+    assert torch.equal(found, expected)
+    scores = [score(loaded, clean, noisy, block_size=4, document_BL=each).nll_BL for each in (reused, numbered)]
+    assert torch.equal(*scores)
+
+
 @pytest.mark.parametrize(("shift", "clean", "noisy"), COMBINATIONS)
 def test_one_training_forward_equals_separate_forwards_of_every_block(shift: bool, clean: str, noisy: str) -> None:
     """Block k of the noisy half = noisy block k after the clean blocks before it, in a row of its own."""
