@@ -80,6 +80,8 @@ def _draw_loss(axes: Any, train: list[dict[str, Any]]) -> None:
 
 
 def _draw_perplexities(axes: Any, validation: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     series: dict[str, list[tuple[int, float]]] = {}
     for row in validation:
         named = {f"block {size}": value for size, value in (row.get("perplexity") or {}).items()}
@@ -93,8 +95,10 @@ def _draw_perplexities(axes: Any, validation: list[dict[str, Any]]) -> None:
     axes.set_ylabel("validation perplexity")
     if series:
         axes.set_yscale("log")
+        # Labels at 1, 2 and 5 of each decade: readable within one decade and over three.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.legend(frameon=False, ncols=2)
 
 
