@@ -116,15 +116,14 @@ def checkpoint_config(
             f"{where}: vocab_size is {architecture.vocab_size} but the tokenizer has ids up to {tokenizer.length - 1}; "
             "tokenizer and embedding do not belong together"
         )
-    eos = eos_token_ids(raw, generation, special, where)
-    bos = _special_id("bos", raw, generation, special, where)
-    pad = _special_id("pad", raw, generation, special, where)
+    eos, all_bos, all_pad = (named_token_ids(each, raw, generation, special, where) for each in ("eos", "bos", "pad"))
+    bos, pad = next(iter(all_bos), None), next(iter(all_pad), None)
     for name, token_id in (*(("eos", each) for each in eos), ("bos", bos), ("pad", pad)):
         if token_id is not None and token_id >= architecture.vocab_size:
             raise CheckpointError(
                 f"{where}: {name}_token_id is {token_id}; expected an id below vocab_size ({architecture.vocab_size})"
             )
-    mask_token_id = _mask_token_id(fields, architecture.vocab_size, eos)
+    mask_token_id = _mask_token_id(fields, architecture.vocab_size, eos, all_pad)
     taken = set(tokenizer.ids.values()) if tokenizer else set(range(architecture.vocab_size))
     return CheckpointConfig(
         family=raw["model_type"],
@@ -143,28 +142,16 @@ def checkpoint_config(
     )
 
 
-def eos_token_ids(
-    raw: Mapping[str, Any], generation: Mapping[str, Any], special: Mapping[str, int], where: str
-) -> tuple[int, ...]:
-    """Return every id that ends a text, without repeats: the tokenizer's, generation_config's, config's."""
-    own = (special["eos_token"],) if "eos_token" in special else ()
-    every = (*own, *Fields(generation, where).token_ids("eos_token_id"), *Fields(raw, where).token_ids("eos_token_id"))
-    return tuple(dict.fromkeys(every))
-
-
-def _special_id(
+def named_token_ids(
     name: str, raw: Mapping[str, Any], generation: Mapping[str, Any], special: Mapping[str, int], where: str
-) -> int | None:
-    if f"{name}_token" in special:
-        return special[f"{name}_token"]
-    listed: Collection[int] = (
-        *Fields(generation, where).token_ids(f"{name}_token_id"),
-        *Fields(raw, where).token_ids(f"{name}_token_id"),
-    )
-    return next(iter(listed), None)
+) -> tuple[int, ...]:
+    """Return every id of "bos", "eos" or "pad", without repeats: the tokenizer's, generation_config's, config's."""
+    own = (special[f"{name}_token"],) if f"{name}_token" in special else ()
+    listed = (Fields(each, where).token_ids(f"{name}_token_id") for each in (generation, raw))
+    return tuple(dict.fromkeys((*own, *(token_id for ids in listed for token_id in ids))))
 
 
-def _mask_token_id(fields: Fields, vocab_size: int, eos: Collection[int]) -> int | None:
+def _mask_token_id(fields: Fields, vocab_size: int, eos: Collection[int], pad: Collection[int]) -> int | None:
     if fields.raw.get("mask_token_id") is None:
         return None
     token_id = fields.integer("mask_token_id", minimum=0)
@@ -172,6 +159,8 @@ def _mask_token_id(fields: Fields, vocab_size: int, eos: Collection[int]) -> int
         raise fields.error("mask_token_id", f"an id below vocab_size ({vocab_size})")
     if token_id in eos:
         raise fields.error("mask_token_id", f"an id that does not end a text (end-of-text ids are {sorted(eos)})")
+    if token_id in pad:
+        raise fields.error("mask_token_id", f"an id that does not pad (padding ids are {sorted(pad)})")
     return token_id
 
 

@@ -11,7 +11,7 @@ import torch
 
 import difflm
 from difflm.checkpoints.card import model_card
-from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
+from difflm.checkpoints.config import CheckpointConfig, checkpoint_config, named_token_ids
 from difflm.checkpoints.families import updated_config
 from difflm.checkpoints.fields import write_json
 from difflm.checkpoints.folders import require_free, staged_folder
@@ -203,14 +203,16 @@ def _choose(
     mask_init: MaskInit,
 ) -> MaskChoice:
     facts, where = tokenizer_facts(tokenizer), str(checkpoint.path)
-    others = {"bos_token_id": config.bos_token_id, "pad_token_id": config.pad_token_id}
+    special = facts.special if facts else {}
+    padding = named_token_ids("pad", checkpoint.raw, checkpoint.generation, special, checkpoint.where)
+    others = {"bos_token_id": () if config.bos_token_id is None else (config.bos_token_id,), "pad_token_id": padding}
     turns = turn_token_ids(tokenizer) if tokenizer is not None else frozenset()
     choice = choose_mask_token(
         facts,
         vocab_size=config.model.vocab_size,
         mask_token=mask_token,
         mask_token_id=mask_token_id,
-        reserved=reserved_ids(facts.special if facts else {}, config.eos_token_ids, others, turns),
+        reserved=reserved_ids(special, config.eos_token_ids, others, turns),
         where=where,
     )
     if tokenizer is not None:

@@ -192,18 +192,18 @@ def with_row(matrix_VD: Tensor, index: int, row_D: Tensor) -> Tensor:
 
 
 def reserved_ids(
-    special: Mapping[str, int], eos: Collection[int], others: Mapping[str, int | None], turns: Collection[int]
+    special: Mapping[str, int], eos: Collection[int], others: Mapping[str, Collection[int]], turns: Collection[int]
 ) -> dict[int, str]:
     """Return the ids that cannot be the mask, each with what it is.
 
     Args:
         special: named special tokens of the tokenizer.
         eos: every id that ends a text.
-        others: further named ids of the configuration; None values are skipped.
+        others: further named ids of the configuration.
         turns: ids that the chat template uses.
     """
     found = dict.fromkeys(turns, "a turn token of the chat template")
-    found |= {token_id: f"the {name}" for name, token_id in others.items() if token_id is not None}
+    found |= {token_id: f"the {name}" for name, ids in others.items() for token_id in ids}
     found |= {token_id: f"the tokenizer's {name}" for name, token_id in special.items()}
     return found | dict.fromkeys(eos, "an end-of-text (EOS) token")
 

@@ -64,6 +64,7 @@ def test_bos_and_pad() -> None:
         (None, {"mask_token_id": 8}, "mask_token_id is 8; expected an id below vocab_size (8)"),
         (None, {"mask_token_id": -1}, "mask_token_id is -1"),
         (None, {"mask_token_id": 3, "eos_token_id": [2, 3]}, "mask_token_id is 3; expected an id that does not end"),
+        (None, {"mask_token_id": 3, "pad_token_id": 3}, "mask_token_id is 3; expected an id that does not pad"),
         (FACTS, {"mask_token_id": 1, "mask_token": "a"}, "mask_token_id is 1; expected the tokenizer's id of 'a' (2)"),
         (FACTS, {"mask_token_id": 6}, "mask_token_id is 6; expected the tokenizer's id of None"),
         (None, {"eos_token_id": 8}, "eos_token_id is 8"),

@@ -216,6 +216,15 @@ def test_tokens_with_a_meaning_are_refused(token: str, tmp_path: Path) -> None:
     assert not (tmp_path / "b").exists()
 
 
+def test_the_configs_padding_is_refused_beside_the_tokenizers(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer((*SPECIAL, "<pad>"))
+    tokenizer.pad_token = "<pad>"
+    spare = vocabulary(tokenizer)["<spare_0>"]
+    hf_folder(tmp_path / "a", "llama", tokenizer=tokenizer, vocab_size=len(tokenizer), pad_token_id=spare)
+    with pytest.raises(CheckpointError, match=r"has id \d+, which is the pad_token_id; name a spare token"):
+        convert(tmp_path / "a", tmp_path / "b", mask_token="<spare_0>")
+
+
 def test_a_tokenizer_without_eos(tmp_path: Path) -> None:
     tokenizer = make_tokenizer(eos=None)
     hf_folder(tmp_path / "a", "llama", tokenizer=tokenizer, vocab_size=len(tokenizer))

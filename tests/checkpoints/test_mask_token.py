@@ -84,7 +84,7 @@ def test_impossible_choices_are_named(facts: TokenizerFacts | None, options: dic
 
 
 def test_reserved_ids_say_what_they_are() -> None:
-    found = reserved_ids({"unk_token": 5}, [1, 2], {"pad_token_id": 7, "bos_token_id": None}, [3])
+    found = reserved_ids({"unk_token": 5}, [1, 2], {"pad_token_id": (7,), "bos_token_id": ()}, [3])
     assert set(found) == {1, 2, 3, 5, 7}
     assert found[2] == "an end-of-text (EOS) token"
     assert found[5] == "the tokenizer's unk_token"
