@@ -93,7 +93,8 @@ def open_run(config: TrainConfig, resume: Resume) -> Path | None:
     if resume == "auto" and record.is_file():
         recorded = load_config(record)
         for name in config.__dataclass_fields__:
-            if name in ("device", "threads", "log_every", "checkpoint"):
+            # "output" is where the record was found: a folder that was moved or copied is still that run.
+            if name in ("output", "device", "threads", "log_every", "checkpoint"):
                 continue
             mine, theirs = config.__getattribute__(name), recorded.__getattribute__(name)
             if mine != theirs:

@@ -16,7 +16,7 @@ from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import ConfigError
 from difflm.plots import read_rows
 from difflm.training.config import TrainConfig
-from difflm.training.config_io import config_from_tree
+from difflm.training.config_io import config_from_tree, load_config
 from difflm.training.merging import merge_run
 from difflm.training.state import MOMENTS, best_checkpoints, checkpoint_folders, read_state
 from difflm.training.trainer import Trainer, train
@@ -239,6 +239,16 @@ def test_a_changed_configuration_is_not_resumed(files: dict[str, Path], tmp_path
     assert again.state.tokens >= config.total_tokens
     recorded = json.loads((checkpoint_folders(config.output)[-1] / "training_state.json").read_text())
     assert recorded["step"] == again.state.step
+
+
+def test_a_moved_run_is_resumed_where_it_is(files: dict[str, Path], tmp_path: Path) -> None:
+    config = config_of(files, tmp_path / "run")
+    train(config)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = dataclasses.replace(config, output=tmp_path / "moved")
+    assert Trainer(moved, resume="auto").state.tokens >= config.total_tokens
+    assert load_config(tmp_path / "moved" / "config.yaml") == moved
+    assert not (tmp_path / "run").exists()
 
 
 def test_each_epoch_draws_new_noise_for_a_row(files: dict[str, Path], tmp_path: Path) -> None:
