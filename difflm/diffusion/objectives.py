@@ -117,7 +117,9 @@ class BlockDiffusion:
         weighting: "elbo" divides sum(w * nll) by trainable tokens; "uniform" sets w = 1 and divides by masked tokens.
         complementary: also train on the inverse mask of every row in the same batch, so that each trainable token is
             masked exactly once per pair. A block whose inverse is empty is dropped from it, tokens and count; so is a
-            row without any mask left; none at block size 1.
+            row without any mask left; none at block size 1. Under "elbo" a pair is an estimate of the ELBO only with
+            `ExactCount`: with `Bernoulli` the first view keeps the tokens of its empty blocks, the second loses those
+            of its own, so the pair weighs the loss up (by 1.1 at block 4).
         ar_weight: coefficient of the next-token loss on the clean stream (always shifted, own normaliser).
         block_origin: where blocks start counting on packed rows.
         parametrisation: logit shift and the attention inside clean and noisy streams.
