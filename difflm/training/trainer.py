@@ -34,7 +34,7 @@ from difflm.plots import plot_training
 from difflm.scoring import score_input
 from difflm.training import state as run_state
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
-from difflm.training.config_io import checked, dump_config, load_config
+from difflm.training.config_io import checked, config_to_tree, dump_config, load_config
 from difflm.training.metrics import MetricsLog, Observer, Silent
 from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
 from difflm.training.rows import load_rows
@@ -91,15 +91,14 @@ def open_run(config: TrainConfig, resume: Resume) -> Path | None:
     """
     run, record = config.output, config.output / "config.yaml"
     if resume == "auto" and record.is_file():
-        recorded = load_config(record)
-        for name in config.__dataclass_fields__:
+        asked, recorded = config_to_tree(config), config_to_tree(load_config(record))
+        for name, mine in asked.items():
             # "output" is where the record was found: a folder that was moved or copied is still that run.
             if name in ("output", "device", "threads", "log_every", "checkpoint"):
                 continue
-            mine, theirs = config.__getattribute__(name), recorded.__getattribute__(name)
-            if mine != theirs:
+            if mine != recorded[name]:
                 raise ConfigError(
-                    f"train.{name}: differs from the run in {run} ({theirs} there, {mine} here); "
+                    f"train.{name}: differs from the run in {run} ({recorded[name]} there, {mine} here); "
                     "resume with the recorded config.yaml, or choose another output folder"
                 )
     elif run.exists() and any(run.iterdir()):
