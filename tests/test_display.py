@@ -125,7 +125,11 @@ def test_ids_are_shown_where_there_is_no_tokenizer() -> None:
 
 
 def terminal(width: int = 60) -> Console:
-    return Console(file=io.StringIO(), force_terminal=True, width=width, height=10, legacy_windows=False)
+    # A capable terminal, whatever TERM says where the tests run.
+    facts = {"TERM": "xterm-256color"}
+    return Console(
+        file=io.StringIO(), force_terminal=True, width=width, height=10, legacy_windows=False, _environ=facts
+    )
 
 
 def output(console: Console) -> str:
