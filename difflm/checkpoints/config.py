@@ -147,8 +147,26 @@ def named_token_ids(
 ) -> tuple[int, ...]:
     """Return every id of "bos", "eos" or "pad", without repeats: the tokenizer's, generation_config's, config's."""
     own = (special[f"{name}_token"],) if f"{name}_token" in special else ()
-    listed = (Fields(each, where).token_ids(f"{name}_token_id") for each in (generation, raw))
+    files = (Fields(generation, _generation_where(where)), Fields(raw, where))
+    listed = (each.token_ids(f"{name}_token_id") for each in files)
     return tuple(dict.fromkeys((*own, *(token_id for ids in listed for token_id in ids))))
+
+
+def _generation_where(where: str) -> str:
+    """Return the path of the generation_config.json beside a config.json; a GGUF file holds both."""
+    folder, name, _ = where.rpartition("config.json")
+    return f"{folder}generation_{name}" if name else where
+
+
+def check_files(raw: Mapping[str, Any], generation: Mapping[str, Any], where: str) -> None:
+    """Check what the files say by themselves, before transformers reads them, which would blame the tokenizer.
+
+    Raises:
+        CheckpointError: a field of the wrong type, or one that is not implemented.
+    """
+    model_config(raw, where)
+    for name in ("eos", "bos", "pad"):
+        named_token_ids(name, raw, generation, {}, where)
 
 
 def _mask_token_id(fields: Fields, vocab_size: int, eos: Collection[int], pad: Collection[int]) -> int | None:
@@ -170,6 +188,8 @@ def _mask_token(fields: Fields, mask_token_id: int | None, tokenizer: TokenizerF
     token = fields.raw.get("mask_token")
     if token is None:
         token = next((name for name, token_id in tokenizer.ids.items() if token_id == mask_token_id), None)
+    if not isinstance(token, str | None):
+        raise fields.error("mask_token", "a string")
     if token is None or tokenizer.ids.get(token) != mask_token_id:
         raise fields.error("mask_token_id", f"the tokenizer's id of {token!r} ({tokenizer.ids.get(str(token))})")
     return token

@@ -103,6 +103,11 @@ def convert(
     checkpoint = open_checkpoint(source)
     tokenizer = checkpoint.tokenizer()
     config = _parent_config(checkpoint, tokenizer)
+    if block_size > config.model.max_positions:
+        raise ConfigError(
+            f"block_size is {block_size}; expected at most the context of {checkpoint.path}, "
+            f"{config.model.max_positions} tokens"
+        )
     choice = _choose(checkpoint, config, tokenizer, mask_token, mask_token_id, mask_init)
     fields = _diffusion_fields(choice, block_size, parametrisation)
     record = {"recipe": recipe, "license": licence or checkpoint.licence, "mask_init": mask_init}

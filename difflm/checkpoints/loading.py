@@ -11,6 +11,7 @@ import torch
 
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
 from difflm.checkpoints.families import model_config, rope_config
+from difflm.checkpoints.fields import one_line
 from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokenizer_facts
 from difflm.checkpoints.tokens import SafeEncoder
 from difflm.errors import CheckpointError, ConfigError
@@ -63,12 +64,20 @@ class LoadedModel:
             messages: objects with "role" and "content".
 
         Raises:
-            CheckpointError: no tokenizer, or it has no chat template.
+            CheckpointError: no tokenizer, or it has no chat template, or one that refuses the conversation.
         """
         tokenizer = self.require_tokenizer()
         if not tokenizer.chat_template:
             raise CheckpointError(f"{self.path}: the tokenizer has no chat template; use a plain prompt")
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        # The template is a program of the checkpoint, in a sandbox: it may refuse roles, or be broken.
+        except Exception as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise CheckpointError(
+                f"{self.path}: the chat template refuses a conversation of {roles} ({one_line(error)}); "
+                "use a plain prompt, or mend the template"
+            ) from None
         return self.encode(text)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -116,7 +125,9 @@ def load_model(
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file or field, its value and the fix.
+        ConfigError: a device or dtype that torch does not know.
     """
+    check_device(device, field="device")
     source = open_checkpoint(path)
     architecture = model_config(source.raw, source.where)
     if rope_scaling is not None:
@@ -142,6 +153,19 @@ def build_model(
     model.tie()
     assert not any(parameter.is_meta for parameter in model.parameters()), "a parameter was not loaded"
     return model.eval()
+
+
+def check_device(device: str | torch.device, *, field: str) -> None:
+    """Refuse a device that cannot hold a tensor here; `field` names it in the error.
+
+    Raises:
+        ConfigError: no such device, or torch was built without it.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"{field}: {str(device)!r} cannot be used here ({reason}); use cpu") from None
 
 
 def with_rope_scaling(config: ModelConfig, rope_scaling: Mapping[str, Any]) -> ModelConfig:

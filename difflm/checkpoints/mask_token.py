@@ -123,9 +123,10 @@ def _with_tokenizer(
     if mask_token not in facts.ids:
         named = [(i, token) for token, i in facts.ids.items() if token.startswith("<") and token.endswith(">")]
         spare = [token for token_id, token in sorted(named) if token_id not in reserved]
+        found = f" (such as {listed(spare, 4)})" if spare else ""
         raise CheckpointError(
-            f"{where}: mask_token {mask_token!r} is not a token of the tokenizer; name a spare one "
-            f"(such as {listed(spare, 4) or 'none found'}), or none to append {DEFAULT_MASK_TOKEN!r}"
+            f"{where}: mask_token {mask_token!r} is not a token of the tokenizer; name a spare one{found}, "
+            f"or none to append {DEFAULT_MASK_TOKEN!r}"
         )
     return mask_token, facts.ids[mask_token]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from difflm.checkpoints import hf
 from difflm.checkpoints.card import licence_of_card
-from difflm.checkpoints.config import TokenizerFacts
+from difflm.checkpoints.config import TokenizerFacts, check_files
 from difflm.checkpoints.families import Family, find_family
 from difflm.checkpoints.fields import read_json, read_optional_json
 from difflm.checkpoints.gguf import gguf_config, open_gguf
@@ -70,6 +70,7 @@ class Checkpoint:
 
     def tokenizer(self) -> Any | None:
         """Return the transformers tokenizer, None where the checkpoint has none."""
+        check_files(self.raw, self.generation, self.where)
         if not self.is_gguf:
             return load_tokenizer(self.path)
         return load_tokenizer(self.path.parent, gguf_file=self.path.name) if self.has_gguf_tokenizer else None

@@ -107,8 +107,11 @@ class SafeEncoder:
         """Return the ids of `text`, without added special tokens; special strings in it are recognised.
 
         Raises:
-            DataError: the tokenizer makes the mask id of plain text (a spelling that it normalises to the token).
+            DataError: the text is not Unicode, or the tokenizer makes the mask id of plain text (a spelling that it
+                normalises to the token).
         """
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DataError(f"text: {text!r:.60} holds bytes that are not UTF-8, or half a surrogate pair; repair it")
         ids = list(self.tokenizer.encode(text, add_special_tokens=False))
         if self.mask_token_id is None or self.mask_token_id not in ids:
             return ids

@@ -46,7 +46,7 @@ def generate(
     threads: int | None,
 ) -> None:
     """Complete prompts with MODEL. The completions go to stdout, everything else to stderr."""
-    prompts = list(prompt) or [sys.stdin.read().rstrip("\n")]
+    prompts = list(prompt) or [read_stdin()]
     loaded = open_model(model, device=device, dtype=dtype, threads=threads)
     encoded = [encode_prompt(loaded, text, chat_template=chat_template) for text in prompts]
     if show:
@@ -64,6 +64,18 @@ def generate(
             click.echo(completion.text)
         if stats:
             click.echo(describe(completion), err=True)
+
+
+def read_stdin() -> str:
+    """Return the prompt on stdin, without the newline at its end.
+
+    Raises:
+        RequestError: it is not text.
+    """
+    try:
+        return sys.stdin.read().rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"prompt: stdin is not {error.encoding} text ({error.reason}); give UTF-8 text") from None
 
 
 def encode_prompt(loaded: LoadedModel, text: str, *, chat_template: bool) -> list[int]:

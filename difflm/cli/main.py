@@ -83,9 +83,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error))
     except OSError as error:
         # A file that cannot be read or written, a full disk: the user's to mend. Anything else is a defect of ours.
-        if error.filename is None:
+        if error.strerror is None:
             raise
-        return _fail(f"{error.filename}: {error.strerror}")
+        return _fail(f"{error.filename or 'output'}: {error.strerror}")
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", code=INTERRUPTED)
     return outcome if isinstance(outcome, int) else 0

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from difflm.errors import ConfigError
-
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
 
@@ -107,13 +105,9 @@ def open_model(path: Path, *, device: str, dtype: str, threads: int | None) -> L
     """
     import torch
 
-    from difflm.checkpoints.loading import load_model
+    from difflm.checkpoints.loading import check_device, load_model
 
     if threads:
         torch.set_num_threads(threads)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0]
-        raise ConfigError(f"--device: {device!r} cannot be used here ({reason}); use cpu") from None
+    check_device(device, field="--device")
     return load_model(path, device=device, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -80,7 +81,7 @@ def resolve(
     if output:
         tree["output"] = str(output)
     if data:
-        tree.setdefault("data", {})["paths"] = [str(path) for path in data]
+        tree = override(tree, [f"data.paths={json.dumps([str(path) for path in data])}"])
     return config_from_tree(tree)
 
 

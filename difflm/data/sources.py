@@ -214,7 +214,7 @@ def _format_of(file: Path, format: Format) -> Literal["jsonl", "text"]:
     if suffix not in SUFFIXES:
         raise DataError(
             f"{file}: cannot tell the format from the suffix {suffix!r}; use {', '.join(SUFFIXES)}, "
-            "or name the format (jsonl or text)"
+            "or name the format (data.format=jsonl or text)"
         )
     return SUFFIXES[suffix]
 
@@ -303,7 +303,7 @@ def _read_bytes(file: Path) -> bytes:
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}); check the file and its permissions") from None
     if not content:
-        raise DataError(f"{file}: the file is empty (0 bytes)")
+        raise DataError(f"{file}: the file is empty (0 bytes); give a file with text")
     if b"\0" in content:
         raise DataError(
             f"{file}: looks like a binary file (zero byte at offset {content.index(0)}); data is UTF-8 text"

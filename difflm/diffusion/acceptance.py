@@ -64,7 +64,8 @@ def _inverse_transform(probability_MV: Tensor, generator: torch.Generator) -> Te
     uniform_M = torch.rand(len(total_M), dtype=torch.float64, generator=generator).to(total_M.device)
     # Rounding may lift u * total to the total itself, beyond the last token.
     point_M = torch.minimum(uniform_M * total_M, torch.nextafter(total_M, torch.zeros_like(total_M)))
-    return torch.searchsorted(cumulative_MV, point_M[:, None], right=True)[:, 0]
+    # A row of NaN points beyond the last token; its confidence is NaN, by which the caller sees it.
+    return torch.searchsorted(cumulative_MV, point_M[:, None], right=True)[:, 0].clamp(max=cumulative_MV.shape[-1] - 1)
 
 
 def accept(confidence_BS: Tensor, masked_BS: Tensor, *, threshold: float, min_accept: int = 1) -> Tensor:

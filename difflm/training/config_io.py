@@ -126,12 +126,30 @@ def config_from_tree(tree: Mapping[str, Any]) -> TrainConfig:
     try:
         text = json.dumps(tree)
     except (TypeError, ValueError):
-        raise ConfigError(f"{ROOT}: only numbers, strings, booleans, lists and mappings are allowed") from None
+        path, value = _odd_value(tree)
+        raise ConfigError(
+            f"{path}: {_shown(value)} is not allowed; only numbers, strings, booleans, lists and mappings are"
+        ) from None
     try:
         # Validated as JSON: strict typing stays, yet a list may become a tuple and a string a path.
         return _adapter().validate_json(text)
     except ValidationError as error:
         raise _config_error(error) from None
+
+
+def _odd_value(tree: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return (dotted path, value) of the first value that JSON does not have: a date, a set, a list inside itself."""
+    waiting: list[tuple[str, Any, tuple[int, ...]]] = [(ROOT, tree, ())]
+    while waiting:
+        path, value, above = waiting.pop(0)
+        if id(value) in above or not isinstance(value, dict | list | str | int | float | None):
+            return path, value
+        inside = (*above, id(value))
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{name}", each, inside) for name, each in value.items()]
+        if isinstance(value, list):
+            waiting += [(f"{path}[{index}]", each, inside) for index, each in enumerate(value)]
+    return ROOT, tree
 
 
 def load_config(path: Path, assignments: Iterable[str] = ()) -> TrainConfig:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from difflm.checkpoints.loading import LoadedModel
@@ -88,7 +89,13 @@ def load_moments(checkpoint: Path, optimizer: Optimizer) -> None:
     path = checkpoint / MOMENTS
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; the run cannot be resumed from this checkpoint, use the newest one")
-    optimizer.load_named_state(load_file(path))
+    try:
+        moments = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path}: damaged or truncated ({error}); delete this checkpoint to resume from the one before it"
+        ) from None
+    optimizer.load_named_state(moments)
 
 
 def best_checkpoints(run: Path, *, block_size: int | None, count: int) -> list[Path]:

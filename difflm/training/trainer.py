@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from difflm.checkpoints.loading import LoadedModel, load_model
+from difflm.checkpoints.loading import LoadedModel, check_device, load_model
 from difflm.data.loader import Loader, LoaderState, RowOrder
 from difflm.diffusion.curriculum import BlockCurriculum, Stage
 from difflm.diffusion.noise import (
@@ -80,7 +80,11 @@ def curriculum_of(config: TrainConfig) -> BlockCurriculum:
 
 def set_threads(threads: int | None) -> None:
     """Use `threads` CPU threads; None: the cores this process may run on."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        cores = os.cpu_count() or 1
+    torch.set_num_threads(threads or cores)
 
 
 def open_run(config: TrainConfig, resume: Resume) -> Path | None:
@@ -90,6 +94,7 @@ def open_run(config: TrainConfig, resume: Resume) -> Path | None:
         ConfigError: a folder that is not empty under "never", or a configuration that differs from the recorded one.
     """
     run, record = config.output, config.output / "config.yaml"
+    aside = record.with_suffix(".tmp")  # all that a run killed in its first moment leaves
     if resume == "auto" and record.is_file():
         asked, recorded = config_to_tree(config), config_to_tree(load_config(record))
         for name, mine in asked.items():
@@ -101,10 +106,15 @@ def open_run(config: TrainConfig, resume: Resume) -> Path | None:
                     f"train.{name}: differs from the run in {run} ({recorded[name]} there, {mine} here); "
                     "resume with the recorded config.yaml, or choose another output folder"
                 )
-    elif run.exists() and any(run.iterdir()):
-        raise ConfigError(f"train.output: {run} is not empty; resume with --resume auto, or choose another folder")
-    run.mkdir(parents=True, exist_ok=True)
-    aside = record.with_suffix(".tmp")
+    elif run.exists() and not run.is_dir():
+        raise ConfigError(f"train.output: {run} is a file; choose another path for the run folder")
+    elif run.exists() and any(each != aside for each in run.iterdir()):
+        advice = "resume with --resume auto, or choose another folder" if record.is_file() else "choose another folder"
+        raise ConfigError(f"train.output: {run} is not empty; {advice}")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"train.output: {run} cannot be created ({error.strerror}); choose another path") from None
     aside.write_text(dump_config(config), encoding="utf-8")
     aside.replace(record)
     checkpoints = run_state.checkpoint_folders(run)
@@ -128,6 +138,7 @@ class Trainer:
         self.config = checked(config)
         self.observer: Observer = observer or Silent()
         set_threads(config.threads)
+        check_device(config.device, field="train.device")
         parent = load_model(config.model, device=config.device)
         self.parametrisation = parent.config.parametrisation
         self.mask_id = parent.config.mask_token_id

@@ -69,6 +69,7 @@ def test_bos_and_pad() -> None:
         (FACTS, {"mask_token_id": 6}, "mask_token_id is 6; expected the tokenizer's id of None"),
         (None, {"eos_token_id": 8}, "eos_token_id is 8"),
         (None, {"pad_token_id": 9}, "pad_token_id is 9"),
+        (FACTS, {"mask_token_id": 1, "mask_token": ["a"]}, "mask_token is ['a']; expected a string"),
         (None, {"block_size": 0}, "block_size is 0"),
         (None, {"logit_shift": 1}, "logit_shift is 1; expected true or false"),
         (None, {"clean_attention": "full"}, "clean_attention is 'full'; expected one of block, causal"),

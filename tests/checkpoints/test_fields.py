@@ -56,7 +56,7 @@ def test_json_round_trip_and_damage(tmp_path: Path) -> None:
     write_json(path, {"a": ["\u00e9", 1]})
     assert read_json(path) == {"a": ["\u00e9", 1]}
     assert read_optional_json(tmp_path / "absent.json") == {}
-    for damage in (b'{"a": 1', b"\xff\xfe\x00", b"[1]", b""):
+    for damage in (b'{"a": 1', b"\xff\xfe\x00", b"[1]", b"", b"[" * 100_000):
         path.write_bytes(damage)
         with pytest.raises(CheckpointError, match=r"a\.json") as caught:
             read_json(path)

@@ -11,7 +11,7 @@ import torch
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.fields import read_json, read_optional_json, write_json
 from difflm.checkpoints.loading import load_model, resolve_dtype
-from difflm.errors import CheckpointError, ConfigError
+from difflm.errors import CheckpointError, ConfigError, DataError
 from difflm.models.config import RopeConfig
 from tests.checkpoints.tiny import LLAMA3_SCALING, hf_folder, make_tokenizer
 
@@ -90,6 +90,27 @@ def test_without_tokenizer_or_template(tmp_path: Path) -> None:
     hf_folder(tmp_path / "b", "llama", tokenizer=tokenizer, vocab_size=len(tokenizer))
     with pytest.raises(CheckpointError, match="no chat template"):
         load_model(tmp_path / "b").encode_chat([{"role": "user", "content": "a"}])
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system role') }}", "{{ a.b.c }}", "{% for"])
+def test_a_template_that_refuses_is_one_line(template: str, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(template=template)
+    hf_folder(tmp_path / "a", "llama", tokenizer=tokenizer, vocab_size=len(tokenizer))
+    with pytest.raises(CheckpointError, match="the chat template refuses a conversation of system, user") as caught:
+        load_model(tmp_path / "a").encode_chat([{"role": "system", "content": "a"}, {"role": "user", "content": "b"}])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="device: 'tpu9' cannot be used here"):
+        load_model(tmp_path, device="tpu9")
+
+
+def test_text_that_is_not_unicode(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    hf_folder(tmp_path / "a", "llama", tokenizer=tokenizer, vocab_size=len(tokenizer))
+    with pytest.raises(DataError, match="not UTF-8"):
+        load_model(tmp_path / "a").encode("caf\udce9")
 
 
 def test_a_tokenizer_longer_than_the_embedding(tmp_path: Path) -> None:

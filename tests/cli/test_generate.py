@@ -46,6 +46,16 @@ def test_showing_away_from_a_terminal_prints_the_same(model: Path, capsys: pytes
     assert printed.err == ""
 
 
+def test_a_prompt_on_stdin_that_is_no_text(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9"), encoding="utf-8"))
+    assert run(["generate", str(model)]) == 2
+    assert capsys.readouterr().err == (
+        "difflm: prompt: stdin is not utf-8 text (unexpected end of data); give UTF-8 text\n"
+    )
+
+
 def test_the_prompt_can_come_from_stdin(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,6 +105,7 @@ def test_python_dash_m_runs_the_source_tree(tmp_path: Path) -> None:
     [
         (ConfigError("train.seed: 'x'\nis wrong"), 2, "difflm: train.seed: 'x' is wrong\n"),
         (PermissionError(13, "Permission denied", "/some/file"), 2, "difflm: /some/file: Permission denied\n"),
+        (OSError(28, "No space left on device"), 2, "difflm: output: No space left on device\n"),
         (KeyboardInterrupt(), 130, "difflm: interrupted\n"),
     ],
 )
@@ -160,6 +161,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     damaged.write_bytes(damaged.read_bytes()[:-100])
     config = json.loads((write_parent(folder / "unknown") / "config.json").read_text())
     (folder / "unknown" / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    (write_parent(folder / "mistyped") / "config.json").write_text(json.dumps(config | {"hidden_size": "32"}))
+    (write_parent(folder / "unended") / "generation_config.json").write_text('{"eos_token_id": "x"}')
     return folder
 
 
@@ -179,7 +182,14 @@ TRAIN = ["train", "sft", "--model", "converted", "--output", "new", "data.row_le
         ([*TRAIN, "text.jsonl", "objective.ar_weight=0.5"], "objective.ar_weight: 0.5"),
         ([*TRAIN, "text.jsonl", "optimizer.learning_ratee=1"], "did you mean 'learning_rate'?"),
         (["train", "papper-wsd"], "did you mean 'paper-wsd'?"),
+        ([*TRAIN, "text.jsonl", "data=null"], "train.data is None"),
+        ([*TRAIN, "text.jsonl", "device=tpu9"], "train.device: 'tpu9'"),
+        ([*TRAIN, "text.jsonl", "--output", "text.jsonl"], "text.jsonl is a file"),
+        ([*TRAIN, "text.jsonl", "--output", "text.jsonl/run"], "text.jsonl/run cannot be created"),
         (["convert", "absent", "new"], "absent"),
+        (["convert", "mistyped", "new"], "mistyped/config.json: hidden_size is '32'"),
+        (["convert", "unended", "new"], "unended/generation_config.json: eos_token_id is 'x'"),
+        (["convert", "parent", "new", "--block-size", "513"], "block_size is 513"),
         (["convert", "full", "new"], "full"),
         (["convert", "parent", "full"], "full"),
         (["convert", "truncated", "new"], "model.safetensors"),
@@ -191,6 +201,7 @@ TRAIN = ["train", "sft", "--model", "converted", "--output", "new", "data.row_le
         (["generate", "converted", "--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens: 0"),
         (["generate", "converted", "--prompt", "x", "--device", "tpu9"], "--device"),
         (["generate", "converted", "--prompt", ""], "prompt"),
+        (["generate", "converted", "--prompt", "caf\udce9"], "not UTF-8"),
         (["generate", "parent", "--prompt", "x"], "mask"),
         (["merge", "full", "--output", "new"], "config.yaml"),
         (["merge", "converted", "parent", "--output", "new"], "parent"),

@@ -318,10 +318,11 @@ def test_submitted_requests_finish_in_order() -> None:
     assert not engine.runner.slots
 
 
-def test_not_a_number_is_reported_and_leaves_nothing_behind() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_not_a_number_is_reported_and_leaves_nothing_behind(temperature: float) -> None:
     engine = Engine(scripted(lambda position: [math.nan] * VOCAB))
     with pytest.raises(DifflmError, match="NaN"):
-        engine.generate([[1]], SamplingParams(max_new_tokens=2))
+        engine.generate([[1]], SamplingParams(max_new_tokens=2, temperature=temperature))
     assert not engine.runner.slots
     assert engine.step() == []
 

@@ -121,7 +121,8 @@ def test_overrides_reach_nested_fields_lists_and_stages() -> None:
         ("optimizer.lr=1", "train.optimizer.lr: unknown field"),
         ("seed=!!python/object/apply:os.getcwd []", "train.seed: not valid YAML"),
         ("seed=" + "[" * 5000, "train.seed: not valid YAML: nested too deeply"),
-        ("seed=2024-01-01", "train: only numbers, strings"),
+        ("seed=2024-01-01", "train.seed: datetime.date(2024, 1, 1) is not allowed; only numbers, strings"),
+        ("data.paths=[a, &b [*b]]", "train.data.paths[1][0]: [[...]] is not allowed; only numbers, strings"),
     ],
 )
 def test_bad_overrides_are_one_line_errors(assignment: str, expected: str) -> None:

@@ -13,13 +13,13 @@ import torch
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import load_model
 from difflm.diffusion.objectives import BlockDiffusion
-from difflm.errors import ConfigError
+from difflm.errors import CheckpointError, ConfigError
 from difflm.plots import read_rows
 from difflm.training.config import TrainConfig
 from difflm.training.config_io import config_from_tree, load_config
 from difflm.training.merging import merge_run
 from difflm.training.state import MOMENTS, best_checkpoints, checkpoint_folders, read_state
-from difflm.training.trainer import Trainer, train
+from difflm.training.trainer import Trainer, set_threads, train
 from tests.standins import write_parent, write_texts
 
 
@@ -228,6 +228,32 @@ def test_bad_runs(files: dict[str, Path], tmp_path: Path) -> None:
         Trainer(config_of(files, tmp_path / "long", data=long))
     assert not (tmp_path / "other").exists()
     assert not (tmp_path / "leak").exists()
+
+
+def test_a_run_killed_in_its_first_moment_starts_again(files: dict[str, Path], tmp_path: Path) -> None:
+    config = config_of(files, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.tmp").write_text("model: half writ")
+    assert Trainer(config, resume="auto").state.step == 0
+    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == ["config.yaml", "metrics.jsonl"]
+
+
+def test_truncated_moments_are_named(files: dict[str, Path], tmp_path: Path) -> None:
+    config = config_of(files, tmp_path / "run")
+    moments = train(config) / "optimizer.safetensors"
+    moments.write_bytes(moments.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: damaged or truncated"):
+        Trainer(config, resume="auto")
+
+
+def test_without_a_list_of_cores_all_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)  # as on macOS
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    set_threads(None)
+    set_threads(2)
+    assert asked == [3, 2]
 
 
 def test_a_changed_configuration_is_not_resumed(files: dict[str, Path], tmp_path: Path) -> None:
