@@ -132,6 +132,7 @@ def _run(
         "optimizer": {"learning_rate": 2e-4, "mask_row_lr_scale": 15.0 if diffusion else 1.0},
         "lr_schedule": {"kind": "wsd", "warmup_fraction": 0.03, "decay_fraction": 0.3, "final_ratio": 0.05},
         "rows_per_batch": 2,
+        "recipe": f"demo-{output.name}",
         "dtype": "bfloat16",
         "head_chunk_rows": 1024,
         "validation": {"rows": validation_rows, "block_sizes": list(block_sizes)},

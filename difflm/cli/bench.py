@@ -52,7 +52,7 @@ PROMPTS = (
 @click.option(
     "--threads",
     multiple=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     show_default="1 and all cores this process may use",
     help="CPU threads to try, repeatable.",
 )

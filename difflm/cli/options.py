@@ -31,7 +31,7 @@ def model_options(command: Decorated) -> Decorated:
             click.option("--dtype", type=DTYPES, default="float32", show_default=True, help="Type of the weights."),
             click.option(
                 "--threads",
-                type=click.IntRange(min=1),
+                type=click.IntRange(1, 1024),
                 show_default="all cores this process may use",
                 help="CPU threads.",
             ),

@@ -75,7 +75,8 @@ def resolve(
     """
     from difflm.training.config_io import config_from_tree, override, read_tree
 
-    tree = override(read_tree(find_recipe(recipe)), overrides)
+    found = find_recipe(recipe)
+    tree = override({"recipe": found.stem, **read_tree(found)}, overrides)
     if model:
         tree["model"] = str(model)
     if output:

@@ -299,6 +299,8 @@ class TrainConfig:
         checkpoint: what is written, and when.
         rows_per_batch: rows of one forward. Default 2.
         accumulation: forwards added up for one optimiser step. Default 1.
+        recipe: name recorded in config.json and model card of every checkpoint; `difflm train` sets it to the
+            recipe's name. Default null.
         seed: decides row order and noise. Default 0.
         device: torch device, e.g. "cpu" or "cuda". Default "cpu".
         dtype: "float32", or "bfloat16" (bf16 weights with an fp32 master copy). Default "float32".
@@ -321,10 +323,11 @@ class TrainConfig:
     checkpoint: CheckpointingConfig = field(default_factory=CheckpointingConfig)
     rows_per_batch: Positive = 2
     accumulation: Positive = 1
+    recipe: str | None = None
     seed: Count = 0
     device: Annotated[str, Field(min_length=1)] = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    threads: Positive | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     head_chunk_rows: Positive = 512
     log_every: Positive = 1
 

@@ -99,7 +99,7 @@ def open_run(config: TrainConfig, resume: Resume) -> Path | None:
         asked, recorded = config_to_tree(config), config_to_tree(load_config(record))
         for name, mine in asked.items():
             # "output" is where the record was found: a folder that was moved or copied is still that run.
-            if name in ("output", "device", "threads", "log_every", "checkpoint"):
+            if name in ("output", "recipe", "device", "threads", "log_every", "checkpoint"):
                 continue
             if mine != recorded[name]:
                 raise ConfigError(
@@ -355,7 +355,8 @@ class Trainer:
         self._record({"kind": "validation", "step": self.state.step, "tokens": self.state.tokens, **figures})
 
     def _save(self) -> None:
-        updates = {"block_size": self.state.block_size} if self.state.block_size else {}
+        updates: dict[str, Any] = {"block_size": self.state.block_size} if self.state.block_size else {}
+        updates["difflm"] = {"recipe": self.config.recipe}
         folder = run_state.save_checkpoint(self.config.output, self.loaded, self.optimizer, self.state, updates=updates)
         final = self.curriculum.stages[-1].block_size
         settings = self.config.checkpoint

@@ -139,8 +139,10 @@ def test_checkpoints_load_as_models_and_only_the_newest_keeps_moments(files: dic
         "validation": {"rows": 3, "block_sizes": [4]},
     }
     config = config_of(files, tmp_path / "run", **options)
-    final = train(config)
+    final = train(dataclasses.replace(config, recipe="ladder"))
     folders = checkpoint_folders(config.output)
+    assert json.loads((final / "config.json").read_text())["difflm"]["recipe"] == "ladder"
+    assert "ladder" in (final / "README.md").read_text()
     assert final == folders[-1]
     assert [folder for folder in folders if (folder / MOMENTS).exists()] == [final]
     best = best_checkpoints(config.output, block_size=8, count=2)
