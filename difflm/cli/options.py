@@ -18,9 +18,19 @@ Decorated = Callable[..., Any]
 DTYPES = click.Choice(["float32", "bfloat16"])
 
 
+class _PathType(click.Path):
+    """A path that is not empty: an empty one would silently mean the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("the path is empty; give a file or folder ('.' is the current one)", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def folder(**settings: Any) -> click.Path:
     """Return the type of a path argument; whether it is usable is checked, and said, by what reads it."""
-    return click.Path(path_type=Path, **settings)
+    return _PathType(path_type=Path, **settings)
 
 
 def model_options(command: Decorated) -> Decorated:

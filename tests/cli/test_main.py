@@ -175,6 +175,7 @@ TRAIN = ["train", "sft", "--model", "converted", "--output", "new", "data.row_le
         ([*TRAIN, "empty.jsonl"], "empty.jsonl"),
         ([*TRAIN, "binary.jsonl"], "binary.jsonl"),
         ([*TRAIN, "absent.jsonl"], "absent.jsonl"),
+        ([*TRAIN, ""], "--data"),
         ([*TRAIN, "text.jsonl", "data.row_length=100"], "row_length: 100 is not divisible by the block size 32"),
         ([*TRAIN, "text.jsonl", "data.row_length=4096"], "row_length: 4096"),
         ([*TRAIN, "text.jsonl", "--output", "full"], "full"),
