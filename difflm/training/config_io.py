@@ -167,6 +167,21 @@ def dump_config(config: TrainConfig) -> str:
     return yaml.dump(config_to_tree(config), Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100)
 
 
+ConfigLike = TrainConfig | Mapping[str, Any] | str | Path
+"""A training configuration in any of its forms: the tree, the same as a mapping, the path of a YAML file."""
+
+
+def as_config(config: ConfigLike) -> TrainConfig:
+    """Return the validated tree of a configuration in any form.
+
+    Raises:
+        ConfigError: an unknown field, a value that cannot be used, or a file that cannot be read.
+    """
+    if isinstance(config, TrainConfig):
+        return checked(config)
+    return config_from_tree(config) if isinstance(config, Mapping) else load_config(Path(config))
+
+
 def checked(config: TrainConfig) -> TrainConfig:
     """Return `config` if every field satisfies its rule; configurations built in Python pass here, too."""
     return config_from_tree(json.loads(json.dumps(dataclasses.asdict(config), default=str)))

@@ -34,7 +34,7 @@ from difflm.plots import plot_training
 from difflm.scoring import score_input
 from difflm.training import state as run_state
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
-from difflm.training.config_io import checked, config_to_tree, dump_config, load_config
+from difflm.training.config_io import ConfigLike, as_config, checked, config_to_tree, dump_config, load_config
 from difflm.training.metrics import MetricsLog, Observer, Silent
 from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
 from difflm.training.rows import load_rows
@@ -379,22 +379,22 @@ class Trainer:
             self.observer.message(f"resumed at step {self.state.step}, {self.state.tokens} tokens")
 
 
-def train(config: TrainConfig, *, resume: Resume = "never", observer: Observer | None = None) -> Path:
+def train(config: ConfigLike, *, resume: Resume = "never", observer: Observer | None = None) -> Path:
     """Run a training configuration and return the folder of its last checkpoint, which loads as a model.
 
     Args:
-        config: the run; see `difflm.training.config`.
-        resume: "auto" continues the run in `config.output` from its newest complete checkpoint.
+        config: the run: a `TrainConfig`, the same tree as a mapping, or the path of a YAML file.
+        resume: "auto" continues the run in its output folder from the newest complete checkpoint.
         observer: receives progress (e.g. `difflm.display.TrainingProgress`).
 
     Raises:
-        ConfigError, CheckpointError, DataError: input that cannot be used.
-        NonFiniteError: the gradient is not finite.
+        DifflmError: input that cannot be used, or (NonFiniteError) a gradient that is not finite.
     """
-    trainer = Trainer(config, resume=resume, observer=observer)
+    trainer = Trainer(as_config(config), resume=resume, observer=observer)
+    run = trainer.config.output
     trainer.train()
     try:
-        plot_training(config.output / "metrics.jsonl", config.output / "training.png")
+        plot_training(run / "metrics.jsonl", run / "training.png")
     except ConfigError as error:
         trainer.observer.message(f"no picture of the run: {error}")
-    return run_state.checkpoint_folders(config.output)[-1]
+    return run_state.checkpoint_folders(run)[-1]

@@ -214,3 +214,13 @@ def test_a_dump_names_every_field() -> None:
     tree = config_io.config_to_tree(config_io.config_from_tree(BASE))
     assert list(tree) == [each.name for each in dataclasses.fields(TrainConfig)]
     assert list(tree["data"]) == [each.name for each in dataclasses.fields(DataConfig)]
+
+
+def test_a_configuration_is_taken_in_any_form(tmp_path: Path) -> None:
+    tree = {"model": "m", "output": "o", "data": {"paths": ["d"]}, "curriculum": [{"block_size": 4, "tokens": 8}]}
+    config = config_io.config_from_tree(tree)
+    (tmp_path / "run.yaml").write_text(config_io.dump_config(config))
+    for form in (config, tree, tmp_path / "run.yaml", str(tmp_path / "run.yaml")):
+        assert config_io.as_config(form) == config
+    with pytest.raises(ConfigError, match=r"train\.seeed"):
+        config_io.as_config({**tree, "seeed": 1})
