@@ -11,10 +11,6 @@ from typing import Any
 from demo.evaluate import Row, side_by_side
 from difflm.plots import plot_training, read_rows
 
-GOALS = (
-    "goals: exact match >= 0.95 at TPF >= 2.5 (fresh), exact match >= 0.6 (unseen), more tokens/s than the AR control"
-)
-
 
 def perplexity_lines(folder: Path) -> list[str]:
     """Return the table of perplexities: the AR parent, the converted model before and after the text stage."""

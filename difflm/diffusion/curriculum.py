@@ -54,11 +54,3 @@ class BlockCurriculum:
                 return index
             tokens_seen -= stage.tokens
         return len(self.stages) - 1
-
-    def block_size_at(self, tokens_seen: int) -> int | None:
-        """Return the block size at that point of the run."""
-        return self.stages[self.stage_at(tokens_seen)].block_size
-
-    def start_of(self, index: int) -> int:
-        """Return the tokens seen when stage `index` begins (`len(stages)`: the end of the run)."""
-        return sum(stage.tokens for stage in self.stages[:index])

@@ -12,8 +12,6 @@ def test_stages_follow_each_other() -> None:
     assert [ladder.stage_at(tokens) for tokens in (0, 9, 10, 14, 15, 34, 35, 39, 40, 99)] == [
         0, 0, 1, 1, 2, 2, 3, 3, 3, 3,
     ]  # fmt: skip
-    assert [ladder.block_size_at(tokens) for tokens in (0, 12, 20, 36)] == [1, 4, None, 32]
-    assert [ladder.start_of(index) for index in range(5)] == [0, 10, 15, 35, 40]
 
 
 def test_bad_stages() -> None:
