@@ -28,8 +28,8 @@ from demo.plan import BLOCK_SIZE, FULL, QUICK, Plan, task_run, text_run
 from demo.task import items, write_jsonl
 from difflm import DifflmError, LoadedModel, SamplingParams, convert, load_model, train
 from difflm.display import training_observer
+from difflm.training.build import set_threads
 from difflm.training.merging import merge_run
-from difflm.training.trainer import set_threads
 
 
 def say(text: str) -> None:

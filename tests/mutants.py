@@ -43,10 +43,10 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
-        "difflm/training/config.py",
+        "difflm/training/config_objective.py",
         "if low >= high:",
         "if low > high:",
-        "tests/training/test_config.py::test_empty_band_is_refused",
+        "tests/training/test_config_objective.py::test_empty_band_is_refused",
     ),
     Mutant(
         "difflm/training/config.py",

@@ -7,118 +7,36 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from difflm.checkpoints.loading import LoadedModel, check_device, load_model
 from difflm.data.loader import Loader, LoaderState, RowOrder
-from difflm.diffusion.curriculum import BlockCurriculum, Stage
-from difflm.diffusion.noise import (
-    Bernoulli,
-    CosineSchedule,
-    ExactCount,
-    LinearSchedule,
-    Noise,
-    RowNoise,
-    embedding_noise,
-)
-from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
+from difflm.diffusion.noise import RowNoise, embedding_noise
+from difflm.diffusion.objectives import BlockDiffusion, Objective
 from difflm.errors import CheckpointError, ConfigError, DifflmError
 from difflm.plots import plot_training
 from difflm.scoring import score_input
 from difflm.training import state as run_state
+from difflm.training.build import curriculum_of, objective_of, set_threads
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
-from difflm.training.config_io import ConfigLike, as_config, checked, config_to_tree, dump_config, load_config
+from difflm.training.config_io import ConfigLike, as_config, checked
 from difflm.training.metrics import MetricsLog, Observer, Silent
 from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
 from difflm.training.rows import load_rows
+from difflm.training.run_folder import Resume, open_run
 from difflm.training.state import TrainingState
 from difflm.training.validation import Perplexities, validate
-from difflm.types import ModelInput, Parametrisation, TokenScores
-
-Resume = Literal["auto", "never"]
+from difflm.types import ModelInput, TokenScores
 
 
 class NonFiniteError(DifflmError):
     """The gradient is not a finite number; the optimiser was not touched."""
-
-
-def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objective:
-    """Return the objective of a run; its block size is set from the curriculum, step by step."""
-    chosen = config.objective
-    if not isinstance(chosen, BlockDiffusionConfig):
-        return NextToken()
-    noise: Noise = ExactCount()
-    if chosen.noise == "bernoulli":
-        schedule = LinearSchedule() if chosen.schedule == "linear" else CosineSchedule()
-        noise = Bernoulli(schedule=schedule, bandwidth=chosen.bandwidth, min_masks=chosen.min_masks)
-    return BlockDiffusion(
-        block_size=None,
-        noise=noise,
-        time_per=chosen.time_per,
-        weighting=chosen.weighting,
-        complementary=chosen.complementary,
-        ar_weight=chosen.ar_weight,
-        block_origin=chosen.block_origin,
-        parametrisation=parametrisation,
-    )
-
-
-def curriculum_of(config: TrainConfig) -> BlockCurriculum:
-    """Return the curriculum of a run, "row" resolved to one block per row."""
-    sizes = config.block_sizes
-    return BlockCurriculum(
-        tuple(Stage(size, stage.tokens) for size, stage in zip(sizes, config.curriculum, strict=True))
-    )
-
-
-def set_threads(threads: int | None) -> None:
-    """Use `threads` CPU threads; None: the cores this process may run on."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        cores = os.cpu_count() or 1
-    torch.set_num_threads(threads or cores)
-
-
-def open_run(config: TrainConfig, resume: Resume) -> Path | None:
-    """Create or check the run folder; return the checkpoint to continue from, or None for a new run.
-
-    Raises:
-        ConfigError: a folder that is not empty under "never", or a configuration that differs from the recorded one.
-    """
-    run, record = config.output, config.output / "config.yaml"
-    aside = record.with_suffix(".tmp")  # all that a run killed in its first moment leaves
-    if resume == "auto" and record.is_file():
-        asked, recorded = config_to_tree(config), config_to_tree(load_config(record))
-        for name, mine in asked.items():
-            # "output" is where the record was found: a folder that was moved or copied is still that run.
-            if name in ("output", "recipe", "device", "threads", "log_every", "checkpoint"):
-                continue
-            if mine != recorded[name]:
-                raise ConfigError(
-                    f"train.{name}: differs from the run in {run} ({recorded[name]} there, {mine} here); "
-                    "resume with the recorded config.yaml, or choose another output folder"
-                )
-    elif run.exists() and not run.is_dir():
-        raise ConfigError(f"train.output: {run} is a file; choose another path for the run folder")
-    elif run.exists() and any(each != aside for each in run.iterdir()):
-        advice = "resume with --resume auto, or choose another folder" if record.is_file() else "choose another folder"
-        raise ConfigError(f"train.output: {run} is not empty; {advice}")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"train.output: {run} cannot be created ({error.strerror}); choose another path") from None
-    aside.write_text(dump_config(config), encoding="utf-8")
-    aside.replace(record)
-    checkpoints = run_state.checkpoint_folders(run)
-    return checkpoints[-1] if checkpoints else None
 
 
 class Trainer:

@@ -46,7 +46,7 @@ def message(tree: Any) -> str:
     [
         (
             {"optimizer": {"learning_ratee": 1e-4}},
-            "train.optimizer.learning_ratee: unknown field; did you mean 'learning_rate'? (fields: learning_rate,",
+            "train.optimizer.learning_ratee: unknown field; did you mean 'learning_rate'? (fields: kind,",
         ),
         ({"objective": {"kind": "block_diffusion", "noisee": 1}}, "train.objective.noisee: unknown field; did you"),
         (

@@ -10,42 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import load_model
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import CheckpointError, ConfigError
 from difflm.plots import read_rows
-from difflm.training.config import TrainConfig
-from difflm.training.config_io import config_from_tree, load_config
 from difflm.training.merging import merge_run
 from difflm.training.state import MOMENTS, best_checkpoints, checkpoint_folders, read_state
-from difflm.training.trainer import Trainer, set_threads, train
-from tests.standins import write_parent, write_texts
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return a converted tiny checkpoint for each parametrisation, its AR parent, and texts."""
-    folder = tmp_path_factory.mktemp("trainer")
-    parent = write_parent(folder / "parent")
-    convert(parent, folder / "paper", block_size=8)
-    convert(parent, folder / "shift", block_size=8, logit_shift=True, clean_attention="causal")
-    texts = write_texts(folder / "texts.jsonl")
-    return {"parent": parent, "paper": folder / "paper", "shift": folder / "shift", "texts": texts}
-
-
-def config_of(files: dict[str, Path], output: Path, *, model: str = "paper", **changes: Any) -> TrainConfig:
-    tree: dict[str, Any] = {
-        "model": str(files[model]),
-        "output": str(output),
-        "data": {"paths": [str(files["texts"])], "row_length": 64, "validation_fraction": 0.2},
-        "curriculum": [{"block_size": 4, "tokens": 600}],
-        "optimizer": {"learning_rate": 1e-3},
-        "validation": {"rows": 3, "block_sizes": [4]},
-        "threads": 1,
-    }
-    tree.update(changes)
-    return config_from_tree(tree)
+from difflm.training.trainer import Trainer, train
+from tests.training.runs import config_of
 
 
 def gradients(trainer: Trainer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -232,51 +204,12 @@ def test_bad_runs(files: dict[str, Path], tmp_path: Path) -> None:
     assert not (tmp_path / "leak").exists()
 
 
-def test_a_run_killed_in_its_first_moment_starts_again(files: dict[str, Path], tmp_path: Path) -> None:
-    config = config_of(files, tmp_path / "run")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.tmp").write_text("model: half writ")
-    assert Trainer(config, resume="auto").state.step == 0
-    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == ["config.yaml", "metrics.jsonl"]
-
-
 def test_truncated_moments_are_named(files: dict[str, Path], tmp_path: Path) -> None:
     config = config_of(files, tmp_path / "run")
     moments = train(config) / "optimizer.safetensors"
     moments.write_bytes(moments.read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: damaged or truncated"):
         Trainer(config, resume="auto")
-
-
-def test_without_a_list_of_cores_all_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    monkeypatch.delattr("os.sched_getaffinity", raising=False)  # as on macOS
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    set_threads(None)
-    set_threads(2)
-    assert asked == [3, 2]
-
-
-def test_a_changed_configuration_is_not_resumed(files: dict[str, Path], tmp_path: Path) -> None:
-    config = config_of(files, tmp_path / "run")
-    train(config)
-    with pytest.raises(ConfigError, match=r"train\.seed: differs from the run"):
-        Trainer(dataclasses.replace(config, seed=9), resume="auto")
-    again = Trainer(config, resume="auto")
-    assert again.state.tokens >= config.total_tokens
-    recorded = json.loads((checkpoint_folders(config.output)[-1] / "training_state.json").read_text())
-    assert recorded["step"] == again.state.step
-
-
-def test_a_moved_run_is_resumed_where_it_is(files: dict[str, Path], tmp_path: Path) -> None:
-    config = config_of(files, tmp_path / "run")
-    train(config)
-    (tmp_path / "run").rename(tmp_path / "moved")
-    moved = dataclasses.replace(config, output=tmp_path / "moved")
-    assert Trainer(moved, resume="auto").state.tokens >= config.total_tokens
-    assert load_config(tmp_path / "moved" / "config.yaml") == moved
-    assert not (tmp_path / "run").exists()
 
 
 def test_each_epoch_draws_new_noise_for_a_row(files: dict[str, Path], tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Configuration -> objects of the maths: objective and curriculum of a run, and the threads it uses."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from difflm.diffusion.curriculum import BlockCurriculum, Stage
+from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount, LinearSchedule, Noise
+from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
+from difflm.training.config import BlockDiffusionConfig, TrainConfig
+from difflm.types import Parametrisation
+
+
+def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objective:
+    """Return the objective of a run; its block size is set from the curriculum, step by step."""
+    chosen = config.objective
+    if not isinstance(chosen, BlockDiffusionConfig):
+        return NextToken()
+    noise: Noise = ExactCount()
+    if chosen.noise == "bernoulli":
+        schedule = LinearSchedule() if chosen.schedule == "linear" else CosineSchedule()
+        noise = Bernoulli(schedule=schedule, bandwidth=chosen.bandwidth, min_masks=chosen.min_masks)
+    return BlockDiffusion(
+        block_size=None,
+        noise=noise,
+        time_per=chosen.time_per,
+        weighting=chosen.weighting,
+        complementary=chosen.complementary,
+        ar_weight=chosen.ar_weight,
+        block_origin=chosen.block_origin,
+        parametrisation=parametrisation,
+    )
+
+
+def curriculum_of(config: TrainConfig) -> BlockCurriculum:
+    """Return the curriculum of a run, "row" resolved to one block per row."""
+    sizes = config.block_sizes
+    return BlockCurriculum(
+        tuple(Stage(size, stage.tokens) for size, stage in zip(sizes, config.curriculum, strict=True))
+    )
+
+
+def set_threads(threads: int | None) -> None:
+    """Use `threads` CPU threads; None: the cores this process may run on."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        cores = os.cpu_count() or 1
+    torch.set_num_threads(threads or cores)

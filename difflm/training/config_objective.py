@@ -1,0 +1,130 @@
+"""Sections `objective`, `curriculum` and `embedding_noise` of a training configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+from difflm.errors import ConfigError
+from difflm.training.config_fields import STRICT, Count, NonNegative, Positive, Share, UpToOne
+from difflm.types import BlockOrigin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockDiffusionConfig:
+    """The masked-diffusion loss: Eq. 1 (blocks), Eq. 2 (one block covers the row), Eq. 5 (prompt + completion).
+
+    Attributes:
+        kind: "block_diffusion".
+        noise: "exact_count" masks k of a block's n trainable positions, k uniform; "bernoulli" masks each with
+            probability t. Default "exact_count".
+        weighting: "elbo" (n/k or 1/t, divided by trainable tokens), "uniform" (1, divided by masked tokens) or
+            "cart" (by the visible tokens near a masked one, divided by masked tokens). Default "elbo".
+        cart_p: parameter of the geometric fall-off of "cart", in (0, 1]; larger looks less far. Default 0.1.
+        stratified: spread the noise times of a row evenly over their range (less variance) instead of drawing them
+            independently. Default true.
+        time_per: positions that share one draw of k or t: a "block" (stratified over a row's blocks) or a
+            "sequence" (document). Default "block".
+        schedule: mask probability over t, bernoulli only: "linear" (t) or "cosine". Default "linear".
+        bandwidth: [low, high], band of mask rates that are drawn, bernoulli only, 0 <= low < high <= 1.
+            Default [0, 1].
+        complementary: train each row twice, the second time with the other trainable positions masked.
+            Default false.
+        ar_weight: coefficient of the next-token loss on the clean stream (needs a checkpoint with
+            clean_attention "causal"). Default 0.
+        annealing_tokens: over this many first tokens of the run the view of a row inside its block widens from causal
+            to the whole block; 0 starts with the whole block. Default 0.
+        min_masks: least masked positions of a block, bernoulli with uniform weighting only (it would bias
+            the ELBO). Default 0.
+        suppress_mask: score with MASK at probability 0, as decoding does, instead of raw logits. Default false.
+        block_origin: blocks start anew in each "document" or are counted along the "row" (Eq. 3 as printed).
+            Default "document".
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["block_diffusion"] = "block_diffusion"
+    noise: Literal["exact_count", "bernoulli"] = "exact_count"
+    weighting: Literal["elbo", "uniform", "cart"] = "elbo"
+    cart_p: UpToOne = 0.1
+    stratified: bool = True
+    time_per: Literal["block", "sequence"] = "block"
+    schedule: Literal["linear", "cosine"] = "linear"
+    bandwidth: tuple[Share, Share] = (0.0, 1.0)
+    complementary: bool = False
+    ar_weight: NonNegative = 0.0
+    annealing_tokens: Count = 0
+    min_masks: Count = 0
+    suppress_mask: bool = False
+    block_origin: BlockOrigin = "document"
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that are undefined or biased."""
+        low, high = self.bandwidth
+        if low >= high:
+            raise ConfigError(f"train.objective.bandwidth: [{low}, {high}] is empty; low must be below high")
+        if self.noise == "exact_count" and (self.bandwidth != (0.0, 1.0) or self.schedule != "linear"):
+            field_name = "bandwidth" if self.bandwidth != (0.0, 1.0) else "schedule"
+            value = [low, high] if field_name == "bandwidth" else self.schedule
+            raise ConfigError(
+                f"train.objective.{field_name}: {value} has no meaning for noise 'exact_count', which draws counts; "
+                "set noise: bernoulli"
+            )
+        if self.cart_p != 0.1 and self.weighting != "cart":
+            raise ConfigError(
+                f"train.objective.cart_p: {self.cart_p} has no meaning for weighting {self.weighting!r}; "
+                "set weighting: cart"
+            )
+        if self.min_masks and (self.weighting == "elbo" or self.noise == "exact_count"):
+            raise ConfigError(
+                f"train.objective.min_masks: {self.min_masks} needs noise: bernoulli and weighting: uniform "
+                "(forced masks bias the ELBO; exact_count never leaves a block without a mask); set it to 0"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextTokenConfig:
+    """Next-token prediction: the AR control, and a sanity check of a conversion.
+
+    Attributes:
+        kind: "next_token".
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["next_token"] = "next_token"
+
+
+ObjectiveConfig = Annotated[BlockDiffusionConfig | NextTokenConfig, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageConfig:
+    """One step of the block-size ladder.
+
+    Attributes:
+        tokens: length of the stage, tokens. No default.
+        block_size: tokens in a block, or "row" for the whole row (no clean half); absent for next_token only.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    tokens: Positive
+    block_size: Positive | Literal["row"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingNoiseConfig:
+    """Gaussian noise on the embedding layer's output at masked positions, in training only (report, section 7.1).
+
+    Attributes:
+        sigma: standard deviation at the start, relative to the RMS of the embedding table; 0 disables. Default 0.
+        stages: sigma falls linearly to 0 over the tokens of this many first stages. Default 1.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    sigma: NonNegative = 0.0
+    stages: Positive = 1
