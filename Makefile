@@ -2,6 +2,12 @@
 #   make demo        the whole path on a real checkpoint (about half an hour on two cores); resumes when interrupted
 #   make demo-quick  the same, shortened (minutes)
 #   make test        the fast test suite
+#   make test-full   the slow tests as well (clean installs, long properties)
+#   make check       formatting, lint, types, import directions; `make format` mends what can be mended
+#   make mutants     one-line faults in the code that the tests must catch
+#   make docs        the documentation, strictly, into site/ (a broken link or a docstring that lies is an error)
+#   make dist        sdist and wheel into dist/
+#   make clean       remove .venv and everything that was built
 #   make setup TORCH=torch==2.12.1         another version of torch; TORCH= keeps the one that is in .venv already
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu    torch from another index, e.g. without CUDA
 PYTHON ?= python3
@@ -18,7 +24,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LINT_STAMP := $(VENV)/.ready-check
 
-.PHONY: setup test test-full demo demo-quick check format mutants clean
+.PHONY: setup test test-full demo demo-quick check format mutants docs dist clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -65,5 +71,12 @@ format: $(LINT_STAMP)
 mutants: $(STAMP)
 	$(BIN)/python -m tests.mutants
 
+docs: $(LINT_STAMP)
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m hatchling build --directory dist
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache
