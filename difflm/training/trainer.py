@@ -303,7 +303,7 @@ def train(config: ConfigLike, *, resume: Resume = "never", observer: Observer | 
     Args:
         config: the run: a `TrainConfig`, the same tree as a mapping, or the path of a YAML file.
         resume: "auto" continues the run in its output folder from the newest complete checkpoint.
-        observer: receives progress (e.g. `difflm.display.TrainingProgress`).
+        observer: receives progress (e.g. `difflm.display.training_observer()`).
 
     Raises:
         DifflmError: input that cannot be used, or (NonFiniteError) a gradient that is not finite.
