@@ -18,7 +18,7 @@ from difflm.diffusion.masks import block_numbers, document_positions
 from difflm.diffusion.objectives import prediction_rows
 from difflm.diffusion.scores import score_tokens
 from difflm.errors import ConfigError
-from difflm.models.attention import AttentionBackend, attention_for
+from difflm.models.attention import AttentionChoice, attention_for
 from difflm.models.transformer import Transformer
 from difflm.types import PADDING, Layout, ModelInput, TokenScores
 
@@ -49,7 +49,7 @@ def forward_hidden(
     position_BN: Tensor,
     layout: Layout,
     *,
-    backend: AttentionBackend | None = None,
+    backend: AttentionChoice = "auto",
     embedding_noise_BND: Tensor | None = None,
 ) -> Tensor:
     """Return the hidden states of a layout's rows, [B, N, D]."""
@@ -60,6 +60,7 @@ def forward_hidden(
         dtype=weight.dtype,
         device=weight.device,
         backend=backend,
+        head_dim=model.config.head_dim,
     )
     noise = embedding_noise_BND
     return model(token_BN.to(weight.device), position_BN.to(weight.device), attend, embedding_noise_BND=noise)
@@ -72,7 +73,7 @@ def score_input(
     entropy: bool = False,
     chunk: int = 512,
     suppressed_id: int | None = None,
-    backend: AttentionBackend | None = None,
+    backend: AttentionChoice = "auto",
     embedding_noise_BND: Tensor | None = None,
 ) -> tuple[TokenScores, ...]:
     """Forward an objective's input and return the scores of each of its terms; only those rows meet the head.

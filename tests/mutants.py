@@ -391,6 +391,42 @@ MUTANTS = (
         "tests/models/test_attention.py::test_split_equals_dense",
     ),
     Mutant(
+        "difflm/models/ranges.py",
+        "[length + block_start, none]",
+        "[length + block_stop, none]",
+        "tests/models/test_ranges.py::test_ranges_equal_the_predicate",
+    ),
+    Mutant(
+        "difflm/models/ranges.py",
+        "first_BL[:, 1:] |= block_BL[:, 1:] != block_BL[:, :-1]",
+        "first_BL[:, 1:] = block_BL[:, 1:] != block_BL[:, :-1]",
+        "tests/models/test_ranges.py::test_ranges_equal_the_predicate",
+    ),
+    Mutant(
+        "difflm/models/ranges.py",
+        "(key < own_stop[row, query])",
+        "(key <= own_stop[row, query])",
+        "tests/models/test_flex.py::test_lengths_around_the_kernel_tile",
+    ),
+    Mutant(
+        "difflm/models/flex.py",
+        "torch.compile(flex_attention, dynamic=False,",
+        "torch.compile(flex_attention, dynamic=None,",
+        "tests/models/test_flex.py::test_more_shapes_than_dynamo_allows_are_compiled_not_run_unfused",
+    ),
+    Mutant(
+        "difflm/models/flex.py",
+        "            if torch.is_grad_enabled():",
+        "            if not torch.is_grad_enabled():",
+        "tests/models/test_flex.py::test_backward_on_cpu_is_refused_in_one_line",
+    ),
+    Mutant(
+        "difflm/models/attention.py",
+        "if refusal is None:",
+        "if refusal is not None:",
+        "tests/models/test_attention.py::test_the_kernel_is_chosen_by_device",
+    ),
+    Mutant(
         "difflm/models/attention.py",
         "shares = not new_document or prefix == start",
         "shares = True",

@@ -14,16 +14,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from difflm.errors import ConfigError
+from difflm.models.flex import FlexAttention, flex_refusal
+from difflm.models.ranges import dense_mask, key_ranges
 from difflm.models.transformer import Attend
 from difflm.types import PADDING, Layout
 
-AttentionBackend = Literal["split", "portable"]
+AttentionBackend = Literal["split", "portable", "flex", "dense"]
+AttentionChoice = Literal["auto", "split", "portable", "flex", "dense"]
 
 TILE = 128
 """Tokens of a tile: measured best on CPU for rows of 512 to 4096 tokens (64 ties, 256 and more lose)."""
@@ -145,7 +149,7 @@ class SplitAttention:
         heads_per_group: int,
         dtype: torch.dtype,
         device: torch.device | str,
-        backend: AttentionBackend = "split",
+        backend: Literal["split", "portable"] = "split",
         tile: int = TILE,
     ) -> None:
         self.tiles = split_tiles(layout, tile=tile)
@@ -289,22 +293,66 @@ def fused_kernel_available(device: torch.device | str) -> bool:
     return True
 
 
+def backend_for(
+    choice: AttentionChoice, *, device: torch.device | str, dtype: torch.dtype, head_dim: int | None = None
+) -> AttentionBackend:
+    """Return the backend that a choice means on a device: "auto" is the fastest exact one that works there.
+
+    CPU: "split". CUDA: "flex", or "portable" where FlexAttention does not work, said once. Other devices: "portable".
+
+    Args:
+        choice: a backend, or "auto".
+        device: of the model.
+        dtype: of the model.
+        head_dim: E, if known.
+
+    Raises:
+        ConfigError: a backend that does not work there, or an unknown one.
+    """
+    device = torch.device(device)
+    if choice == "auto":
+        if device.type == "cuda":
+            refusal = flex_refusal(device, dtype=dtype, head_dim=head_dim)
+            if refusal is None:
+                return "flex"
+            warnings.warn(f"attention: FlexAttention cannot be used ({refusal}): 'portable', slower", stacklevel=2)
+            return "portable"
+        return "split" if fused_kernel_available(device) else "portable"
+    if choice not in get_args(AttentionBackend):
+        raise ConfigError(f"attention: '{choice}' is unknown; use {', '.join(map(repr, get_args(AttentionChoice)))}")
+    refusal = flex_refusal(device, dtype=dtype, head_dim=head_dim) if choice == "flex" else None
+    if choice == "split" and not fused_kernel_available(device):
+        refusal = "its kernel is for CPU" if device.type != "cpu" else "this torch has no such kernel"
+    if refusal:
+        raise ConfigError(f"attention: '{choice}' does not work on {device}: {refusal}; use 'auto' or 'portable'")
+    return choice
+
+
 def attention_for(
     layout: Layout,
     *,
     heads_per_group: int,
     dtype: torch.dtype,
     device: torch.device | str,
-    backend: AttentionBackend | None = None,
+    backend: AttentionChoice = "auto",
+    head_dim: int | None = None,
 ) -> Attend:
-    """Return the exact attention of a layout: the fused split on CPU, its portable form where there is no such kernel.
+    """Return the exact attention of a layout: "split" on CPU, FlexAttention on CUDA, or a named backend.
 
     Args:
         layout: attention structure.
         heads_per_group: query heads per key/value head.
         dtype: of the model.
         device: of the model.
-        backend: force "split" (CPU only) or "portable".
+        backend: see `backend_for`. "dense" keeps an N x N mask: the reference.
+        head_dim: E, if known.
+
+    Raises:
+        ConfigError: a backend that does not work there.
     """
-    chosen: AttentionBackend = backend or ("split" if fused_kernel_available(device) else "portable")
+    chosen = backend_for(backend, device=device, dtype=dtype, head_dim=head_dim)
+    if chosen == "flex":
+        return FlexAttention(layout, device=device)
+    if chosen == "dense":
+        return DenseAttention(dense_mask(key_ranges(layout).to(device)))
     return SplitAttention(layout, heads_per_group=heads_per_group, dtype=dtype, device=device, backend=chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Literal
 
 import pytest
 import torch
@@ -11,14 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from difflm.diffusion.masks import block_numbers, layout_mask, materialise
+from difflm.errors import ConfigError
 from difflm.models.attention import (
     AttentionBackend,
+    AttentionChoice,
     DenseAttention,
     SplitAttention,
     attention_for,
+    backend_for,
     fused_kernel_available,
     split_tiles,
 )
+from difflm.models.flex import FlexAttention
 from difflm.types import Layout
 from tests.rows import batch_of
 
@@ -36,7 +41,7 @@ def layout_of(
     )
 
 
-def largest_difference(layout: Layout, *, tile: int, backend: AttentionBackend) -> float:
+def largest_difference(layout: Layout, *, tile: int, backend: Literal["split", "portable"]) -> float:
     """Return the largest difference of outputs and of the three gradients, padding rows left out."""
     rows, length = layout.document_BL.shape
     size = 2 * length if layout.two_streams else length
@@ -55,7 +60,7 @@ def largest_difference(layout: Layout, *, tile: int, backend: AttentionBackend) 
         dtype=torch.float32,
         device="cpu",
         backend=backend,
-        tile=tile,  # type: ignore[arg-type]
+        tile=tile,
     )
     results = []
     for attend in (dense, split):
@@ -67,7 +72,7 @@ def largest_difference(layout: Layout, *, tile: int, backend: AttentionBackend) 
 @pytest.mark.parametrize("backend", ["split", "portable"])
 @pytest.mark.parametrize("block_size", [1, 4, 32, 150])
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_split_equals_dense(packing: list[list[int]], block_size: int, backend: AttentionBackend) -> None:
+def test_split_equals_dense(packing: list[list[int]], block_size: int, backend: Literal["split", "portable"]) -> None:
     for two, inside, clean, origin in itertools.product((0, 1), (0, 1), (0, 1), ("document", "row")):
         layout = layout_of(
             packing,
@@ -134,10 +139,43 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
         assert float((one.double() - other).abs().max()) < tolerance * 4
 
 
-def test_the_kernel_is_chosen_by_device() -> None:
+def chosen_on(device: str, choice: AttentionChoice = "auto") -> AttentionBackend:
+    return backend_for(choice, device=device, dtype=torch.float32, head_dim=16)
+
+
+def test_the_kernel_is_chosen_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused_kernel_available("cpu")  # pins the private name: without it CPU training is slower
     assert not fused_kernel_available("meta")
-    layout = layout_of([[9]], row_length=9, block_size=4, two=True, inside=False, clean=False, origin="document")
-    chosen = attention_for(layout, heads_per_group=2, dtype=torch.float32, device="meta")
-    assert isinstance(chosen, SplitAttention)
-    assert chosen.backend == "portable"
+    assert chosen_on("cpu") == "split"
+    assert chosen_on("meta") == "portable"
+    monkeypatch.setattr("difflm.models.attention.flex_refusal", lambda *args, **options: None)
+    assert chosen_on("cuda") == "flex"
+    monkeypatch.setattr("difflm.models.attention.flex_refusal", lambda *args, **options: "reason")
+    with pytest.warns(UserWarning, match=r"FlexAttention cannot be used \(reason\): 'portable'"):
+        assert chosen_on("cuda") == "portable"
+
+
+def test_a_named_backend_is_used_or_refused() -> None:
+    for choice in ("split", "portable", "flex", "dense"):
+        assert chosen_on("cpu", choice) == choice
+    with pytest.raises(ConfigError, match=r"attention: 'split' does not work on cuda.*'auto'"):
+        chosen_on("cuda", "split")
+    with pytest.raises(ConfigError, match=r"attention: 'flex' does not work on meta.*device type 'meta'"):
+        chosen_on("meta", "flex")
+    with pytest.raises(ConfigError, match=r"attention: 'fast' is unknown; use 'auto', 'split'"):
+        chosen_on("cpu", "fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_every_backend_gives_the_same_values() -> None:
+    layout = layout_of([[40, 11]], row_length=53, block_size=8, two=True, inside=False, clean=True, origin="document")
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, heads, 106, WIDTH, generator=generator) for heads in (HEADS, GROUPS, GROUPS)]
+    real = (layout.document_BL >= 0).repeat(1, 2)[:, None, :, None]
+    expected = DenseAttention(materialise(layout_mask(layout), 1, 106))(0, *inputs)
+    kinds = set()
+    for choice in ("auto", "split", "portable", "flex", "dense"):
+        attend = attention_for(layout, heads_per_group=2, dtype=torch.float32, device="cpu", backend=choice)
+        kinds.add(type(attend))
+        assert float(((attend(0, *inputs) - expected) * real).abs().max()) < 2e-6
+    assert kinds == {SplitAttention, FlexAttention, DenseAttention}

@@ -1,0 +1,105 @@
+"""A layout as ranges of keys: which model rows each query sees, as data. FlexAttention and the dense form read it.
+
+Whatever a layout allows is, for one query, at most two contiguous ranges of model rows: the clean rows before its
+block, and rows of its own block (for a clean query: one range from the start of its document). Block size, documents,
+causal options and a narrowed view are therefore numbers in four integer tensors, never code: a mask function over them
+is the same function for every block size of a curriculum, and nothing is compiled anew.
+
+Shape legend: see `difflm.types`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difflm.types import Layout, MaskMod
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRanges:
+    """Model rows that each query sees: own_start <= key < own_stop, or before_start <= key < before_stop.
+
+    Attributes:
+        own_start_BN, own_stop_BN: int32, never empty: a query sees itself.
+        before_start_BN, before_stop_BN: int32, clean rows of earlier blocks for a noisy query; empty (0, 0) otherwise.
+    """
+
+    own_start_BN: Tensor
+    own_stop_BN: Tensor
+    before_start_BN: Tensor
+    before_stop_BN: Tensor
+
+    def to(self, device: torch.device | str) -> KeyRanges:
+        """Return the ranges on a device."""
+        return KeyRanges(
+            self.own_start_BN.to(device),
+            self.own_stop_BN.to(device),
+            self.before_start_BN.to(device),
+            self.before_stop_BN.to(device),
+        )
+
+
+def _runs(document_BL: Tensor, block_BL: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return start and stop of the run of each position: of one document, or of one block of it; int64 [B, L]."""
+    length = document_BL.shape[1]
+    index_L = torch.arange(length, device=document_BL.device)
+    first_BL = torch.ones_like(document_BL, dtype=torch.bool)
+    first_BL[:, 1:] = document_BL[:, 1:] != document_BL[:, :-1]
+    if block_BL is not None:
+        first_BL[:, 1:] |= block_BL[:, 1:] != block_BL[:, :-1]
+    start_BL = torch.where(first_BL, index_L, 0).cummax(dim=1).values
+    last_BL = torch.ones_like(first_BL)
+    last_BL[:, :-1] = first_BL[:, 1:]
+    stop_BL = torch.where(last_BL, index_L + 1, length).flip(1).cummin(dim=1).values.flip(1)
+    return start_BL, stop_BL
+
+
+def key_ranges(layout: Layout) -> KeyRanges:
+    """Return the ranges of a layout, int32 [B, N], on the layout's device.
+
+    Equal to the predicate `difflm.diffusion.masks.layout_mask` for every real token; padding sees its own run only.
+
+    Args:
+        layout: attention structure; documents are contiguous runs, blocks contiguous runs inside a document.
+    """
+    length = layout.document_BL.shape[1]
+    document_start, _ = _runs(layout.document_BL, None)
+    block_start, block_stop = _runs(layout.document_BL, layout.block_BL)
+    after_L = torch.arange(1, length + 1, device=block_stop.device)
+    view_stop = torch.minimum(block_stop, after_L) if layout.causal_inside else block_stop
+    if not layout.two_streams:
+        none = torch.zeros_like(view_stop)
+        return KeyRanges(document_start.int(), view_stop.int(), none.int(), none.int())
+    clean_stop = after_L.expand_as(block_stop) if layout.clean_causal else block_stop
+    # An empty range must stay empty after the offset; [offset + start, offset + start) is.
+    none = torch.zeros_like(block_start)
+    return KeyRanges(
+        torch.cat([block_start, length + document_start], dim=1).int(),
+        torch.cat([view_stop, length + clean_stop], dim=1).int(),
+        torch.cat([length + document_start, none], dim=1).int(),
+        torch.cat([length + block_start, none], dim=1).int(),
+    )
+
+
+def ranges_mask(ranges: KeyRanges) -> MaskMod:
+    """Return the predicate of the ranges: (row, head, query, key) -> may the query see the key."""
+    own_start, own_stop = ranges.own_start_BN, ranges.own_stop_BN
+    before_start, before_stop = ranges.before_start_BN, ranges.before_stop_BN
+
+    def seen(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = (key >= own_start[row, query]) & (key < own_stop[row, query])
+        before = (key >= before_start[row, query]) & (key < before_stop[row, query])
+        return own | before
+
+    return seen
+
+
+def dense_mask(ranges: KeyRanges) -> Tensor:
+    """Return the ranges as one boolean mask, [B, 1, N, N], True = visible; O(N^2) memory."""
+    rows, length = ranges.own_start_BN.shape
+    index = torch.arange(max(rows, length), device=ranges.own_start_BN.device)
+    row, query, key = index[:rows, None, None], index[None, :length, None], index[None, None, :length]
+    return ranges_mask(ranges)(row, row, query, key)[:, None]

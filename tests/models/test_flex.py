@@ -1,0 +1,140 @@
+"""FlexAttention: its forward equals the dense reference on CPU, its masks are data, its limits are said in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.nn.attention.flex_attention import flex_attention
+
+from difflm.diffusion.masks import block_numbers, layout_mask, materialise
+from difflm.errors import ConfigError
+from difflm.models.attention import DenseAttention
+from difflm.models.flex import FlexAttention, FlexKernels, compiled_kernels, flex_refusal, kernels_for
+from difflm.types import Layout
+from tests.models.test_ranges import layouts
+from tests.rows import batch_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+HEADS, GROUPS, WIDTH = 4, 2, 8
+TOLERANCE = 2e-6
+"""Largest absolute difference of outputs of normal inputs, float32: another order of summation, nothing else."""
+
+
+def inputs_of(rows: int, length: int, *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(rows, heads, length, WIDTH, generator=generator).to(dtype) for heads in (HEADS, GROUPS, GROUPS)
+    )
+    return query, key, value
+
+
+def largest_difference(layout: Layout, *, dtype: torch.dtype = torch.float32) -> float:
+    """Return the largest difference to the dense reference at real tokens."""
+    rows, length = layout.document_BL.shape
+    streams = 1 + layout.two_streams
+    inputs = inputs_of(rows, streams * length, dtype=dtype)
+    dense = DenseAttention(materialise(layout_mask(layout), rows, streams * length))(0, *inputs)
+    flex = FlexAttention(layout, device="cpu")(0, *inputs)
+    assert bool(flex.isfinite().all())
+    real = (layout.document_BL >= 0).repeat(1, streams)[:, None, :, None]
+    return float(((flex - dense) * real).abs().max())
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=4), min_size=1, max_size=2),
+    padding=st.integers(0, 9),
+    block_size=st.integers(1, 70),
+    which=st.integers(0, 15),
+)
+def test_forward_equals_dense_for_any_layout(sizes: list[list[int]], padding: int, block_size: int, which: int) -> None:
+    assert largest_difference(layouts(sizes, padding=padding, block_size=block_size)[which]) < TOLERANCE
+
+
+@pytest.mark.parametrize("length", [127, 128, 129, 200])
+def test_lengths_around_the_kernel_tile(length: int) -> None:
+    """Bug reports 3 and 34: a mask with coarse tiles, rows that are not a multiple of 128."""
+    layout = layouts([[length - 40, 30]], padding=10, block_size=32)[8]
+    assert layout.two_streams
+    assert largest_difference(layout) < TOLERANCE
+
+
+def test_bfloat16_differs_by_rounding_only() -> None:
+    layout = layouts([[90, 61]], padding=3, block_size=16)[8]
+    assert largest_difference(layout, dtype=torch.bfloat16) < 2e-2
+
+
+def counted() -> tuple[FlexKernels, CompileCounter]:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    return compiled_kernels(counter), counter
+
+
+def attend(layout: Layout, kernels: FlexKernels) -> None:
+    rows, length = layout.document_BL.shape
+    FlexAttention(layout, device="cpu", kernels=kernels)(0, *inputs_of(rows, length * (1 + layout.two_streams)))
+
+
+def layout_at(block_size: int, *, length: int = 150, causal: bool = False) -> Layout:
+    batch = batch_of([[length - 60, 40]], row_length=length)
+    block = block_numbers(batch.position_BL, block_size=block_size)
+    return Layout(
+        document_BL=batch.document_BL, block_BL=block, two_streams=True, causal_inside=causal, clean_causal=causal
+    )
+
+
+def test_a_curriculum_over_the_block_size_compiles_once() -> None:
+    kernels, counter = counted()
+    for size in (1, 4, 32, 64, 150, 32):
+        for causal in (False, True):
+            attend(layout_at(size, causal=causal), kernels)
+    assert counter.frame_count == 2  # one block mask, one attention
+
+
+def test_more_shapes_than_dynamo_allows_are_compiled_not_run_unfused() -> None:
+    kernels, counter = counted()
+    for length in range(62, 71):
+        attend(layout_at(4, length=length), kernels)
+    assert counter.frame_count == 18
+
+
+def test_backward_on_cpu_is_refused_in_one_line() -> None:
+    layout = layout_at(4)
+    query, key, value = inputs_of(1, 300)
+    flex = FlexAttention(layout, device="cpu")
+    with pytest.raises(ConfigError, match=r"attention: 'flex' has no backward on cpu.*'split'"):
+        flex(0, query, key.requires_grad_(), value)
+    with torch.no_grad():
+        assert flex(0, query, key, value).shape == query.shape
+
+
+def test_upstream_still_has_no_backward_on_cpu() -> None:
+    """When this fails, torch has learned it: lift the refusal."""
+    query = torch.randn(1, 1, 16, 16, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="backward on CPU"):
+        flex_attention(query, query, query)
+
+
+def test_kernels_are_compiled_on_cuda_only_and_kept() -> None:
+    assert kernels_for("cuda") is kernels_for("cuda")
+    assert kernels_for("cuda").attend is not flex_attention
+    assert kernels_for("cpu").attend is flex_attention
+
+
+def test_refusals_name_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flex_refusal("cpu", dtype=torch.float64, head_dim=4) is None
+    assert "mps" in str(flex_refusal("mps", dtype=torch.float32, head_dim=64))
+    assert "float64" in str(flex_refusal("cuda", dtype=torch.float64, head_dim=64))
+    assert "at least 16, the model has 8" in str(flex_refusal("cuda", dtype=torch.float32, head_dim=8))
+    monkeypatch.setattr("difflm.models.flex.find_spec", lambda name: None)
+    assert "triton" in str(flex_refusal("cuda", dtype=torch.float32, head_dim=64))
+    monkeypatch.setattr("difflm.models.flex.find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "8.0, the GPU has 7.5" in str(flex_refusal("cuda", dtype=torch.float32, head_dim=None))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert flex_refusal("cuda", dtype=torch.bfloat16, head_dim=64) is None
