@@ -33,4 +33,5 @@ def main(checkpoint: Path, texts: Path, work: Path, tokens: int = 20_000) -> Non
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), *map(int, sys.argv[4:]))
+    checkpoint, texts, work = map(Path, sys.argv[1:4])
+    main(checkpoint, texts, work, *map(int, sys.argv[4:]))

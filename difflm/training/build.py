@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -11,6 +12,10 @@ from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount, Linear
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.types import Parametrisation
+
+
+ObjectiveWrapper = Callable[[Objective], Objective]
+"""From the objective that the configuration gives a stage to the one to train on: how a run takes one of yours."""
 
 
 def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objective:
