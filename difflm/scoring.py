@@ -51,6 +51,7 @@ def forward_hidden(
     *,
     backend: AttentionChoice = "auto",
     embedding_noise_BND: Tensor | None = None,
+    activation_checkpointing: bool = False,
 ) -> Tensor:
     """Return the hidden states of a layout's rows, [B, N, D]."""
     weight = model.embedding.weight
@@ -62,8 +63,13 @@ def forward_hidden(
         backend=backend,
         head_dim=model.config.head_dim,
     )
-    noise = embedding_noise_BND
-    return model(token_BN.to(weight.device), position_BN.to(weight.device), attend, embedding_noise_BND=noise)
+    return model(
+        token_BN.to(weight.device),
+        position_BN.to(weight.device),
+        attend,
+        embedding_noise_BND=embedding_noise_BND,
+        activation_checkpointing=activation_checkpointing,
+    )
 
 
 def score_input(
@@ -75,6 +81,7 @@ def score_input(
     suppressed_id: int | None = None,
     backend: AttentionChoice = "auto",
     embedding_noise_BND: Tensor | None = None,
+    activation_checkpointing: bool = False,
 ) -> tuple[TokenScores, ...]:
     """Forward an objective's input and return the scores of each of its terms; only those rows meet the head.
 
@@ -86,6 +93,7 @@ def score_input(
         suppressed_id: token that gets probability 0 (MASK); None scores raw logits.
         backend: see `attention_for`.
         embedding_noise_BND: see `Transformer.forward`.
+        activation_checkpointing: see `Transformer.forward`.
     """
     hidden_BND = forward_hidden(
         model,
@@ -94,6 +102,7 @@ def score_input(
         inputs.layout,
         backend=backend,
         embedding_noise_BND=embedding_noise_BND,
+        activation_checkpointing=activation_checkpointing,
     )
     flat = hidden_BND.flatten(0, 1)
     device = flat.device

@@ -119,12 +119,12 @@ def _tile_mask(layout: Layout, document_T: Tensor, block_T: Tensor) -> Tensor | 
     backward = index[None] <= index[:, None]
     difference = block_T[:, None] - block_T[None]
     inside = difference == 0
-    if layout.causal_inside:
-        inside &= backward
+    near = index[None] - index[:, None] <= (len(index) if layout.lookahead is None else layout.lookahead)
+    inside &= backward if layout.causal_inside else near
     if not layout.two_streams:
         mask = same & ((difference > 0) | inside)
         return None if bool(mask.all()) else mask
-    clean = same & (backward if layout.clean_causal else difference >= 0)
+    clean = same & (backward if layout.clean_causal else (difference > 0) | (near & (difference == 0)))
     noisy = torch.cat([same & inside, same & (difference > 0)], dim=1)
     return torch.cat([noisy, torch.cat([torch.zeros_like(clean), clean], dim=1)], dim=0)
 
@@ -294,7 +294,13 @@ def fused_kernel_available(device: torch.device | str) -> bool:
 
 
 def backend_for(
-    choice: AttentionChoice, *, device: torch.device | str, dtype: torch.dtype, head_dim: int | None = None
+    choice: AttentionChoice,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_dim: int | None = None,
+    backward: bool = False,
+    field: str = "attention",
 ) -> AttentionBackend:
     """Return the backend that a choice means on a device: "auto" is the fastest exact one that works there.
 
@@ -305,6 +311,8 @@ def backend_for(
         device: of the model.
         dtype: of the model.
         head_dim: E, if known.
+        backward: gradients are wanted.
+        field: names the choice in errors.
 
     Raises:
         ConfigError: a backend that does not work there, or an unknown one.
@@ -315,16 +323,18 @@ def backend_for(
             refusal = flex_refusal(device, dtype=dtype, head_dim=head_dim)
             if refusal is None:
                 return "flex"
-            warnings.warn(f"attention: FlexAttention cannot be used ({refusal}): 'portable', slower", stacklevel=2)
+            warnings.warn(f"{field}: FlexAttention cannot be used ({refusal}): 'portable', slower", stacklevel=2)
             return "portable"
         return "split" if fused_kernel_available(device) else "portable"
     if choice not in get_args(AttentionBackend):
-        raise ConfigError(f"attention: '{choice}' is unknown; use {', '.join(map(repr, get_args(AttentionChoice)))}")
+        raise ConfigError(f"{field}: '{choice}' is unknown; use {', '.join(map(repr, get_args(AttentionChoice)))}")
     refusal = flex_refusal(device, dtype=dtype, head_dim=head_dim) if choice == "flex" else None
+    if choice == "flex" and backward and device.type == "cpu":
+        refusal = "it has no backward there (a limit of torch)"
     if choice == "split" and not fused_kernel_available(device):
         refusal = "its kernel is for CPU" if device.type != "cpu" else "this torch has no such kernel"
     if refusal:
-        raise ConfigError(f"attention: '{choice}' does not work on {device}: {refusal}; use 'auto' or 'portable'")
+        raise ConfigError(f"{field}: '{choice}' does not work on {device}: {refusal}; use 'auto' or 'portable'")
     return choice
 
 

@@ -20,6 +20,7 @@ from difflm.data.loader import Loader, LoaderState, RowOrder
 from difflm.diffusion.noise import RowNoise, embedding_noise
 from difflm.diffusion.objectives import BlockDiffusion, Objective
 from difflm.errors import CheckpointError, ConfigError, DifflmError
+from difflm.models.attention import backend_for
 from difflm.plots import plot_training
 from difflm.scoring import score_input
 from difflm.training import state as run_state
@@ -58,6 +59,7 @@ class Trainer:
         set_threads(config.threads)
         check_device(config.device, field="train.device")
         parent = load_model(config.model, device=config.device)
+        self._check_attention(parent)
         self.parametrisation = parent.config.parametrisation
         self.mask_id = parent.config.mask_token_id
         if isinstance(config.objective, BlockDiffusionConfig) and self.mask_id is None:
@@ -85,6 +87,16 @@ class Trainer:
                 f"{checkpoint}: was trained on other rows than train.data gives now; restore the data files"
             )
         self._start_engine(checkpoint)
+
+    def _check_attention(self, parent: LoadedModel) -> None:
+        backend_for(
+            self.config.attention,
+            device=self.config.device,
+            dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.dtype],
+            head_dim=parent.config.model.head_dim,
+            backward=True,
+            field="train.attention",
+        )
 
     def _start_engine(self, checkpoint: Path | None) -> None:
         """Build what holds mutable state: weights, optimiser, row loader, log."""
@@ -136,7 +148,9 @@ class Trainer:
                 each,
                 chunk=self.config.head_chunk_rows,
                 suppressed_id=self.suppressed_id,
+                backend=self.config.attention,
                 embedding_noise_BND=self._embedding_noise(each),
+                activation_checkpointing=self.config.activation_checkpointing,
             )
             total = self._backward(objective, each, scores, counts)
             for name, value in total.items():
@@ -267,6 +281,7 @@ class Trainer:
             rows_per_batch=settings.rows_per_batch,
             draws=settings.draws,
             autoregressive=settings.autoregressive,
+            backend=self.config.attention,
         )
         figures = result.as_metrics()
         self.state = replace(self.state, validation=figures["perplexity"], ar_perplexity=figures["ar_perplexity"])

@@ -12,6 +12,7 @@ import torch
 from difflm.data.packing import PackedRows
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
+from difflm.models.attention import AttentionChoice
 from difflm.models.transformer import Transformer
 from difflm.scoring import score_input
 from difflm.types import Parametrisation
@@ -50,6 +51,7 @@ def perplexity(
     num_rows: int,
     rows_per_batch: int,
     draws: int = 1,
+    backend: AttentionChoice = "auto",
 ) -> float:
     """Return exp(loss) of the objective's first term over the first rows, sums over a counted normaliser."""
     total, count = 0.0, 0.0
@@ -58,7 +60,7 @@ def perplexity(
             indices = range(start, min(start + rows_per_batch, num_rows))
             batch = rows.batch(indices, [draw] * len(indices))
             inputs = objective.prepare(batch, mask_id=mask_id, noise=noise)
-            sums = objective.loss(score_input(model, inputs), inputs)
+            sums = objective.loss(score_input(model, inputs, backend=backend), inputs)
             total += float(sums[0])
             count += float(inputs.terms[0].count)
     return math.exp(min(total / max(count, 1.0), 700.0))
@@ -76,6 +78,7 @@ def validate(
     rows_per_batch: int = 4,
     draws: int = 1,
     autoregressive: bool = True,
+    backend: AttentionChoice = "auto",
 ) -> Perplexities:
     """Measure the perplexities of a model on validation rows; no noise on embeddings, raw logits.
 
@@ -90,6 +93,7 @@ def validate(
         rows_per_batch: rows of one forward.
         draws: noise draws per row.
         autoregressive: measure the AR perplexity too.
+        backend: of the attention.
     """
     limit = min(num_rows or len(rows), len(rows))
     noise = RowNoise(seed)
@@ -107,10 +111,18 @@ def validate(
             num_rows=limit,
             rows_per_batch=rows_per_batch,
             draws=repeats,
+            backend=backend,
         )
     causal = None
     if autoregressive:
         causal = perplexity(
-            model, rows, NextToken(), mask_id=mask_id, noise=noise, num_rows=limit, rows_per_batch=rows_per_batch
+            model,
+            rows,
+            NextToken(),
+            mask_id=mask_id,
+            noise=noise,
+            num_rows=limit,
+            rows_per_batch=rows_per_batch,
+            backend=backend,
         )
     return Perplexities(nelbo=nelbo, autoregressive=causal)
