@@ -96,6 +96,8 @@ class Layout:
         two_streams: [noisy | clean] (Eq. 3) instead of a single stream.
         causal_inside: rows of one block see only earlier rows of it (single stream, or the noisy stream).
         clean_causal: the clean stream is token-causal instead of block-causal (two streams only).
+        lookahead: how many positions ahead a query sees inside its block, wherever a block is seen both ways; None is
+            the whole block, 0 the causal view. Widened step by step to anneal a causal model.
     """
 
     document_BL: Tensor
@@ -103,6 +105,7 @@ class Layout:
     two_streams: bool = False
     causal_inside: bool = False
     clean_causal: bool = False
+    lookahead: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +143,8 @@ class ModelInput:
         masked_BN: bool, True where the input is a MASK put there by the noise (embedding noise goes there).
         row_B, epoch_B: int64, see `Batch`.
         view_B: int64, 0, or 1 for a complementary view of the same row.
+        maskable_BL: bool, positions that the noise could have masked and that the first term counts (mask rates are
+            measured over them); None for an objective without masks.
     """
 
     token_BN: Tensor
@@ -150,6 +155,7 @@ class ModelInput:
     row_B: Tensor
     epoch_B: Tensor
     view_B: Tensor
+    maskable_BL: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -188,6 +188,60 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/masks.py",
+        "near = (difference == 0) & (key - query <= ahead)",
+        "near = (difference == 0) & (key - query < ahead)",
+        "tests/diffusion/test_masks.py::test_predicate_equals_the_loop",
+    ),
+    Mutant(
+        "difflm/models/attention.py",
+        "(near & (difference == 0))",
+        "(difference == 0)",
+        "tests/models/test_attention.py::test_split_equals_dense_for_any_packing",
+    ),
+    Mutant(
+        "difflm/models/ranges.py",
+        "torch.minimum(block_stop, after_L + layout.lookahead)",
+        "torch.minimum(block_stop, after_L - 1 + layout.lookahead)",
+        "tests/models/test_ranges.py::test_ranges_equal_the_predicate",
+    ),
+    Mutant(
+        "difflm/diffusion/context.py",
+        "total_BL[:, :-distance] += share * inside * shown_BL[:, distance:]",
+        "total_BL[:, :-distance] += share * inside * shown_BL[:, :-distance]",
+        "tests/diffusion/test_context.py::test_weights_equal_the_definition",
+    ),
+    Mutant(
+        "difflm/diffusion/context.py",
+        "earlier = (same & ~inside).double()",
+        "earlier = (same & ~inside) * shown_BL[:, :-distance]",
+        "tests/diffusion/test_context.py::test_weights_equal_the_definition",
+    ),
+    Mutant(
+        "difflm/diffusion/objectives.py",
+        'count=(counted_BL if self.weighting == "elbo" else masked_BL)',
+        'count=(masked_BL if self.weighting == "uniform" else counted_BL)',
+        "tests/diffusion/test_context.py::test_the_objective_weighs_by_context_and_divides_by_masked_tokens",
+    ),
+    Mutant(
+        "difflm/diffusion/curriculum.py",
+        "if tokens_seen >= annealing_tokens:",
+        "if tokens_seen > annealing_tokens:",
+        "tests/diffusion/test_curriculum.py::test_the_view_widens_linearly_and_ends_open",
+    ),
+    Mutant(
+        "difflm/diffusion/noise.py",
+        "uniform_U[used_U] = stratified(count, generator) if spread else independent",
+        "uniform_U[used_U] = stratified(count, generator)",
+        "tests/diffusion/test_noise.py::test_stratified_draws_vary_less_than_independent_ones",
+    ),
+    Mutant(
+        "difflm/training/build.py",
+        "return lookahead_at(tokens, annealing_tokens=annealing,",
+        "return lookahead_at(0, annealing_tokens=annealing,",
+        "tests/training/test_build.py::test_the_view_is_annealed_over_the_run_s_first_tokens",
+    ),
+    Mutant(
+        "difflm/diffusion/masks.py",
         "seen_clean = torch.where(noisy_query, difference > 0, clean)",
         "seen_clean = torch.where(noisy_query, difference >= 0, clean)",
         "tests/diffusion/test_masks.py::test_predicate_equals_the_loop",
@@ -434,8 +488,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/models/attention.py",
-        "clean = same & (backward if layout.clean_causal else difference >= 0)",
-        "clean = same & (difference >= 0)",
+        "clean = same & (backward if layout.clean_causal else (difference > 0) | (near & (difference == 0)))",
+        "clean = same & ((difference > 0) | (near & (difference == 0)))",
         "tests/models/test_attention.py::test_split_equals_dense",
     ),
     Mutant(

@@ -31,6 +31,24 @@ class Stage:
             raise ConfigError(f"curriculum.block_size: {self.block_size} is below 1; give tokens, or 'row'")
 
 
+def lookahead_at(tokens_seen: int, *, annealing_tokens: int, block_size: int) -> int | None:
+    """Return how far a row sees ahead inside its block while a causal model is annealed to a bidirectional one.
+
+    It grows linearly from 0 (causal, what an AR model has learnt) to the block; None when the annealing is over.
+
+    Args:
+        tokens_seen: training tokens before the step.
+        annealing_tokens: length of the annealing, tokens; 0 is none.
+        block_size: S of the step, tokens.
+
+    Source: attention-mask annealing of DiffuLLaMA (arXiv:2410.17891); deviation: the view widens by distance instead
+        of by opening random entries, so that every step has one exact mask.
+    """
+    if tokens_seen >= annealing_tokens:
+        return None
+    return block_size * tokens_seen // annealing_tokens
+
+
 @dataclass(frozen=True, slots=True)
 class BlockCurriculum:
     """Stages in order; the run ends with the last one."""

@@ -58,6 +58,7 @@ def layout_mask(layout: Layout) -> MaskMod:
 
     and for a single stream: b(q) > b(k), or b(q) == b(k) (and k <= q with `causal_inside`). One block per
     document makes that Eq. 4 (MDLM); blocks of one token, or `causal_inside`, make it next-token attention.
+    With `lookahead` n, k <= q + n as well wherever b(q) == b(k) (both streams).
 
     Source: LLaDA2.0 (arXiv:2512.15745) Eqs. 3-4; `clean_causal` and `causal_inside` are deviations that the
     checkpoint records.
@@ -65,9 +66,11 @@ def layout_mask(layout: Layout) -> MaskMod:
     document_BL, block_BL = layout.document_BL, layout.block_BL
     length = document_BL.shape[1]
 
+    ahead = length if layout.lookahead is None else layout.lookahead
+
     def inside(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same = block_BL[row, query] == block_BL[row, key]
-        return same & (key <= query) if layout.causal_inside else same
+        return same & (key - query <= (0 if layout.causal_inside else ahead))
 
     def single(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         earlier = block_BL[row, query] > block_BL[row, key]
@@ -78,7 +81,8 @@ def layout_mask(layout: Layout) -> MaskMod:
         query, key = query % length, key % length
         document = document_BL[row, query] == document_BL[row, key]
         difference = block_BL[row, query] - block_BL[row, key]
-        clean = key <= query if layout.clean_causal else difference >= 0
+        near = (difference == 0) & (key - query <= ahead)
+        clean = key <= query if layout.clean_causal else (difference > 0) | near
         seen_noisy = noisy_query & inside(row, query, key)
         seen_clean = torch.where(noisy_query, difference > 0, clean)
         return document & torch.where(noisy_key, seen_noisy, seen_clean)

@@ -135,11 +135,13 @@ def stratified(count: int, generator: torch.Generator) -> Tensor:
     return (order + 1.0 - jitter) / count
 
 
-def _stratified_groups(size_U: Tensor, generator: torch.Generator) -> Tensor:
-    """Return one uniform draw per group, stratified over the groups that have trainable positions."""
+def _group_times(size_U: Tensor, generator: torch.Generator, *, spread: bool) -> Tensor:
+    """Return a draw on (0, 1] per group with trainable positions, stratified over them or independent; 1 elsewhere."""
     uniform_U = torch.ones(size_U.shape[0], dtype=torch.float64)
     used_U = size_U > 0
-    uniform_U[used_U] = stratified(int(used_U.sum()), generator)
+    count = int(used_U.sum())
+    independent = 1.0 - torch.rand(0 if spread else count, generator=generator, dtype=torch.float64)
+    uniform_U[used_U] = stratified(count, generator) if spread else independent
     return uniform_U
 
 
@@ -167,13 +169,18 @@ class ExactCount:
     With one position per group it is mask rate 1 and weight 1, the exact chain of block size 1.
     The complementary view masks the other n - k positions with weight n / (n - k).
 
+    Attributes:
+        stratified: spread the draws of a row's groups evenly (less variance) instead of drawing each by itself.
+
     Source: Eq. 1 of LLaDA2.0 (arXiv:2512.15745) with the corrected sign; the count form is our deviation.
     """
+
+    stratified: bool = True
 
     def draw(self, group_L: Tensor, trainable_L: Tensor, generator: torch.Generator) -> RowDraw:
         """Return the masks and weights of a row (see `Noise`)."""
         rank_L, size_U = _rank_in_group(group_L, trainable_L, generator)
-        uniform_U = _stratified_groups(size_U, generator)
+        uniform_U = _group_times(size_U, generator, spread=self.stratified)
         count_U = torch.minimum((uniform_U * size_U).ceil().long().clamp(min=1), size_U.clamp(min=1))
         masked_L = trainable_L & (rank_L < count_U[group_L])
         size, count = size_U.double(), count_U.double()
@@ -192,6 +199,7 @@ class Bernoulli:
             (0, 1] estimates the ELBO on that band only.
         min_masks: masks forced in every group with so many trainable positions (random ones). Only sound with the
             uniform weighting: under 1/t it biases the loss (2.2x at block size 4), which the objective refuses.
+        stratified: spread the times of a row's groups evenly (less variance) instead of drawing each by itself.
 
     Source: LLaDA2.0 sections 4.1 and 5.1 (which writes alpha_t for the mask rate; here a rate is a rate).
     """
@@ -199,6 +207,7 @@ class Bernoulli:
     schedule: NoiseSchedule = LinearSchedule()
     bandwidth: tuple[float, float] = (0.0, 1.0)
     min_masks: int = 0
+    stratified: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a band that is not inside [0, 1]."""
@@ -210,7 +219,7 @@ class Bernoulli:
         """Return the masks and weights of a row (see `Noise`)."""
         rank_L, size_U = _rank_in_group(group_L, trainable_L, generator)
         low, high = (self.schedule.time(rate) for rate in self.bandwidth)
-        t_U = low + (high - low) * _stratified_groups(size_U, generator)
+        t_U = low + (high - low) * _group_times(size_U, generator, spread=self.stratified)
         scale = (high - low) / (self.bandwidth[1] - self.bandwidth[0])
         probability_U = self.schedule.mask_probability(t_U)
         chance_L = torch.rand(group_L.shape[0], generator=generator, dtype=torch.float64)

@@ -8,12 +8,13 @@ Shape legend: see `difflm.types`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from difflm.diffusion.context import context_weights
 from difflm.diffusion.masks import block_numbers, block_starts
 from difflm.diffusion.noise import Bernoulli, ExactCount, FullMask, Noise, RowNoise, TimePer
 from difflm.errors import ConfigError
@@ -27,7 +28,7 @@ from difflm.types import (
     TokenScores,
 )
 
-Weighting = Literal["elbo", "uniform"]
+Weighting = Literal["elbo", "uniform", "cart"]
 
 
 class Objective(Protocol):
@@ -114,7 +115,10 @@ class BlockDiffusion:
             dropped (Eq. 2) unless an AR co-loss needs it. At S = 1 every trainable token is masked, weight 1.
         noise: how masks are drawn; `ExactCount` by default.
         time_per: positions that share a noise time: a "block" (default) or a "sequence" (document).
-        weighting: "elbo" divides sum(w * nll) by trainable tokens; "uniform" sets w = 1 and divides by masked tokens.
+        weighting: "elbo" divides sum(w * nll) by trainable tokens; "uniform" sets w = 1 and divides by masked tokens;
+            "cart" weighs a masked token by the visible tokens near it and divides by masked tokens.
+        cart_p: parameter of the geometric fall-off of "cart".
+        lookahead: see `Layout`; None outside an annealing.
         complementary: also train on the inverse mask of every row in the same batch, so that each trainable token is
             masked exactly once per pair. A block whose inverse is empty is dropped from it, tokens and count; so is a
             row without any mask left; none at block size 1. Under "elbo" a pair is an estimate of the ELBO only with
@@ -131,6 +135,8 @@ class BlockDiffusion:
     noise: Noise = ExactCount()
     time_per: TimePer = "block"
     weighting: Weighting = "elbo"
+    cart_p: float = 0.1
+    lookahead: int | None = None
     complementary: bool = False
     ar_weight: float = 0.0
     block_origin: BlockOrigin = "document"
@@ -140,6 +146,8 @@ class BlockDiffusion:
         """Refuse combinations that would train on a leak or on a biased loss."""
         if self.block_size is not None and self.block_size < 1:
             raise ConfigError(f"objective.block_size: {self.block_size} is below 1; give the block size in tokens")
+        if not 0.0 < self.cart_p <= 1.0:
+            raise ConfigError(f"objective.cart_p: {self.cart_p} is not in (0, 1]; give a probability")
         if self.ar_weight < 0:
             raise ConfigError(f"objective.ar_weight: {self.ar_weight} is negative; use 0 to switch the co-loss off")
         if self.ar_weight > 0 and self.parametrisation.clean_attention != "causal":
@@ -171,13 +179,15 @@ class BlockDiffusion:
             two_streams=not one_block or self.ar_weight > 0,
             causal_inside=self.parametrisation.noisy_attention == "causal",
             clean_causal=self.parametrisation.clean_attention == "causal",
+            lookahead=self.lookahead,
         )
         terms = (self._diffusion_rows(rows, layout, masked_BL, weight_BL, counted_BL),)
         if self.ar_weight > 0:
             # One AR term per row, not per view: the clean stream of both views is the same.
             first = rows.where(view_B == 0)
             terms += (next_token_rows(first, offset=length, row_length=2 * length, scale=self.ar_weight),)
-        return _model_input(rows, layout, masked_BL, view_B, terms, mask_id)
+        inputs = _model_input(rows, layout, masked_BL, view_B, terms, mask_id)
+        return replace(inputs, maskable_BL=counted_BL)
 
     def loss(self, scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[Tensor, ...]:
         """Return the weighted sums of the diffusion term and, with a co-loss, of the next-token term."""
@@ -209,15 +219,21 @@ class BlockDiffusion:
     ) -> LossRows:
         length = rows.token_BL.shape[1]
         row, place = masked_BL.nonzero(as_tuple=True)
-        uniform = self.weighting == "uniform"
-        weight = torch.ones(row.shape[0]) if uniform else weight_BL[row, place]
+        match self.weighting:
+            case "elbo":
+                weight = weight_BL[row, place]
+            case "uniform":
+                weight = torch.ones(row.shape[0])
+            case "cart":
+                weight_BL = context_weights(rows.document_BL, layout.block_BL, masked_BL, p=self.cart_p)
+                weight = weight_BL[row, place]
         return LossRows(
             name="diffusion",
             row_M=prediction_rows(layout, row, place, shift=self.parametrisation.logit_shift),
             target_M=rows.token_BL[row, place],
             weight_M=weight.to(rows.token_BL.device),
             place_M=row * length + place,
-            count=(masked_BL if uniform else counted_BL).sum().double().cpu(),
+            count=(counted_BL if self.weighting == "elbo" else masked_BL).sum().double().cpu(),
         )
 
 

@@ -69,11 +69,12 @@ def key_ranges(layout: Layout) -> KeyRanges:
     document_start, _ = _runs(layout.document_BL, None)
     block_start, block_stop = _runs(layout.document_BL, layout.block_BL)
     after_L = torch.arange(1, length + 1, device=block_stop.device)
-    view_stop = torch.minimum(block_stop, after_L) if layout.causal_inside else block_stop
+    near_stop = block_stop if layout.lookahead is None else torch.minimum(block_stop, after_L + layout.lookahead)
+    view_stop = torch.minimum(block_stop, after_L) if layout.causal_inside else near_stop
     if not layout.two_streams:
         none = torch.zeros_like(view_stop)
         return KeyRanges(document_start.int(), view_stop.int(), none.int(), none.int())
-    clean_stop = after_L.expand_as(block_stop) if layout.clean_causal else block_stop
+    clean_stop = after_L.expand_as(block_stop) if layout.clean_causal else near_stop
     # An empty range must stay empty after the offset; [offset + start, offset + start) is.
     none = torch.zeros_like(block_start)
     return KeyRanges(

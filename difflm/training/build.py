@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from difflm.diffusion.curriculum import BlockCurriculum, Stage
+from difflm.diffusion.curriculum import BlockCurriculum, Stage, lookahead_at
 from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount, LinearSchedule, Noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
+from difflm.errors import ConfigError
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.types import Parametrisation
-
 
 ObjectiveWrapper = Callable[[Objective], Objective]
 """From the objective that the configuration gives a stage to the one to train on: how a run takes one of yours."""
@@ -23,20 +23,35 @@ def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objec
     chosen = config.objective
     if not isinstance(chosen, BlockDiffusionConfig):
         return NextToken()
-    noise: Noise = ExactCount()
+    if chosen.annealing_tokens and parametrisation.noisy_attention == "causal":
+        raise ConfigError(
+            f"train.objective.annealing_tokens: {chosen.annealing_tokens} has no meaning for a model whose "
+            "noisy_attention is 'causal'; set it to 0"
+        )
+    noise: Noise = ExactCount(stratified=chosen.stratified)
     if chosen.noise == "bernoulli":
         schedule = LinearSchedule() if chosen.schedule == "linear" else CosineSchedule()
-        noise = Bernoulli(schedule=schedule, bandwidth=chosen.bandwidth, min_masks=chosen.min_masks)
+        noise = Bernoulli(
+            schedule=schedule, bandwidth=chosen.bandwidth, min_masks=chosen.min_masks, stratified=chosen.stratified
+        )
     return BlockDiffusion(
         block_size=None,
         noise=noise,
         time_per=chosen.time_per,
         weighting=chosen.weighting,
+        cart_p=chosen.cart_p,
         complementary=chosen.complementary,
         ar_weight=chosen.ar_weight,
         block_origin=chosen.block_origin,
         parametrisation=parametrisation,
     )
+
+
+def annealed_view(config: TrainConfig, block_size: int | None, tokens: int) -> int | None:
+    """Return how far a row sees ahead inside its block after `tokens` training tokens; None is the whole block."""
+    chosen = config.objective
+    annealing = chosen.annealing_tokens if isinstance(chosen, BlockDiffusionConfig) else 0
+    return lookahead_at(tokens, annealing_tokens=annealing, block_size=block_size or config.data.row_length)
 
 
 def curriculum_of(config: TrainConfig) -> BlockCurriculum:

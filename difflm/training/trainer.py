@@ -24,14 +24,16 @@ from difflm.models.attention import backend_for
 from difflm.plots import plot_training
 from difflm.scoring import score_input
 from difflm.training import state as run_state
-from difflm.training.build import curriculum_of, objective_of, set_threads
+from difflm.training.build import ObjectiveWrapper, annealed_view, curriculum_of, objective_of, set_threads
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.training.config_io import ConfigLike, as_config, checked
-from difflm.training.metrics import MetricsLog, Observer, Silent
+from difflm.training.metrics import MetricsLog, Observer, Silent, peak_memory
 from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
+from difflm.training.parameters import plan_parameters
 from difflm.training.rows import load_rows
 from difflm.training.run_folder import Resume, open_run
 from difflm.training.state import TrainingState
+from difflm.training.tally import StepTally
 from difflm.training.validation import Perplexities, validate
 from difflm.types import ModelInput, TokenScores
 
@@ -48,13 +50,22 @@ class Trainer:
         resume: "never" starts anew in an empty folder; "auto" continues from the newest complete checkpoint of the
             folder, or starts if there is none.
         observer: receives progress.
+        objective: one of your own, made from each stage's configured objective; None takes that as it is.
 
     Raises:
         ConfigError, CheckpointError, DataError: input that cannot be used; nothing is written before these checks.
     """
 
-    def __init__(self, config: TrainConfig, *, resume: Resume = "never", observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        resume: Resume = "never",
+        observer: Observer | None = None,
+        objective: ObjectiveWrapper | None = None,
+    ) -> None:
         self.config = checked(config)
+        self.wrapper = objective
         self.observer: Observer = observer or Silent()
         set_threads(config.threads)
         check_device(config.device, field="train.device")
@@ -74,6 +85,7 @@ class Trainer:
                 f"{parent.config.model.max_positions} tokens; lower it"
             )
         self.rows, self.validation_rows = load_rows(config, parent)
+        plan_parameters(parent.model, config.optimizer, mask_id=self.mask_id)  # for its errors
         checkpoint = open_run(config, resume)
         self.loaded = parent
         # Of the model the run starts from, so that a resumed run adds the same noise.
@@ -102,10 +114,11 @@ class Trainer:
         """Build what holds mutable state: weights, optimiser, row loader, log."""
         config = self.config
         master = self.loaded.model.requires_grad_(True).train()
+        # Before the working copy is made: the optimiser freezes parameters, the copy must know.
+        self.optimizer = Optimizer(master, config.optimizer, mask_id=self.mask_id)
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
         self.model = master if dtype == torch.float32 else copy.deepcopy(master).to(dtype)
         self.weights = MasterWeights(master, self.model)
-        self.optimizer = Optimizer(master, config.optimizer, mask_id=self.mask_id)
         if checkpoint:
             run_state.load_moments(checkpoint, self.optimizer)
         order = RowOrder(num_rows=len(self.rows), seed=config.seed, shuffle=config.data.shuffle)
@@ -136,12 +149,10 @@ class Trainer:
         stage = self.curriculum.stage_at(self.state.tokens)
         objective = self.objective_at(stage)
         inputs, tokens = self._draw(objective)
-        counts: dict[str, float] = {}
+        tally = StepTally()
         for each in inputs:
             for term in each.terms:
-                counts[term.name] = counts.get(term.name, 0.0) + float(term.count)
-        sums = dict.fromkeys(counts, 0.0)
-        correct = masked = 0
+                tally.expect(term)
         for each in inputs:
             scores = score_input(
                 self.model,
@@ -152,11 +163,7 @@ class Trainer:
                 embedding_noise_BND=self._embedding_noise(each),
                 activation_checkpointing=self.config.activation_checkpointing,
             )
-            total = self._backward(objective, each, scores, counts)
-            for name, value in total.items():
-                sums[name] += value
-            correct += int(scores[0].correct_M.sum())
-            masked += scores[0].correct_M.numel()
+            self._backward(objective, each, scores, tally)
         norm = float(self.optimizer.clip())
         if not math.isfinite(norm):
             rows = [row for each in inputs for row in each.row_B.tolist()]
@@ -169,31 +176,30 @@ class Trainer:
         rate = self.optimizer.step(ratio)
         self.weights.publish()
         seconds = time.perf_counter() - started
-        losses = {name: sums[name] / max(count, 1.0) for name, count in counts.items()}
-        scales = {term.name: term.scale for each in inputs for term in each.terms}
         self._advance(stage, tokens, seconds)
+        size = self.curriculum.stages[stage].block_size
         return {
             "kind": "train",
             "step": self.state.step,
-            "tokens": self.state.tokens,
+            "num_tokens": self.state.tokens,
             "epoch": self.state.epoch,
             "stage": stage,
-            "block_size": self.curriculum.stages[stage].block_size,
-            "loss": sum(scales[name] * value for name, value in losses.items()),
-            "loss_by_term": losses,
-            "masked_accuracy": correct / max(masked, 1),
-            "mask_ratio": masked / max(sum(int(each.masked_BN.numel()) for each in inputs), 1),
+            "block_size": size,
+            **tally.row(block_size=size),
             "grad_norm": norm,
             "learning_rate": rate,
             "tokens_per_second": tokens / seconds,
+            "memory_bytes": peak_memory(self.config.device),
             "seconds": self.state.seconds,
         }
 
     def objective_at(self, stage: int) -> Objective:
-        """Return the objective with the block size of a stage."""
-        if isinstance(self.objective, BlockDiffusion):
-            return replace(self.objective, block_size=self.curriculum.stages[stage].block_size)
-        return self.objective
+        """Return the objective with the block size of a stage, and the view inside it at this point of the run."""
+        chosen = self.objective
+        if isinstance(chosen, BlockDiffusion):
+            size = self.curriculum.stages[stage].block_size
+            chosen = replace(chosen, block_size=size, lookahead=annealed_view(self.config, size, self.state.tokens))
+        return self.wrapper(chosen) if self.wrapper else chosen
 
     def _draw(self, objective: Objective) -> tuple[list[ModelInput], int]:
         """Draw the rows of one step and prepare them; returns (micro-batches, training tokens)."""
@@ -206,16 +212,14 @@ class Trainer:
         return inputs, tokens
 
     def _backward(
-        self, objective: Objective, inputs: ModelInput, scores: tuple[TokenScores, ...], counts: dict[str, float]
-    ) -> dict[str, float]:
-        """Add the gradient of one micro-batch; returns the term sums (nats)."""
+        self, objective: Objective, inputs: ModelInput, scores: tuple[TokenScores, ...], tally: StepTally
+    ) -> None:
+        """Add the gradient of one micro-batch, and its figures to the tally."""
         sums = objective.loss(scores, inputs)
-        parts = [
-            term.scale / max(counts[term.name], 1.0) * value for term, value in zip(inputs.terms, sums, strict=True)
-        ]
+        parts = [tally.share(term) * value for term, value in zip(inputs.terms, sums, strict=True)]
         torch.stack(parts).sum().backward()
         self.weights.collect()
-        return {term.name: float(value.detach()) for term, value in zip(inputs.terms, sums, strict=True)}
+        tally.add(inputs, scores, sums)
 
     def _embedding_noise(self, inputs: ModelInput) -> Tensor | None:
         """Return the noise of the report's section 7.1 at this point of the run, or None."""
@@ -285,7 +289,7 @@ class Trainer:
         )
         figures = result.as_metrics()
         self.state = replace(self.state, validation=figures["perplexity"], ar_perplexity=figures["ar_perplexity"])
-        self._record({"kind": "validation", "step": self.state.step, "tokens": self.state.tokens, **figures})
+        self._record({"kind": "validation", "step": self.state.step, "num_tokens": self.state.tokens, **figures})
 
     def _save(self) -> None:
         updates: dict[str, Any] = {"block_size": self.state.block_size} if self.state.block_size else {}
@@ -308,22 +312,31 @@ class Trainer:
             + (f", {counts.split} split" if counts.split else "")
             + (f", {counts.dropped} dropped (first: {counts.first_dropped})" if counts.dropped else "")
         )
+        self.observer.message(f"optimizer: {self.optimizer.describe()}")
         if self.state.step:
             self.observer.message(f"resumed at step {self.state.step}, {self.state.tokens} tokens")
 
 
-def train(config: ConfigLike, *, resume: Resume = "never", observer: Observer | None = None) -> Path:
+def train(
+    config: ConfigLike,
+    *,
+    resume: Resume = "never",
+    observer: Observer | None = None,
+    objective: ObjectiveWrapper | None = None,
+) -> Path:
     """Run a training configuration and return the folder of its last checkpoint, which loads as a model.
 
     Args:
         config: the run: a `TrainConfig`, the same tree as a mapping, or the path of a YAML file.
         resume: "auto" continues the run in its output folder from the newest complete checkpoint.
         observer: receives progress (e.g. `difflm.display.training_observer()`).
+        objective: a loss of your own: called with the objective that the configuration gives a stage (block size and
+            parametrisation set), returns the one to train on. config.yaml cannot record it: give it again to resume.
 
     Raises:
         DifflmError: input that cannot be used, or (NonFiniteError) a gradient that is not finite.
     """
-    trainer = Trainer(as_config(config), resume=resume, observer=observer)
+    trainer = Trainer(as_config(config), resume=resume, observer=observer, objective=objective)
     run = trainer.config.output
     trainer.train()
     try:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from difflm.diffusion.curriculum import BlockCurriculum, Stage
+from difflm.diffusion.curriculum import BlockCurriculum, Stage, lookahead_at
 from difflm.errors import ConfigError
 
 
@@ -21,3 +21,9 @@ def test_bad_stages() -> None:
         Stage(0, 4)
     with pytest.raises(ConfigError, match="no stages"):
         BlockCurriculum(())
+
+
+def test_the_view_widens_linearly_and_ends_open() -> None:
+    views = [lookahead_at(tokens, annealing_tokens=100, block_size=8) for tokens in (0, 12, 13, 50, 99, 100, 500)]
+    assert views == [0, 0, 1, 4, 7, None, None]
+    assert lookahead_at(0, annealing_tokens=0, block_size=8) is None

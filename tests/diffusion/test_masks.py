@@ -23,7 +23,8 @@ def loop_mask(layout: Layout) -> Tensor:
         if layout.document_BL[row, i] != layout.document_BL[row, j]:
             continue
         bi, bj = int(layout.block_BL[row, i]), int(layout.block_BL[row, j])
-        own = bi == bj and (j <= i or not layout.causal_inside)
+        near = layout.lookahead is None or j <= i + layout.lookahead
+        own = bi == bj and near and (j <= i or not layout.causal_inside)
         if not layout.two_streams:
             seen = bj < bi or own
         elif query < length and key < length:
@@ -33,20 +34,25 @@ def loop_mask(layout: Layout) -> Tensor:
         elif key < length:
             seen = False
         else:
-            seen = j <= i if layout.clean_causal else bj <= bi
+            seen = j <= i if layout.clean_causal else bj < bi or (bj == bi and near)
         out[row, 0, query, key] = seen
     return out
 
 
 @pytest.mark.parametrize(
-    ("two", "inside", "clean", "origin"),
-    list(itertools.product((False, True), (False, True), (False, True), ("document", "row"))),
+    ("two", "inside", "clean", "origin", "ahead"),
+    list(itertools.product((False, True), (False, True), (False, True), ("document", "row"), (None, 0, 2))),
 )
-def test_predicate_equals_the_loop(two: bool, inside: bool, clean: bool, origin: str) -> None:
+def test_predicate_equals_the_loop(two: bool, inside: bool, clean: bool, origin: str, ahead: int | None) -> None:
     batch = batch_of([[7, 4], [1, 9, 2]], row_length=13)
     block = block_numbers(batch.position_BL, block_size=4, origin=origin)  # type: ignore[arg-type]
     layout = Layout(
-        document_BL=batch.document_BL, block_BL=block, two_streams=two, causal_inside=inside, clean_causal=clean
+        document_BL=batch.document_BL,
+        block_BL=block,
+        two_streams=two,
+        causal_inside=inside,
+        clean_causal=clean,
+        lookahead=ahead,
     )
     size = 26 if two else 13
     assert torch.equal(materialise(layout_mask(layout), 2, size), loop_mask(layout))
@@ -64,3 +70,26 @@ def test_positions_and_blocks_restart_in_each_document() -> None:
 
 def test_a_document_id_may_return_later_in_the_row() -> None:
     assert document_positions(torch.tensor([[3, 3, 1, 3, 3]])).tolist() == [[0, 1, 0, 0, 1]]
+
+
+def test_annealing_widens_the_view_from_causal_to_the_whole_block() -> None:
+    batch = batch_of([[7, 4]], row_length=11)
+    block = block_numbers(batch.position_BL, block_size=4)
+
+    def seen(ahead: int | None, *, causal: bool = False) -> Tensor:
+        layout = Layout(
+            document_BL=batch.document_BL,
+            block_BL=block,
+            two_streams=True,
+            causal_inside=causal,
+            clean_causal=causal,
+            lookahead=ahead,
+        )
+        return materialise(layout_mask(layout), 1, 22)
+
+    assert torch.equal(seen(0), seen(None, causal=True))
+    assert torch.equal(seen(3), seen(None))
+    steps = [seen(ahead) for ahead in range(4)]
+    for narrow, wide in itertools.pairwise(steps):
+        assert bool((wide | ~narrow).all())
+        assert int(wide.sum()) > int(narrow.sum())

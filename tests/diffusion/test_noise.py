@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -206,3 +207,19 @@ def test_row_epoch_purpose_and_seed_all_give_other_numbers() -> None:
         for seed, row, epoch, purpose in keys
     ]
     assert len(set(firsts)) == len(keys)
+
+
+@pytest.mark.parametrize("noise", [ExactCount(), Bernoulli()])
+def test_stratified_draws_vary_less_than_independent_ones(noise: ExactCount | Bernoulli) -> None:
+    group = torch.arange(64) // 4
+    trainable = torch.ones(64, dtype=torch.bool)
+    spread = []
+    for stratified_too in (True, False):
+        kind = dataclasses.replace(noise, stratified=stratified_too)
+        totals = [
+            float(kind.draw(group, trainable, RowNoise(7).generator(row, 0)).masked_L.sum()) for row in range(300)
+        ]
+        spread.append(torch.tensor(totals).std())
+        # Both are fair: about half of the positions (5 of 8 with at least one mask in each block of four).
+        assert torch.tensor(totals).mean() == pytest.approx(40 if isinstance(noise, ExactCount) else 32, rel=0.05)
+    assert spread[0] < 0.7 * spread[1]

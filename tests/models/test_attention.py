@@ -32,12 +32,25 @@ PACKINGS = ([[150]], [[61, 47], [7, 33, 1, 90]])
 
 
 def layout_of(
-    packing: list[list[int]], *, row_length: int, block_size: int, two: bool, inside: bool, clean: bool, origin: str
+    packing: list[list[int]],
+    *,
+    row_length: int,
+    block_size: int,
+    two: bool,
+    inside: bool,
+    clean: bool,
+    origin: str,
+    ahead: int | None = None,
 ) -> Layout:
     batch = batch_of(packing, row_length=row_length)
     block = block_numbers(batch.position_BL, block_size=block_size, origin=origin)  # type: ignore[arg-type]
     return Layout(
-        document_BL=batch.document_BL, block_BL=block, two_streams=two, causal_inside=inside, clean_causal=clean
+        document_BL=batch.document_BL,
+        block_BL=block,
+        two_streams=two,
+        causal_inside=inside,
+        clean_causal=clean,
+        lookahead=ahead,
     )
 
 
@@ -93,14 +106,22 @@ def test_split_equals_dense(packing: list[list[int]], block_size: int, backend: 
     tile=st.integers(1, 50),
     flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     origin=st.sampled_from(["document", "row"]),
+    ahead=st.none() | st.integers(0, 40),
 )
 def test_split_equals_dense_for_any_packing(
-    sizes: list[list[int]], block_size: int, tile: int, flags: tuple[bool, bool, bool], origin: str
+    sizes: list[list[int]], block_size: int, tile: int, flags: tuple[bool, bool, bool], origin: str, ahead: int | None
 ) -> None:
     length = max(sum(row) for row in sizes) + 1
     two, inside, clean = flags
     layout = layout_of(
-        sizes, row_length=length, block_size=block_size, two=two, inside=inside, clean=clean, origin=origin
+        sizes,
+        row_length=length,
+        block_size=block_size,
+        two=two,
+        inside=inside,
+        clean=clean,
+        origin=origin,
+        ahead=ahead,
     )
     assert largest_difference(layout, tile=tile, backend="split") < 1e-5
 

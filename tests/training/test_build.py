@@ -10,7 +10,8 @@ import torch
 
 from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount
 from difflm.diffusion.objectives import BlockDiffusion, NextToken
-from difflm.training.build import objective_of, set_threads
+from difflm.errors import ConfigError
+from difflm.training.build import annealed_view, objective_of, set_threads
 from difflm.training.config import BlockDiffusionConfig, DataConfig, NextTokenConfig, StageConfig, TrainConfig
 from difflm.types import Parametrisation
 
@@ -32,6 +33,7 @@ def test_the_objective_does_what_its_fields_say() -> None:
         time_per="sequence",
         schedule="cosine",
         bandwidth=(0.2, 0.7),
+        stratified=False,
         complementary=True,
         ar_weight=0.5,
         min_masks=1,
@@ -39,7 +41,7 @@ def test_the_objective_does_what_its_fields_say() -> None:
     )
     assert objective_of(dataclasses.replace(BASE, objective=chosen), shifted) == BlockDiffusion(
         block_size=None,
-        noise=Bernoulli(schedule=CosineSchedule(), bandwidth=(0.2, 0.7), min_masks=1),
+        noise=Bernoulli(schedule=CosineSchedule(), bandwidth=(0.2, 0.7), min_masks=1, stratified=False),
         weighting="uniform",
         time_per="sequence",
         complementary=True,
@@ -59,3 +61,12 @@ def test_without_a_list_of_cores_all_are_used(monkeypatch: pytest.MonkeyPatch) -
     set_threads(None)
     set_threads(2)
     assert asked == [3, 2]
+
+
+def test_the_view_is_annealed_over_the_run_s_first_tokens() -> None:
+    config = dataclasses.replace(BASE, objective=BlockDiffusionConfig(annealing_tokens=100))
+    assert [annealed_view(config, 4, tokens) for tokens in (0, 50, 100)] == [0, 2, None]
+    assert annealed_view(config, None, 50) == 32
+    assert annealed_view(BASE, 4, 0) is None
+    with pytest.raises(ConfigError, match=r"objective.annealing_tokens: 100 has no meaning for a model whose"):
+        objective_of(config, Parametrisation(noisy_attention="causal"))
