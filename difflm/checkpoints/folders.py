@@ -1,10 +1,10 @@
-"""Output folders: written aside and renamed, so that nothing half-written carries the final name."""
+"""Output folders and files: written aside, flushed and renamed, so that nothing half-written has the final name."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,16 +26,24 @@ def require_free(target: Path) -> None:
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(
+    target: Path, *, replace: bool = False, seal: Callable[[Path], object] | None = None
+) -> Iterator[Path]:
     """Yield an empty folder beside `target`; on success flush it to disk and rename it to `target`.
 
     On an error it is removed, and one that a killed process left behind is removed by the next attempt.
+
+    Args:
+        target: the folder to come.
+        replace: a folder of that name gives way, once the new one is on disk; False refuses one that is not empty.
+        seal: called with the flushed folder before it is renamed, e.g. to write and verify a manifest.
 
     Raises:
         CheckpointError: `target` is not free, or its parent cannot be written.
     """
     target = target.absolute()
-    require_free(target)
+    if not replace:
+        require_free(target)
     stage = target.with_name(f".{target.name}.partial")
     try:
         shutil.rmtree(stage, ignore_errors=True)
@@ -45,9 +53,9 @@ def staged_folder(target: Path) -> Iterator[Path]:
     try:
         yield stage
         _flush(stage)
-        if target.exists():
-            target.rmdir()
-        stage.rename(target)
+        if seal:
+            seal(stage)
+        _put(stage, target)
     except BaseException as error:
         shutil.rmtree(stage, ignore_errors=True)
         if isinstance(error, OSError):
@@ -58,14 +66,65 @@ def staged_folder(target: Path) -> Iterator[Path]:
         raise
 
 
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file aside, flush it and rename it over `path`; both old and new survive a crash whole."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    sync(aside)
+    aside.replace(path)
+    sync(path.parent)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; it is renamed first, so that an interrupted deletion leaves no half folder of that name."""
+    doomed = folder.with_name(f".{folder.name}.deleting")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def clear_leftovers(parent: Path) -> None:
+    """Remove what killed processes left in a folder of staged folders; one that was about to give way comes back."""
+    for suffix in ("replaced", "partial", "deleting"):
+        for left in sorted(parent.glob(f".*.{suffix}")):
+            target = left.with_name(left.name[1:].removesuffix(f".{suffix}"))
+            if suffix == "replaced" and not target.exists():
+                left.rename(target)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _put(stage: Path, target: Path) -> None:
+    """Rename a finished folder to its name; one that lies there is deleted after that."""
+    replaced = target.with_name(f".{target.name}.replaced")
+    if target.is_dir() and any(target.iterdir()):
+        shutil.rmtree(replaced, ignore_errors=True)
+        target.rename(replaced)
+    elif target.exists():
+        target.rmdir()
+    try:
+        stage.rename(target)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
 def _flush(folder: Path) -> None:
     """Sync everything to disk, and give every file the rights of a plainly created one (safetensors: owner only)."""
     rights = folder.stat().st_mode & 0o666
     for path in [*folder.rglob("*"), folder]:
         if path.is_file():
             path.chmod(rights)
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path)

@@ -170,10 +170,7 @@ def write_safetensors(
 
     def flush() -> None:
         part = folder / f"model-{len(parts) + 1:05d}.part"
-        try:
-            save_file(shard, part, metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:  # a full disk, as safetensors reports it
-            raise OSError(one_line(error)) from None
+        save_tensors(part, shard)
         parts.append((part, list(shard)))
         shard.clear()
 
@@ -194,6 +191,18 @@ def write_safetensors(
         part.rename(folder / file)
         weight_map |= dict.fromkeys(names, file)
     write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, contiguous and on the CPU, as one safetensors file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # a full disk, as safetensors reports it
+        raise OSError(one_line(error)) from None
 
 
 def file_sha256(path: Path) -> str:

@@ -45,27 +45,42 @@ def save_model(
     Raises:
         CheckpointError: `target` is not free or cannot be written.
     """
+    kind = None if dtype is None else resolve_dtype(dtype)
+    with staged_folder(Path(target)) as stage:
+        write_loaded(
+            loaded, stage, dtype=kind, config_updates=config_updates, card=card, max_shard_bytes=max_shard_bytes
+        )
+
+
+def write_loaded(
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    config_updates: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a model as an HF folder into an existing, empty folder; see `save_model`."""
     family, architecture = FAMILIES[loaded.config.family], loaded.config.model
     raw = updated_config(loaded.config.raw, architecture, str(loaded.path))
     raw = merged(raw, config_updates or {})
-    target = Path(target)
-    with staged_folder(target) as stage:
-        write_model(
-            stage,
-            dict(loaded.model.named_parameters()),
-            family,
-            architecture,
-            raw=raw,
-            dtype=None if dtype is None else resolve_dtype(dtype),
-            max_shard_bytes=max_shard_bytes,
-        )
-        if loaded.config.generation:
-            write_json(stage / "generation_config.json", without_remote_code(loaded.config.generation))
-        write_tokenizer(stage, loaded.path, loaded.tokenizer)
-        if card is None and loaded.config.mask_token_id is not None:
-            card = model_card(raw)
-        if card is not None:
-            (stage / "README.md").write_text(card, encoding="utf-8")
+    write_model(
+        folder,
+        dict(loaded.model.named_parameters()),
+        family,
+        architecture,
+        raw=raw,
+        dtype=dtype,
+        max_shard_bytes=max_shard_bytes,
+    )
+    if loaded.config.generation:
+        write_json(folder / "generation_config.json", without_remote_code(loaded.config.generation))
+    write_tokenizer(folder, loaded.path, loaded.tokenizer)
+    if card is None and loaded.config.mask_token_id is not None:
+        card = model_card(raw)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_model(
