@@ -94,8 +94,8 @@ def write_picture(folder: Path) -> Path:
         part = read_rows(folder / name / "metrics.jsonl")
         # The task's validation text is other text: its perplexities do not belong on the same axis.
         part = [row for row in part if row["kind"] == "train" or name == "text"]
-        rows += [{**row, "tokens": row["tokens"] + offset} for row in part]
-        offset = rows[-1]["tokens"]
+        rows += [{**row, "num_tokens": row["num_tokens"] + offset} for row in part]
+        offset = rows[-1]["num_tokens"]
     joined.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     picture = folder / "demo.png"
     plot_training(joined, picture)

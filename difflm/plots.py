@@ -42,8 +42,8 @@ def plot_training(metrics_jsonl: Path, png: Path) -> None:
     """Draw loss, validation perplexities and block size over tokens.
 
     Args:
-        metrics_jsonl: rows of kind "train" (tokens, loss, block_size) and "validation" (tokens, perplexity by block
-            size, ar_perplexity).
+        metrics_jsonl: rows of kind "train" (num_tokens, loss, block_size) and "validation" (num_tokens, perplexity by
+            block size, ar_perplexity).
         png: file to write.
 
     Raises:
@@ -70,7 +70,7 @@ def plot_training(metrics_jsonl: Path, png: Path) -> None:
 
 
 def _draw_loss(axes: Any, train: list[dict[str, Any]]) -> None:
-    tokens = [row["tokens"] for row in train]
+    tokens = [row["num_tokens"] for row in train]
     losses = [float(row["loss"]) for row in train]
     window = max(1, len(losses) // 40)
     axes.plot(tokens, losses, color="tab:blue", alpha=0.25, linewidth=0.8, label="each step")
@@ -88,7 +88,7 @@ def _draw_perplexities(axes: Any, validation: list[dict[str, Any]]) -> None:
         if row.get("ar_perplexity") is not None:
             named["autoregressive"] = row["ar_perplexity"]
         for name, value in named.items():
-            series.setdefault(name, []).append((row["tokens"], value))
+            series.setdefault(name, []).append((row["num_tokens"], value))
     for name, points in series.items():
         style = {"color": "black", "linestyle": "--"} if name == "autoregressive" else {}
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **style)
@@ -103,7 +103,7 @@ def _draw_perplexities(axes: Any, validation: list[dict[str, Any]]) -> None:
 
 
 def _draw_block_size(axes: Any, train: list[dict[str, Any]]) -> None:
-    points = [(row["tokens"], row["block_size"]) for row in train if row.get("block_size")]
+    points = [(row["num_tokens"], row["block_size"]) for row in train if row.get("block_size")]
     axes.set_ylabel("block size (tokens)")
     axes.set_xlabel("training tokens")
     if points:

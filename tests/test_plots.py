@@ -13,10 +13,10 @@ from difflm import plots
 from difflm.errors import ConfigError, DataError
 
 ROWS = [
-    {"kind": "validation", "tokens": 0, "perplexity": {"1": 30.0, "8": 600.0}, "ar_perplexity": 30.0},
-    {"kind": "train", "tokens": 100, "loss": 5.0, "block_size": 1, "stage": 0},
-    {"kind": "train", "tokens": 200, "loss": 4.0, "block_size": 8, "stage": 1},
-    {"kind": "validation", "tokens": 200, "perplexity": {"1": 29.0, "8": 90.0}, "ar_perplexity": None},
+    {"kind": "validation", "num_tokens": 0, "perplexity": {"1": 30.0, "8": 600.0}, "ar_perplexity": 30.0},
+    {"kind": "train", "num_tokens": 100, "loss": 5.0, "block_size": 1, "stage": 0},
+    {"kind": "train", "num_tokens": 200, "loss": 4.0, "block_size": 8, "stage": 1},
+    {"kind": "validation", "num_tokens": 200, "perplexity": {"1": 29.0, "8": 90.0}, "ar_perplexity": None},
 ]
 
 
@@ -31,7 +31,7 @@ def test_a_png_is_written(tmp_path: Path) -> None:
 
 
 def test_next_token_runs_have_no_block_size(tmp_path: Path) -> None:
-    rows = [{"kind": "train", "tokens": 5, "loss": 1.0, "block_size": None}]
+    rows = [{"kind": "train", "num_tokens": 5, "loss": 1.0, "block_size": None}]
     plots.plot_training(write(tmp_path / "metrics.jsonl", rows), tmp_path / "run.png")
     assert (tmp_path / "run.png").is_file()
 

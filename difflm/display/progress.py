@@ -67,7 +67,7 @@ def describe_validation(metrics: Metrics) -> str:
     parts = [f"block {size} {value:.2f}" for size, value in by_block.items()]
     if metrics.get("ar_perplexity") is not None:
         parts.append(f"AR {metrics['ar_perplexity']:.2f}")
-    return f"validation at {metrics.get('tokens', 0)} tokens, perplexity: {', '.join(parts) or '-'}"
+    return f"validation at {metrics.get('num_tokens', 0)} tokens, perplexity: {', '.join(parts) or '-'}"
 
 
 class TrainingProgress:
@@ -104,7 +104,7 @@ class TrainingProgress:
         if metrics.get("kind") == "validation":
             self.message(describe_validation(metrics))
             return
-        self.pace.update(metrics["tokens"], metrics["tokens_per_second"])
+        self.pace.update(metrics["num_tokens"], metrics["tokens_per_second"])
         assert self._bar is not None, "start comes first"
         self.progress.update(self._bar, completed=self.pace.done, description=describe_step(metrics, self.pace))
 
@@ -149,7 +149,7 @@ class TrainingLines:
         if metrics.get("kind") == "validation":
             self.message(describe_validation(metrics))
             return
-        self.pace.update(metrics["tokens"], metrics["tokens_per_second"])
+        self.pace.update(metrics["num_tokens"], metrics["tokens_per_second"])
         if self.clock() >= self._due or self.pace.done >= self.pace.total:
             self._due = self.clock() + self.interval
             step = f"step {metrics['step']}  " if metrics.get("step") is not None else ""

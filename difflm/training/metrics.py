@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from difflm.plots import read_rows
 
 Metrics = Mapping[str, Any]
+
+
+def peak_memory(device: str) -> int | None:
+    """Return the most memory that was in use so far, bytes: the process's on CPU, torch's tensors on an accelerator.
+
+    Args:
+        device: of the model.
+    """
+    if torch.device(device).type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB elsewhere
 
 
 class Observer(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
 from difflm.models.attention import AttentionChoice
 from difflm.models.transformer import Transformer
 from difflm.scoring import score_input
+from difflm.training.tally import NelboTally
 from difflm.types import Parametrisation
 
 
@@ -27,16 +28,21 @@ class Perplexities:
             at block size 1).
         autoregressive: exp(next-token loss) of a plain causal forward; None if it was not measured. The first
             token of a document is predicted by no row and is not counted.
+        by_mask_rate: block size -> bucket of mask rates -> NELBO of the blocks in it, nats per token (see
+            `NelboTally`).
     """
 
     nelbo: dict[int, float]
     autoregressive: float | None = None
+    by_mask_rate: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def as_metrics(self) -> dict[str, Any]:
         """Return the figures in the form of metrics.jsonl."""
         return {
             "perplexity": {str(size): value for size, value in self.nelbo.items()},
             "ar_perplexity": self.autoregressive,
+            "loss_by_block_size": {str(size): math.log(value) for size, value in self.nelbo.items()},
+            "nelbo_by_mask_rate": {str(size): rates for size, rates in self.by_mask_rate.items()},
         }
 
 
@@ -52,18 +58,23 @@ def perplexity(
     rows_per_batch: int,
     draws: int = 1,
     backend: AttentionChoice = "auto",
-) -> float:
-    """Return exp(loss) of the objective's first term over the first rows, sums over a counted normaliser."""
-    total, count = 0.0, 0.0
+) -> tuple[float, dict[str, float]]:
+    """Return exp(loss) of the objective's first term over the first rows, and the loss by mask rate.
+
+    Both are sums over a counted normaliser; an objective without masks has no loss by mask rate.
+    """
+    total, count, tally = 0.0, 0.0, NelboTally()
     for draw in range(draws):
         for start in range(0, num_rows, rows_per_batch):
             indices = range(start, min(start + rows_per_batch, num_rows))
             batch = rows.batch(indices, [draw] * len(indices))
             inputs = objective.prepare(batch, mask_id=mask_id, noise=noise)
-            sums = objective.loss(score_input(model, inputs, backend=backend), inputs)
+            scores = score_input(model, inputs, backend=backend)
+            sums = objective.loss(scores, inputs)
+            tally.add(inputs, scores[0])
             total += float(sums[0])
             count += float(inputs.terms[0].count)
-    return math.exp(min(total / max(count, 1.0), 700.0))
+    return math.exp(min(total / max(count, 1.0), 700.0)), tally.rates.means()
 
 
 def validate(
@@ -97,12 +108,12 @@ def validate(
     """
     limit = min(num_rows or len(rows), len(rows))
     noise = RowNoise(seed)
-    nelbo = {}
+    nelbo, by_rate = dict[int, float](), dict[int, dict[str, float]]()
     for size in block_sizes if mask_id is not None else ():
         objective = BlockDiffusion(block_size=size, parametrisation=parametrisation)
         # Block size 1 masks everything: there is nothing to average over.
         repeats = 1 if size == 1 else draws
-        nelbo[size] = perplexity(
+        nelbo[size], by_rate[size] = perplexity(
             model,
             rows,
             objective,
@@ -115,7 +126,7 @@ def validate(
         )
     causal = None
     if autoregressive:
-        causal = perplexity(
+        causal, _ = perplexity(
             model,
             rows,
             NextToken(),
@@ -125,4 +136,4 @@ def validate(
             rows_per_batch=rows_per_batch,
             backend=backend,
         )
-    return Perplexities(nelbo=nelbo, autoregressive=causal)
+    return Perplexities(nelbo=nelbo, autoregressive=causal, by_mask_rate=by_rate)

@@ -23,7 +23,7 @@ SHORT = [
     "validation.rows=2",
     "validation.every_tokens=0",
 ]
-VOLATILE = ("seconds", "tokens_per_second")
+VOLATILE = ("seconds", "tokens_per_second", "memory_bytes")
 
 
 def figures(folder: Path) -> list[dict[str, Any]]:

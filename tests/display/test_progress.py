@@ -10,8 +10,8 @@ from rich.console import Console
 from difflm.display import training_observer
 from difflm.display.progress import Pace, TrainingLines, TrainingProgress, describe_validation
 
-STEP = {"kind": "train", "step": 3, "tokens": 400, "stage": 1, "block_size": 8, "loss": 2.5, "tokens_per_second": 50.0}
-VALIDATION = {"kind": "validation", "tokens": 400, "perplexity": {"1": 20.0, "8": 61.234}, "ar_perplexity": 19.5}
+STEP = {"kind": "train", "step": 3, "num_tokens": 400, "stage": 1, "block_size": 8, "loss": 2.5, "tokens_per_second": 50.0}
+VALIDATION = {"kind": "validation", "num_tokens": 400, "perplexity": {"1": 20.0, "8": 61.234}, "ar_perplexity": 19.5}
 
 
 def terminal(width: int = 60) -> Console:
@@ -33,7 +33,7 @@ def test_plain_lines_are_spaced_out_and_end_with_the_last_step() -> None:
     lines.start(1000, 0)
     for tokens, seconds in ((100, 0.0), (200, 5.0), (400, 10.0), (500, 11.0), (1000, 12.0)):
         now[0] = seconds
-        lines.update({**STEP, "tokens": tokens})
+        lines.update({**STEP, "num_tokens": tokens})
     lines.update(VALIDATION)
     lines.message("checkpoint x")
     lines.close()

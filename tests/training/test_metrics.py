@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from difflm.plots import read_rows
-from difflm.training.metrics import MetricsLog
+from difflm.training.metrics import MetricsLog, peak_memory
 
 
 def test_a_resumed_log_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -> None:
@@ -22,3 +24,14 @@ def test_a_resumed_log_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -
     assert rows[-1]["again"]
     MetricsLog(path, step=0)
     assert read_rows(path) == []
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = peak_memory("cpu")
+    assert before is not None
+    assert before > 20 * 2**20, "bytes, not KiB"
+    held = torch.ones(256 * 2**20, dtype=torch.uint8)
+    after = peak_memory("cpu")
+    assert after is not None
+    assert after >= before + (0 if before > 700 * 2**20 else 100 * 2**20)
+    assert after > held.numel()

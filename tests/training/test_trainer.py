@@ -52,7 +52,7 @@ def test_accumulation_equals_the_large_batch(files: dict[str, Path], tmp_path: P
     large, metrics = results[0]
     for small, other in results[1:]:
         assert other["loss"] == pytest.approx(metrics["loss"], rel=1e-5)
-        assert other["tokens"] == metrics["tokens"]
+        assert other["num_tokens"] == metrics["num_tokens"]
         for name, gradient in large.items():
             assert torch.allclose(gradient, small[name], atol=1e-6, rtol=1e-4), name
 
@@ -89,7 +89,7 @@ def test_resume_continues_as_if_nothing_had_happened(files: dict[str, Path], tmp
     for kind in ("train", "validation"):
         mine, theirs = (
             [
-                {key: row[key] for key in row if key not in ("seconds", "tokens_per_second")}
+                {key: row[key] for key in row if key not in ("seconds", "tokens_per_second", "memory_bytes")}
                 for row in read_rows(run.output / "metrics.jsonl")
                 if row["kind"] == kind
             ]
