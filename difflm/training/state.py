@@ -95,7 +95,7 @@ def load_moments(checkpoint: Path, optimizer: Optimizer) -> None:
         raise CheckpointError(
             f"{path}: damaged or truncated ({error}); delete this checkpoint to resume from the one before it"
         ) from None
-    optimizer.load_named_state(moments)
+    optimizer.load_named_state(moments, where=str(path))
 
 
 def best_checkpoints(run: Path, *, block_size: int | None, count: int) -> list[Path]:
