@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from difflm.checkpoints.fields import Fields
+from difflm.checkpoints.rope_fields import ROPE_FIELDS, hf_rope, longest_context, rope_config
 from difflm.checkpoints.rules import GGUF_DENSE, GGUF_LLAMA, HF_DENSE, KeyRule
 from difflm.errors import CheckpointError
-from difflm.models.config import ModelConfig, RopeConfig
-
-ROPE_TYPES = ("default", "linear", "llama3")
+from difflm.models.config import ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,26 +20,28 @@ class Family:
     Attributes:
         name: `model_type` of config.json, `general.architecture` of GGUF.
         architecture: class name in `architectures`.
-        always_qkv_bias: query, key and value have a bias and the output has none, whatever `attention_bias` says.
+        attention_bias: whether `attention_bias` decides about the biases of attention ("field"), or query, key and
+            value always have one and the output none ("qkv"), or there is none ("none"), whatever that field says.
         reads_mlp_bias: `mlp_bias` is a field of this family.
-        reads_sliding_window: the sliding-window fields are honoured by this family.
+        sliding_window: which fields switch a sliding window on: none, those of Qwen, or `sliding_window` alone, whose
+            absence means 4096 (Mistral).
         qk_norm: RMSNorm on query and key heads.
         head_dim: width of a head where config.json is silent; None means hidden_size / num_attention_heads.
         max_positions: context length where config.json is silent, tokens.
         hf_rules: names of tensors in safetensors files.
-        gguf_rules: names of tensors in GGUF files.
+        gguf_rules: names of tensors in GGUF files; None where GGUF has no architecture of this name.
     """
 
     name: str
     architecture: str
-    always_qkv_bias: bool = False
+    attention_bias: Literal["field", "qkv", "none"] = "field"
     reads_mlp_bias: bool = False
-    reads_sliding_window: bool = True
+    sliding_window: Literal["none", "qwen", "mistral"] = "qwen"
     qk_norm: bool = False
     head_dim: int | None = None
     max_positions: int = 32_768
     hf_rules: tuple[KeyRule, ...] = HF_DENSE
-    gguf_rules: tuple[KeyRule, ...] = GGUF_DENSE
+    gguf_rules: tuple[KeyRule, ...] | None = GGUF_DENSE
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -48,11 +49,20 @@ FAMILIES: Mapping[str, Family] = {
         name="llama",
         architecture="LlamaForCausalLM",
         reads_mlp_bias=True,
-        reads_sliding_window=False,
+        sliding_window="none",
         max_positions=2048,
         gguf_rules=GGUF_LLAMA,
     ),
-    "qwen2": Family(name="qwen2", architecture="Qwen2ForCausalLM", always_qkv_bias=True),
+    # llama.cpp writes Mistral under the name llama: a GGUF file of a Mistral model is read as that, with equal logits.
+    "mistral": Family(
+        name="mistral",
+        architecture="MistralForCausalLM",
+        attention_bias="none",
+        sliding_window="mistral",
+        max_positions=131_072,
+        gguf_rules=None,
+    ),
+    "qwen2": Family(name="qwen2", architecture="Qwen2ForCausalLM", attention_bias="qkv"),
     "qwen3": Family(name="qwen3", architecture="Qwen3ForCausalLM", qk_norm=True, head_dim=128),
 }
 
@@ -89,7 +99,10 @@ def model_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
         raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads ({num_heads})")
     if head_dim % 2 or (raw.get("head_dim") is None and not family.head_dim and hidden_size % num_heads):
         raise fields.error("head_dim", f"an even width of a head (hidden_size is {hidden_size}, {num_heads} heads)")
-    bias = fields.flag("attention_bias", False) and not family.always_qkv_bias
+    bias = fields.flag("attention_bias", False) and family.attention_bias == "field"
+    stated = fields.integer("max_position_embeddings", family.max_positions)
+    rope = rope_config({**raw, "max_position_embeddings": stated}, where)
+    refuse_window(family, raw, longest_context(stated, rope), where)
     return ModelConfig(
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden_size,
@@ -99,46 +112,13 @@ def model_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         norm_eps=fields.number("rms_norm_eps", 1e-6),
-        rope=rope_config(raw, where),
-        max_positions=fields.integer("max_position_embeddings", family.max_positions),
-        qkv_bias=bias or family.always_qkv_bias,
+        rope=rope,
+        max_positions=longest_context(stated, rope),
+        qkv_bias=bias or family.attention_bias == "qkv",
         output_bias=bias,
         mlp_bias=family.reads_mlp_bias and fields.flag("mlp_bias", False),
         qk_norm=family.qk_norm,
         tied_embeddings=fields.flag("tie_word_embeddings", False),
-    )
-
-
-def rope_config(raw: Mapping[str, Any], where: str) -> RopeConfig:
-    """Return the rotary embedding that a config.json describes, in either spelling.
-
-    Raises:
-        CheckpointError: the rope type is not implemented, or one of its fields is absent.
-    """
-    name = "rope_parameters" if raw.get("rope_parameters") is not None else "rope_scaling"
-    scaling = raw.get(name) or {}
-    if not isinstance(scaling, Mapping) or any(isinstance(each, Mapping) for each in scaling.values()):
-        raise Fields(raw, where).error(name, "one flat object (rope parameters per layer type are not implemented)")
-    merged = {"rope_theta": raw.get("rope_theta"), "partial_rotary_factor": raw.get("partial_rotary_factor")}
-    merged |= {key: value for key, value in scaling.items() if value is not None}
-    fields = Fields(merged, f"{where}: {name}")
-    kind = merged.get("rope_type", merged.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        raise CheckpointError(f"{where}: {name}.rope_type is {kind!r}; implemented are {', '.join(ROPE_TYPES)}")
-    if fields.number("partial_rotary_factor", 1.0) != 1.0:
-        raise fields.error("partial_rotary_factor", "1.0 (this family rotates whole heads)")
-    theta = fields.number("rope_theta", 10_000.0)
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    if kind == "linear":
-        return RopeConfig(theta=theta, kind="linear", factor=fields.number("factor"))
-    return RopeConfig(
-        theta=theta,
-        kind="llama3",
-        factor=fields.number("factor"),
-        low_freq_factor=fields.number("low_freq_factor"),
-        high_freq_factor=fields.number("high_freq_factor"),
-        original_max_positions=fields.integer("original_max_position_embeddings"),
     )
 
 
@@ -162,27 +142,15 @@ def hf_config(family: Family, config: ModelConfig) -> dict[str, Any]:
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tied_embeddings,
     }
-    if not family.always_qkv_bias:
+    if family.attention_bias == "field":
         fields["attention_bias"] = config.qkv_bias
     if family.reads_mlp_bias:
         fields["mlp_bias"] = config.mlp_bias
-    if family.reads_sliding_window:
+    if family.sliding_window == "qwen":
         fields["use_sliding_window"] = False
+    if family.sliding_window == "mistral":
+        fields["sliding_window"] = None
     return fields | hf_rope(config.rope)
-
-
-def hf_rope(rope: RopeConfig) -> dict[str, Any]:
-    """Return `rope_theta` and `rope_scaling` of a rotary embedding."""
-    scaling: dict[str, Any] | None = None
-    if rope.kind != "default":
-        scaling = {"rope_type": rope.kind, "factor": rope.factor}
-    if scaling is not None and rope.kind == "llama3":
-        scaling |= {
-            "low_freq_factor": rope.low_freq_factor,
-            "high_freq_factor": rope.high_freq_factor,
-            "original_max_position_embeddings": rope.original_max_positions,
-        }
-    return {"rope_theta": rope.theta, "rope_scaling": scaling}
 
 
 def updated_config(raw: Mapping[str, Any], config: ModelConfig, where: str) -> dict[str, Any]:
@@ -190,11 +158,11 @@ def updated_config(raw: Mapping[str, Any], config: ModelConfig, where: str) -> d
     family, before = find_family(raw, where), model_config(raw, where)
     updated = dict(raw)
     if config.rope != before.rope:
-        for name in ("rope_parameters", "rope_theta", "rope_scaling"):
+        for name in ROPE_FIELDS:
             updated.pop(name, None)
-        updated |= hf_rope(config.rope)
+        updated |= hf_rope(config.rope) | {"max_position_embeddings": config.max_positions}
     old, new = hf_config(family, before), hf_config(family, config)
-    updated |= {name: value for name, value in new.items() if old[name] != value and not name.startswith("rope_")}
+    updated |= {name: value for name, value in new.items() if old.get(name) != value and name not in ROPE_FIELDS}
     assert model_config(updated, where) == config, "config.json cannot express the architecture"
     return updated
 
@@ -208,18 +176,38 @@ def _refuse_unsupported(family: Family, fields: Fields) -> None:
         )
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise fields.error("hidden_act", "silu (no other activation is implemented)")
-    if not family.reads_sliding_window:
+
+
+def refuse_window(family: Family, raw: Mapping[str, Any], max_positions: int, where: str) -> None:
+    """Refuse a sliding window that some context is long enough to feel.
+
+    Args:
+        family: decides which fields count.
+        raw: config.json.
+        max_positions: longest context, tokens.
+        where: its file, for errors.
+
+    Raises:
+        CheckpointError: a window is in use; the message names the field.
+    """
+    fields = Fields(raw, where)
+    if family.sliding_window == "none":
         return
-    num_layers = fields.integer("num_hidden_layers")
+    if family.sliding_window == "mistral":
+        # The one field where null is not absent: MistralConfig's default is 4096, null switches the window off.
+        window = fields.integer("sliding_window", 4096)
+        if ("sliding_window" not in raw or raw["sliding_window"] is not None) and window < max_positions:
+            raise fields.error(
+                "sliding_window", "null, or the longest context or more (sliding windows are not implemented)"
+            )
     kinds = raw.get("layer_types")
-    if kinds is None:
+    if kinds is None and family.sliding_window == "qwen":
         first = fields.integer("max_window_layers", 28, minimum=0)
         windowed = fields.flag("use_sliding_window", False) and raw.get("sliding_window", 4096) is not None
-        if windowed and first < num_layers:
+        if windowed and first < fields.integer("num_hidden_layers"):
             raise fields.error("use_sliding_window", "false (sliding windows are not implemented)")
+    if kinds is None:
         return
     others = sorted({str(kind) for kind in kinds} - {"full_attention"}) if isinstance(kinds, list) else [str(kinds)]
     if others:
-        raise CheckpointError(
-            f"{fields.where}: layer_types contains {', '.join(others)}; only full_attention is implemented"
-        )
+        raise CheckpointError(f"{where}: layer_types contains {', '.join(others)}; only full_attention is implemented")

@@ -81,8 +81,9 @@ def gguf_config(file: GGUFFile) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     where, metadata = str(file.files[0]), file.metadata
     name = metadata.get("general.architecture")
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise Fields(metadata, where).error("general.architecture", "one of " + ", ".join(FAMILIES))
+    known = [each.name for each in FAMILIES.values() if each.gguf_rules is not None]
+    if not isinstance(name, str) or name not in known:
+        raise Fields(metadata, where).error("general.architecture", "one of " + ", ".join(known))
     family = FAMILIES[name]
     fields = Fields({key.removeprefix(f"{name}."): value for key, value in metadata.items()}, f"{where}: {name}")
     for option in ("expert_count", "attention.sliding_window"):
@@ -112,7 +113,7 @@ def gguf_config(file: GGUFFile) -> tuple[dict[str, Any], dict[str, Any]]:
         "rope_theta": _shortest(fields.number("rope.freq_base", 10_000.0)),
         "rope_scaling": _rope_scaling(file, fields, head_dim),
     }
-    if not family.always_qkv_bias:
+    if family.attention_bias == "field":
         raw["attention_bias"] = "blk.0.attn_q.bias" in file.facts
     if family.reads_mlp_bias:
         raw["mlp_bias"] = "blk.0.ffn_gate.bias" in file.facts
@@ -140,9 +141,17 @@ def _rope_scaling(file: GGUFFile, fields: Fields, head_dim: int) -> dict[str, An
     if kind == "none":
         return None
     scaling = {"rope_type": kind, "factor": fields.number("rope.scaling.factor", 1.0)}
+    if kind == "yarn":
+        for option in ("attn_factor", "yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"):
+            if fields.raw.get(f"rope.scaling.{option}") not in (None, 1.0):
+                raise fields.error(f"rope.scaling.{option}", "none, or 1 (not implemented)")
+        for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+            if f"rope.scaling.{theirs}" in fields.raw:
+                scaling[ours] = fields.number(f"rope.scaling.{theirs}")
+        return scaling | {"original_max_position_embeddings": fields.integer("rope.scaling.original_context_length")}
     if kind != "linear":
         raise fields.error(
-            "rope.scaling.type", "none or linear (Llama-3 scaling comes as the tensor rope_freqs.weight)"
+            "rope.scaling.type", "none, linear or yarn (Llama-3 scaling comes as the tensor rope_freqs.weight)"
         )
     return scaling
 

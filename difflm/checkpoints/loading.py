@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
-from difflm.checkpoints.families import model_config, rope_config
+from difflm.checkpoints.families import model_config, refuse_window
 from difflm.checkpoints.fields import one_line
+from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokenizer_facts
 from difflm.checkpoints.tokens import SafeEncoder
 from difflm.errors import CheckpointError, ConfigError
@@ -120,8 +121,8 @@ def load_model(
         path: local folder or file.
         device: where the parameters go.
         dtype: of the parameters: "float32", "bfloat16", "float16" or "float64".
-        rope_scaling: replaces the checkpoint's rope scaling, as in config.json: {"rope_type": "linear", "factor": 2.0};
-            the longest context grows by the factor.
+        rope_scaling: replaces the checkpoint's rope scaling, as in config.json: {"rope_type": "linear", "factor": 2.0}
+            or {"rope_type": "yarn", "factor": 4.0}; the longest context grows with it. None leaves it as it is.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file or field, its value and the fix.
@@ -132,6 +133,7 @@ def load_model(
     architecture = model_config(source.raw, source.where)
     if rope_scaling is not None:
         architecture = with_rope_scaling(architecture, rope_scaling)
+        refuse_window(source.family, source.raw, architecture.max_positions, source.where)
     parameters = source.parameters(architecture)
     tokenizer = source.tokenizer()
     config = checkpoint_config(
@@ -166,24 +168,6 @@ def check_device(device: str | torch.device, *, field: str) -> None:
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).split("\n")[0]
         raise ConfigError(f"{field}: {str(device)!r} cannot be used here ({reason}); use cpu") from None
-
-
-def with_rope_scaling(config: ModelConfig, rope_scaling: Mapping[str, Any]) -> ModelConfig:
-    """Return the architecture with other rope scaling and the longest context that goes with it.
-
-    Args:
-        config: architecture.
-        rope_scaling: as in config.json. "linear" multiplies the longest context by its factor, "llama3" sets it to
-            original_max_position_embeddings times the factor where that is longer; a given "rope_theta" replaces theta.
-    """
-    raw = {"rope_theta": config.rope.theta, "rope_parameters": dict(rope_scaling)}
-    rope = rope_config(raw, "rope_scaling argument")
-    longest = config.max_positions
-    if rope.kind == "linear":
-        longest = int(longest * rope.factor)
-    if rope.kind == "llama3":
-        longest = max(longest, int(rope.original_max_positions * rope.factor))
-    return replace(config, rope=rope, max_positions=longest)
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:

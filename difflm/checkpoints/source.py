@@ -78,6 +78,7 @@ class Checkpoint:
     def parameters(self, config: ModelConfig) -> StoredParameters:
         """Return the model's parameters, read one by one on demand, after a strict check of names and shapes."""
         rules = self.family.gguf_rules if self.is_gguf else self.family.hf_rules
+        assert rules is not None, "gguf_config accepts only families with GGUF rules"
         return stored_parameters(self.weights, rules, config)
 
 

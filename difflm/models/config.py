@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-RopeType = Literal["default", "linear", "llama3"]
+RopeType = Literal["default", "linear", "llama3", "yarn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,10 +14,14 @@ class RopeConfig:
 
     Attributes:
         theta: base of the frequencies.
-        kind: "default" (none), "linear" (positions divided by `factor`) or "llama3" (band-wise scaling).
-        factor: context extension factor (linear, llama3).
+        kind: "default" (none), "linear" (positions divided by `factor`), "llama3" (band-wise scaling) or "yarn".
+        factor: context extension factor (linear, llama3, yarn).
         low_freq_factor, high_freq_factor: band limits of llama3, in wavelengths per original context.
-        original_max_positions: context length before scaling, tokens (llama3).
+        original_max_positions: context length before scaling, tokens (llama3, yarn).
+        beta_fast, beta_slow: band limits of yarn, in turns per original context.
+        attention_factor: what yarn multiplies the rotated queries and keys by; None computes it.
+        mscale, mscale_all_dim: yarn, where both are given: the two strengths whose ratio is the attention factor.
+        truncate: whether yarn rounds its band limits to whole pairs.
         partial: share of the head dimension that is rotated (the first part), in (0, 1].
     """
 
@@ -27,6 +31,12 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_positions: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
     partial: float = 1.0
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from difflm.models.config import ModelConfig
-from difflm.models.rope import rotary_frequencies, rotary_table, rotate
+from difflm.models.rope import rotary_frequencies, rotary_scale, rotary_table, rotate
 
 
 class Attend(Protocol):
@@ -115,6 +115,7 @@ class Transformer(nn.Module):
         # Kept as a plain attribute: always float32, never cast or saved with the weights.
         with torch.device("cpu"):
             self.frequency_F = rotary_frequencies(config.rope, config.head_dim)
+        self.rotary_scale = rotary_scale(config.rope)
 
     def tie(self) -> None:
         """Make the head share the embedding's parameter where the architecture ties them."""
@@ -143,7 +144,8 @@ class Transformer(nn.Module):
         hidden_BND = self.embedding(token_BN)
         if embedding_noise_BND is not None:
             hidden_BND = hidden_BND + embedding_noise_BND.to(hidden_BND)
-        table = rotary_table(position_BN, self.frequency_F.to(token_BN.device), hidden_BND.dtype)
+        frequency_F = self.frequency_F.to(token_BN.device)
+        table = rotary_table(position_BN, frequency_F, hidden_BND.dtype, scale=self.rotary_scale)
         for layer in self.layers:
             if activation_checkpointing:
                 # Nothing in a layer is random, so there is no generator state to restore.

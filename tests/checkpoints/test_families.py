@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difflm.checkpoints.families import FAMILIES, hf_config, model_config, rope_config, updated_config
+from difflm.checkpoints.families import FAMILIES, hf_config, model_config, updated_config
+from difflm.checkpoints.rope_fields import rope_config
 from difflm.errors import CheckpointError
 from difflm.models.config import ModelConfig, RopeConfig
-from tests.checkpoints.tiny import LLAMA3_SCALING
+from tests.checkpoints.tiny import LLAMA3_SCALING, YARN_SCALING
 from tests.checkpoints.tiny import hf_config as transformers_config
 
 BASE: dict[str, Any] = {
@@ -22,7 +24,6 @@ BASE: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 
 
 def read(**changes: Any) -> ModelConfig:
@@ -33,9 +34,10 @@ def test_defaults_are_those_of_transformers() -> None:
     from transformers import AutoConfig
 
     for family in FAMILIES:
-        theirs = AutoConfig.for_model(**(BASE | {"model_type": family, "num_key_value_heads": 2})).to_dict()
-        given_only = read(model_type=family, num_key_value_heads=2)
-        assert model_config(theirs | {"model_type": family}, "x") == given_only
+        window: dict[str, Any] = {"sliding_window": None} if family == "mistral" else {}
+        given: dict[str, Any] = {**BASE, **window, "num_key_value_heads": 2, "model_type": family}
+        theirs = AutoConfig.for_model(**given).to_dict()
+        assert model_config(theirs | {"model_type": family}, "x") == model_config(given, "config.json")
 
 
 def test_both_spellings_of_rope_agree() -> None:
@@ -74,6 +76,19 @@ ROPES = st.one_of(
         high_freq_factor=st.just(4.0),
         original_max_positions=st.sampled_from([16, 8192]),
     ),
+    st.builds(
+        RopeConfig,
+        theta=st.just(1e6),
+        kind=st.just("yarn"),
+        factor=st.sampled_from([1.0, 4.0]),
+        original_max_positions=st.sampled_from([4, 16]),
+        beta_fast=st.sampled_from([32.0, 8.0]),
+        beta_slow=st.sampled_from([1.0, 2.0]),
+        attention_factor=st.sampled_from([None, 1.0, 0.7]),
+        mscale=st.sampled_from([None, 0.707]),
+        mscale_all_dim=st.sampled_from([None, 1.0]),
+        truncate=st.booleans(),
+    ),
 )
 
 
@@ -102,8 +117,8 @@ def test_both_ways(
         norm_eps=1e-5,
         rope=rope,
         max_positions=77,
-        qkv_bias=bias or known.always_qkv_bias,
-        output_bias=bias and not known.always_qkv_bias,
+        qkv_bias=known.attention_bias == "qkv" or (bias and known.attention_bias == "field"),
+        output_bias=bias and known.attention_bias == "field",
         mlp_bias=mlp_bias and known.reads_mlp_bias,
         qk_norm=known.qk_norm,
         tied_embeddings=tied,
@@ -112,10 +127,10 @@ def test_both_ways(
 
 
 @pytest.mark.parametrize("name", ["rope_scaling", "rope_parameters"])
-@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", "su", "mrope"])
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "su", "mrope", "proportional"])
 def test_rope_types_are_refused_by_name(name: str, kind: str) -> None:
     with pytest.raises(CheckpointError, match=rf"config\.json: {name}\.rope_type is '{kind}'; implemented are default"):
-        read(**{name: YARN | {"rope_type": kind}})
+        read(**{name: YARN_SCALING | {"rope_type": kind}})
     with pytest.raises(CheckpointError, match=kind):
         read(**{name: {"type": kind, "factor": 2.0}})
 
@@ -123,7 +138,7 @@ def test_rope_types_are_refused_by_name(name: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type is 'mistral'; expected one of llama, qwen2, qwen3"),
+        ({"model_type": "mixtral"}, "model_type is 'mixtral'; expected one of llama, mistral, qwen2, qwen3"),
         ({"model_type": None}, "model_type is missing"),
         ({"model_type": ["llama"]}, "model_type is"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
@@ -162,6 +177,30 @@ def test_sliding_windows_are_refused_only_where_in_use(family: str) -> None:
     assert read(**window, use_sliding_window=False, max_window_layers=0)
     assert read(**window, use_sliding_window=True, max_window_layers=4)
     assert read(**window, layer_types=["full_attention"] * 4)
+
+
+def test_a_window_of_mistral_is_refused_where_a_context_can_feel_it() -> None:
+    def mistral(**changes: Any) -> ModelConfig:
+        return read(model_type="mistral", max_position_embeddings=128, **changes)
+
+    expected = "expected null, or the longest context or more (sliding windows are not implemented)"
+    with pytest.raises(CheckpointError, match=re.escape(f"config.json: sliding_window is 127; {expected}")):
+        mistral(sliding_window=127)
+    # MistralConfig's default is 4096, and null is not absent.
+    with pytest.raises(CheckpointError, match=re.escape(f"config.json: sliding_window is missing; {expected}")):
+        read(model_type="mistral", max_position_embeddings=8192)
+    assert read(model_type="mistral", max_position_embeddings=8192, sliding_window=None).max_positions == 8192
+    assert mistral() == mistral(sliding_window=128) == mistral(sliding_window=None)
+    # Scaling makes the context longer than the window.
+    with pytest.raises(CheckpointError, match="sliding_window is 128"):
+        mistral(sliding_window=128, rope_scaling=YARN_SCALING | {"factor": 8.0})
+    with pytest.raises(CheckpointError, match="layer_types contains sliding_attention"):
+        mistral(sliding_window=None, layer_types=["sliding_attention"] * 2)
+
+
+def test_mistral_has_no_biases_whatever_the_file_says() -> None:
+    plain = read(model_type="mistral", sliding_window=None, attention_bias=True, mlp_bias=True)
+    assert (plain.qkv_bias, plain.output_bias, plain.mlp_bias, plain.qk_norm) == (False,) * 4
 
 
 def test_qwen2_ignores_attention_bias_and_llama_reads_it() -> None:

@@ -16,7 +16,7 @@ from difflm.checkpoints.source import open_checkpoint
 from difflm.errors import CheckpointError
 from difflm.models.config import RopeConfig
 from difflm.models.rope import rotary_frequencies
-from tests.checkpoints.tiny import hf_folder, hf_model, make_tokenizer, our_logits, their_logits, tokens
+from tests.checkpoints.tiny import YARN_SCALING, hf_folder, hf_model, make_tokenizer, our_logits, their_logits, tokens
 from tests.checkpoints.tiny_gguf import write_gguf
 
 pytest.importorskip("gguf")
@@ -25,6 +25,9 @@ CASES = {
     "llama": ("llama", {}),
     "llama tied": ("llama", {"tie_word_embeddings": True}),
     "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama yarn": ("llama", {"rope_parameters": {"rope_theta": 500.0, **YARN_SCALING}}),
+    "qwen3 yarn bands": ("qwen3", {"rope_parameters": {"rope_theta": 1e6, **YARN_SCALING, "beta_fast": 8.0}}),
+    "mistral": ("mistral", {}),  # written, and read, as the architecture llama
     "qwen2": ("qwen2", {"head_dim": 8}),
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
 }
@@ -152,7 +155,13 @@ def test_linear_scaling(tmp_path: Path) -> None:
     ("metadata", "message"),
     [
         ({"general.architecture": "gemma3"}, "general.architecture is 'gemma3'; expected one of llama, qwen2, qwen3"),
-        ({"{}.rope.scaling.type": "yarn", "{}.rope.scaling.factor": 4.0}, "rope.scaling.type is 'yarn'"),
+        ({"{}.rope.scaling.type": "longrope", "{}.rope.scaling.factor": 4.0}, "rope.scaling.type is 'longrope'"),
+        ({"{}.rope.scaling.type": "yarn"}, "rope.scaling.original_context_length is missing"),
+        (
+            {"{}.rope.scaling.type": "yarn", "{}.rope.scaling.attn_factor": 0.5},
+            "rope.scaling.attn_factor is 0.5; expected none, or 1 (not implemented)",
+        ),
+        ({"general.architecture": "mistral"}, "general.architecture is 'mistral'; expected one of llama, qwen2, qwen3"),
         ({"{}.expert_count": 8}, "expert_count is 8"),
         ({"{}.attention.sliding_window": 4096}, "attention.sliding_window is 4096"),
         ({"{}.rope.dimension_count": 8}, "rope.dimension_count is 8; expected 16"),

@@ -50,8 +50,17 @@ def test_rope_override(tmp_path: Path) -> None:
     assert linear.max_positions == 2 * plain.max_positions
     llama3 = load_model(tmp_path / "a", rope_scaling=LLAMA3_SCALING | {"factor": 16.0}).config.model
     assert (llama3.rope.kind, llama3.max_positions) == ("llama3", 16 * 16)
-    with pytest.raises(CheckpointError, match=r"rope_scaling argument: rope_parameters\.rope_type is 'yarn'"):
-        load_model(tmp_path / "a", rope_scaling={"rope_type": "yarn", "factor": 4.0})
+    yarn = load_model(tmp_path / "a", rope_scaling={"rope_type": "yarn", "factor": 4.0}).config.model
+    assert (yarn.rope.original_max_positions, yarn.max_positions) == (plain.max_positions, 4 * plain.max_positions)
+    with pytest.raises(CheckpointError, match=r"rope_scaling argument: rope_parameters\.rope_type is 'dynamic'"):
+        load_model(tmp_path / "a", rope_scaling={"rope_type": "dynamic", "factor": 4.0})
+
+
+def test_a_window_that_scaling_makes_felt_is_refused(tmp_path: Path) -> None:
+    hf_folder(tmp_path / "a", "mistral", sliding_window=128)
+    assert load_model(tmp_path / "a").config.model.max_positions == 128
+    with pytest.raises(CheckpointError, match=r"config\.json: sliding_window is 128; expected null, or the longest"):
+        load_model(tmp_path / "a", rope_scaling={"rope_type": "linear", "factor": 2.0})
 
 
 def test_unknown_dtype() -> None:

@@ -98,7 +98,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
         assert part in refused(tmp_path / name)
     write_json(tmp_path / "config.json", {"model_type": "gpt2"})
-    assert "model_type is 'gpt2'; expected one of llama, qwen2, qwen3" in refused(tmp_path)
+    assert "model_type is 'gpt2'; expected one of llama, mistral, qwen2, qwen3" in refused(tmp_path)
     (tmp_path / "config.json").write_bytes(b"\x80\x04junk")
     assert "config.json: not readable as JSON" in refused(tmp_path)
 

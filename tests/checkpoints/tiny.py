@@ -27,12 +27,13 @@ LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN_SCALING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<spare_0>", "<spare_1>")
 
 
 def hf_config(family: str, **changes: Any) -> Any:
     """Return a tiny transformers configuration."""
-    from transformers import LlamaConfig, Qwen2Config, Qwen3Config
+    from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
     values: dict[str, Any] = {
         "vocab_size": 67,
@@ -47,7 +48,10 @@ def hf_config(family: str, **changes: Any) -> Any:
     }
     if family == "qwen3":
         values["head_dim"] = 12  # not hidden_size / heads, on purpose
-    return {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[family](**(values | changes))
+    if family == "mistral":
+        values["sliding_window"] = None
+    classes = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    return classes[family](**(values | changes))
 
 
 def hf_model(family: str, *, seed: int = 0, **changes: Any) -> Any:

@@ -65,7 +65,8 @@ def write_gguf(
     """
     from gguf import GGMLQuantizationType, GGUFWriter, quants
 
-    config, family = model.config, model.config.model_type
+    # llama.cpp has no architecture "mistral": its converter writes those models as llama.
+    config, family = model.config, model.config.model_type.replace("mistral", "llama")
     writer = GGUFWriter(path, family)
     keys = _architecture(config) | ({} if tokenizer is None else _vocabulary(tokenizer)) | (metadata or {})
     for key, value in keys.items():
@@ -94,6 +95,18 @@ def write_gguf(
     return seen
 
 
+def _yarn(rope: dict[str, Any]) -> dict[str, Any]:
+    if rope["rope_type"] != "yarn":
+        return {}
+    values = {
+        "type": "yarn",
+        "factor": float(rope["factor"]),
+        "original_context_length": rope["original_max_position_embeddings"],
+        "yarn_beta_fast": rope.get("beta_fast"),
+    }
+    return {f"{{}}.rope.scaling.{name}": value for name, value in values.items()}
+
+
 def _architecture(config: Any) -> dict[str, Any]:
     head_dim = config.head_dim if hasattr(config, "head_dim") else config.hidden_size // config.num_attention_heads
     return {
@@ -107,7 +120,7 @@ def _architecture(config: Any) -> dict[str, Any]:
         "{}.rope.freq_base": float(config.rope_parameters["rope_theta"]),
         "{}.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
         "general.license": "mit",
-    }
+    } | _yarn(config.rope_parameters)
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from difflm.models.config import RopeConfig
-from difflm.models.rope import rotary_frequencies, rotary_table, rotate
+from difflm.models.rope import rotary_frequencies, rotary_scale, rotary_table, rotate
 
 
 def test_rotation_is_a_complex_multiplication_of_half_split_pairs() -> None:
@@ -62,3 +62,51 @@ def test_frequencies_equal_transformers(rope: RopeConfig, parameters: dict[str, 
     theirs = LlamaRotaryEmbedding(config).inv_freq
     assert isinstance(theirs, torch.Tensor)
     assert torch.allclose(rotary_frequencies(rope, 64), theirs, rtol=1e-6, atol=0)
+
+
+YARN = {"factor": 4.0, "original_max_position_embeddings": 4096, "rope_theta": 1e6}
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.5, 40.0])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attention_factor": 1.3},
+        {"beta_fast": 16.0, "beta_slow": 2.0},
+        {"mscale": 0.707, "mscale_all_dim": 0.9},
+        {"mscale": 0.707},
+        {"mscale_all_dim": 0.707},
+        {"truncate": False},
+        {"beta_fast": 1.0, "beta_slow": 1.0},
+        {"original_max_position_embeddings": 4},
+        {"rope_theta": 5.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("head_dim", [64, 10])
+def test_yarn_equals_transformers(options: dict[str, Any], factor: float, head_dim: int) -> None:
+    """Frequencies and attention factor; with beta_fast == beta_slow the ramp is a step, not 0 / 0."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    given = YARN | {"factor": factor} | options
+    config = LlamaConfig(
+        hidden_size=head_dim, num_attention_heads=1, head_dim=head_dim, rope_parameters={"rope_type": "yarn", **given}
+    )
+    theirs = LlamaRotaryEmbedding(config)
+    names = {"rope_theta": "theta", "original_max_position_embeddings": "original_max_positions"}
+    fields: dict[str, Any] = {names.get(name, name): value for name, value in given.items()}
+    rope = RopeConfig(kind="yarn", **fields)
+    assert isinstance(theirs.inv_freq, torch.Tensor)
+    assert torch.equal(rotary_frequencies(rope, head_dim), theirs.inv_freq)
+    assert rotary_scale(rope) == theirs.attention_scaling
+    position = torch.arange(0, 9000, 77)[None]
+    table = rotary_table(position, rotary_frequencies(rope, head_dim), torch.bfloat16, scale=rotary_scale(rope))
+    expected = theirs(torch.zeros(1, dtype=torch.bfloat16), position)
+    assert all(torch.equal(ours[:, 0], theirs) for ours, theirs in zip(table, expected, strict=True))
+
+
+def test_only_yarn_scales_the_table() -> None:
+    for kind in ("default", "linear", "llama3"):
+        assert rotary_scale(RopeConfig(kind=kind, factor=8.0)) == 1.0
