@@ -16,7 +16,7 @@ from tests.rows import batch_of
 ORIGINS: tuple[BlockOrigin, ...] = ("document", "row")
 
 
-def layouts(sizes: list[list[int]], *, padding: int, block_size: int) -> list[Layout]:
+def layouts(sizes: list[list[int]], *, padding: int, block_size: int, lookahead: int | None = None) -> list[Layout]:
     """Return every layout over rows of the given documents: both streams, all causal options, both origins."""
     batch = batch_of(sizes, row_length=max(map(sum, sizes)) + padding)
     return [
@@ -26,6 +26,7 @@ def layouts(sizes: list[list[int]], *, padding: int, block_size: int) -> list[La
             two_streams=two,
             causal_inside=inside,
             clean_causal=clean,
+            lookahead=lookahead,
         )
         for two, inside, clean in itertools.product((False, True), repeat=3)
         for origin in ORIGINS
@@ -37,9 +38,12 @@ def layouts(sizes: list[list[int]], *, padding: int, block_size: int) -> list[La
     sizes=st.lists(st.lists(st.integers(1, 17), min_size=1, max_size=4), min_size=1, max_size=3),
     padding=st.integers(0, 9),
     block_size=st.integers(1, 40),
+    lookahead=st.none() | st.integers(0, 9),
 )
-def test_ranges_equal_the_predicate(sizes: list[list[int]], padding: int, block_size: int) -> None:
-    for layout in layouts(sizes, padding=padding, block_size=block_size):
+def test_ranges_equal_the_predicate(
+    sizes: list[list[int]], padding: int, block_size: int, lookahead: int | None
+) -> None:
+    for layout in layouts(sizes, padding=padding, block_size=block_size, lookahead=lookahead):
         rows, length = layout.document_BL.shape
         streams = 1 + layout.two_streams
         expected = materialise(layout_mask(layout), rows, streams * length)
