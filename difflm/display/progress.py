@@ -70,6 +70,16 @@ def describe_validation(metrics: Metrics) -> str:
     return f"validation at {metrics.get('num_tokens', 0)} tokens, perplexity: {', '.join(parts) or '-'}"
 
 
+def describe_samples(metrics: Metrics) -> str:
+    """Return the tokens per forward of a moment's samples as one line."""
+    figures = f"{metrics['tokens_per_forward']:.2f} tokens per forward"
+    return f"samples at {metrics.get('num_tokens', 0)} tokens: {metrics['samples']} completions, {figures}"
+
+
+ASIDE = {"validation": describe_validation, "samples": describe_samples}
+"""Kinds of rows that get a line of their own."""
+
+
 class TrainingProgress:
     """Progress of a training run on a terminal: a bar with stage, loss, tokens/s and ETA; an `Observer`.
 
@@ -96,13 +106,13 @@ class TrainingProgress:
         self.progress.start()
 
     def update(self, metrics: Metrics) -> None:
-        """Move the bar (kind "train"), or print a validation's perplexities above it.
+        """Move the bar (kind "train"), or print the figures of a validation or of samples above it.
 
         Args:
             metrics: a row of metrics.jsonl.
         """
-        if metrics.get("kind") == "validation":
-            self.message(describe_validation(metrics))
+        if metrics.get("kind") in ASIDE:
+            self.message(ASIDE[metrics["kind"]](metrics))
             return
         self.pace.update(metrics["num_tokens"], metrics["tokens_per_second"])
         assert self._bar is not None, "start comes first"
@@ -141,13 +151,13 @@ class TrainingLines:
         self.pace = Pace(total_tokens, done_tokens)
 
     def update(self, metrics: Metrics) -> None:
-        """Write a line about a step if one is due, or about a validation.
+        """Write a line about a step if one is due, or about a validation or samples.
 
         Args:
             metrics: a row of metrics.jsonl.
         """
-        if metrics.get("kind") == "validation":
-            self.message(describe_validation(metrics))
+        if metrics.get("kind") in ASIDE:
+            self.message(ASIDE[metrics["kind"]](metrics))
             return
         self.pace.update(metrics["num_tokens"], metrics["tokens_per_second"])
         if self.clock() >= self._due or self.pace.done >= self.pace.total:

@@ -32,6 +32,7 @@ from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
 from difflm.training.parameters import plan_parameters
 from difflm.training.rows import load_rows
 from difflm.training.run_folder import Resume, open_run
+from difflm.training.samples import Sampler, sample_rows, summary_row, take_samples
 from difflm.training.state import TrainingState
 from difflm.training.tally import StepTally
 from difflm.training.validation import Perplexities, validate
@@ -51,6 +52,7 @@ class Trainer:
             folder, or starts if there is none.
         observer: receives progress.
         objective: one of your own, made from each stage's configured objective; None takes that as it is.
+        sampler: completes the prompts of config.samples.
 
     Raises:
         ConfigError, CheckpointError, DataError: input that cannot be used; nothing is written before these checks.
@@ -63,8 +65,15 @@ class Trainer:
         resume: Resume = "never",
         observer: Observer | None = None,
         objective: ObjectiveWrapper | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         self.config = checked(config)
+        self.sampler = sampler
+        if config.samples.every_tokens and sampler is None:
+            raise ConfigError(
+                f"train.samples.every_tokens: {config.samples.every_tokens}, but this trainer was given no sampler; "
+                "use difflm.train or the command line, or set it to 0"
+            )
         self.wrapper = objective
         self.observer: Observer = observer or Silent()
         set_threads(config.threads)
@@ -125,6 +134,8 @@ class Trainer:
         self.loader = Loader(order, LoaderState(epoch=self.state.epoch, position=self.state.position))
         self.noise = RowNoise(config.seed)
         self.log = MetricsLog(config.output / "metrics.jsonl", step=self.state.step)
+        if config.samples.every_tokens:
+            self.samples = MetricsLog(config.output / "samples.jsonl", step=self.state.step)
 
     def train(self) -> LoadedModel:
         """Run to the end of the curriculum and return the trained model (float32 weights)."""
@@ -133,6 +144,7 @@ class Trainer:
             self._describe()
             if self.state.step == 0:
                 self._validate()
+                self._sample()  # a prompt that cannot be completed is refused now
             while self.state.tokens < self.curriculum.total_tokens:
                 before = self.state.tokens
                 metrics = self.train_step()
@@ -265,6 +277,8 @@ class Trainer:
         candidate = saving and settings.keep_best > 0 and self.state.block_size == final
         if last or candidate or crossed(self.config.validation.every_tokens):
             self._validate()
+        if last or crossed(self.config.samples.every_tokens):
+            self._sample()
         if saving:
             self._save()
 
@@ -290,6 +304,17 @@ class Trainer:
         figures = result.as_metrics()
         self.state = replace(self.state, validation=figures["perplexity"], ar_perplexity=figures["ar_perplexity"])
         self._record({"kind": "validation", "step": self.state.step, "num_tokens": self.state.tokens, **figures})
+
+    def _sample(self) -> None:
+        """Write completions of the configured prompts, decoded at the run's last block size."""
+        settings, size = self.config.samples, self.curriculum.stages[-1].block_size
+        if self.sampler is None or not settings.every_tokens:
+            return
+        found = take_samples(self.sampler, self.loaded, self.model, settings, block_size=size)
+        where = {"kind": "samples", "step": self.state.step, "num_tokens": self.state.tokens}
+        for row in sample_rows(found):
+            self.samples.write({**where, **row})
+        self._record({**where, **summary_row(found)})
 
     def _save(self) -> None:
         updates: dict[str, Any] = {"block_size": self.state.block_size} if self.state.block_size else {}

@@ -8,10 +8,13 @@ import pytest
 from rich.console import Console
 
 from difflm.display import training_observer
-from difflm.display.progress import Pace, TrainingLines, TrainingProgress, describe_validation
+from difflm.display.progress import Pace, TrainingLines, TrainingProgress, describe_samples, describe_validation
 
-STEP = {"kind": "train", "step": 3, "num_tokens": 400, "stage": 1, "block_size": 8, "loss": 2.5, "tokens_per_second": 50.0}
+STEP = {
+    "kind": "train", "step": 3, "num_tokens": 400, "stage": 1, "block_size": 8, "loss": 2.5, "tokens_per_second": 50.0
+}  # fmt: skip
 VALIDATION = {"kind": "validation", "num_tokens": 400, "perplexity": {"1": 20.0, "8": 61.234}, "ar_perplexity": 19.5}
+SAMPLES = {"kind": "samples", "num_tokens": 400, "samples": 2, "tokens_per_forward": 2.5}
 
 
 def terminal(width: int = 60) -> Console:
@@ -35,12 +38,14 @@ def test_plain_lines_are_spaced_out_and_end_with_the_last_step() -> None:
         now[0] = seconds
         lines.update({**STEP, "num_tokens": tokens})
     lines.update(VALIDATION)
+    lines.update(SAMPLES)
     lines.message("checkpoint x")
     lines.close()
     written = file.getvalue().splitlines()
     assert [line.split("  ")[1] for line in written[:3]] == ["100/1000 tokens", "400/1000 tokens", "1000/1000 tokens"]
     assert written[1] == "step 3  400/1000 tokens  stage 1  block 8  loss 2.500  50 tokens/s  ETA 0:00:12"
-    assert written[3:] == [describe_validation(VALIDATION), "checkpoint x"]
+    assert written[3:] == [describe_validation(VALIDATION), describe_samples(SAMPLES), "checkpoint x"]
+    assert describe_samples(SAMPLES) == "samples at 400 tokens: 2 completions, 2.50 tokens per forward"
     assert describe_validation(VALIDATION) == (
         "validation at 400 tokens, perplexity: block 1 20.00, block 8 61.23, AR 19.50"
     )
@@ -52,10 +57,21 @@ def test_the_bar_shows_loss_speed_eta_and_stage() -> None:
     bar.start(1000, 200)
     bar.update(STEP)
     bar.update(VALIDATION)
+    bar.update(SAMPLES)
     bar.message("[bold]data[/bold]")
     bar.close()
     drawn = output(console)
-    for part in ("40%", "stage 1", "block 8", "loss 2.500", "50 tokens/s", "ETA 0:00:12", "AR 19.50", "[bold]data"):
+    for part in (
+        "40%",
+        "stage 1",
+        "block 8",
+        "loss 2.500",
+        "50 tokens/s",
+        "ETA 0:00:12",
+        "AR 19.50",
+        "2.50 tokens",
+        "[bold]data",
+    ):
         assert part in drawn
 
 
