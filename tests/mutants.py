@@ -481,6 +481,30 @@ MUTANTS = (
         "tests/models/test_attention.py::test_the_kernel_is_chosen_by_device",
     ),
     Mutant(
+        "difflm/diffusion/acceptance.py",
+        "generator=generator).to(total_M.device)",
+        "generator=generator)",
+        "tests/test_devices.py::test_proposals",
+    ),
+    Mutant(
+        "difflm/scoring.py",
+        "            term.target_M.to(device),",
+        "            term.target_M,",
+        "tests/test_devices.py::test_a_training_step",
+    ),
+    Mutant(
+        "difflm/models/attention.py",
+        "additive.append(bias.repeat(heads_per_group, 1).to(device))",
+        "additive.append(bias.repeat(heads_per_group, 1))",
+        "tests/test_devices.py::test_a_training_step",
+    ),
+    Mutant(
+        "difflm/models/transformer.py",
+        "            if activation_checkpointing:",
+        "            if not activation_checkpointing:",
+        "tests/bench/test_train.py::test_activation_checkpointing_takes_less_memory",
+    ),
+    Mutant(
         "difflm/models/attention.py",
         "shares = not new_document or prefix == start",
         "shares = True",
