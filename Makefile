@@ -7,6 +7,7 @@
 #   make mutants     one-line faults in the code that the tests must catch
 #   make docs        the documentation, strictly, into site/ (a broken link or a docstring that lies is an error)
 #   make dist        sdist and wheel into dist/
+#   make cli-options records commands and options in tests/data/cli_options.json, after a change that is meant
 #   make clean       remove .venv and everything that was built
 #   make setup TORCH=torch==2.12.1         another version of torch; TORCH= keeps the one that is in .venv already
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu    torch from another index, e.g. without CUDA
@@ -24,7 +25,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LINT_STAMP := $(VENV)/.ready-check
 
-.PHONY: setup test test-full demo demo-quick check format mutants docs dist clean
+.PHONY: setup test test-full demo demo-quick check format mutants docs dist cli-options clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -77,6 +78,9 @@ docs: $(LINT_STAMP)
 dist: $(STAMP)
 	rm -rf dist
 	$(BIN)/python -m hatchling build --directory dist
+
+cli-options: $(STAMP)
+	$(BIN)/python -m tests.cli_options
 
 clean:
 	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,152 @@
+"""The documentation is true where a machine can tell: its code runs, its names exist, its API page is complete."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import difflm
+from difflm.checkpoints.convert import convert
+from tests.standins import write_parent, write_texts
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+FENCES = {page.name: re.findall(r"^```(bash|python) test\n(.*?)^```$", page.read_text(), re.M | re.S) for page in PAGES}
+EVERYTHING = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md"))]
+
+
+def execute(language: str, code: str, folder: Path) -> str:
+    """Run a fence in a folder, whose bin/ comes first on the path, and return what it prints."""
+    start = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+    }
+    done = subprocess.run([*start, code], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def command_in(folder: Path) -> None:
+    """Put `difflm` of this source tree on the path of `execute`."""
+    command = folder / "bin" / "difflm"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m difflm "$@"\n')
+    command.chmod(0o755)
+
+
+def test_every_page_with_code_that_claims_to_run_is_run_here() -> None:
+    assert {name for name, fences in FENCES.items() if fences} == {"extending.md", "quickstart.md"}
+
+
+def test_extending(tmp_path: Path) -> None:
+    convert(write_parent(tmp_path / "parent"), tmp_path / "converted", block_size=8)
+    write_texts(tmp_path / "text.jsonl")
+    for language, code in FENCES["extending.md"]:
+        printed = execute(language, code, tmp_path)
+        assert (tmp_path / printed.strip() / "model.safetensors").is_file()
+
+
+def test_the_objective_of_the_page_is_that_of_the_example_and_about_thirty_lines() -> None:
+    page = FENCES["extending.md"][0][1]
+    example = (ROOT / "examples" / "custom_objective.py").read_text(encoding="utf-8")
+
+    def essence(text: str) -> str:
+        body = text[text.index("class Focal") :].partition("\n\n\n")[0]
+        return re.sub(r'\n *""".*?"""', "", body).replace("\n\n", "\n")
+
+    assert essence(page) == essence(example)
+    assert sum(bool(line.strip()) for line in page.splitlines()) <= 35
+
+
+@pytest.mark.parametrize("page", EVERYTHING, ids=lambda path: path.name)
+def test_what_a_page_names_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert text.isascii()
+    for name in set(re.findall(r"`((?:difflm|tests|examples|docs|demo|benchmarks|\.github)/[\w/.-]+)`", text)):
+        if "YYYY" not in name:
+            assert (ROOT / name).exists(), name
+    for name in set(re.findall(r"`((?:[a-z]+/)*[a-z_]+\.py)`", text)):
+        assert any((ROOT / base / name).exists() for base in ("", "difflm", "tests")), name
+    for place, name in set(re.findall(r"`(?:difflm/)?([\w/]+\.py)`:? ((?:`\w+`(?:, )?)+)", text)):
+        for each in re.findall(r"`(\w+)`", name):
+            source = (ROOT / "difflm" / place).read_text(encoding="utf-8")
+            assert re.search(rf"\b{each}\b", source), f"{place} has no {each}"
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = "\n".join(page.read_text(encoding="utf-8") for page in EVERYTHING)
+    named = {each.split()[0] for each in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.M)}
+    assert {"check", "docs", "test-full"} <= named
+    for target in sorted(named):
+        assert re.search(rf"^(?:[\w-]+ )*{target}(?: [\w-]+)*:", makefile, re.M), target
+
+
+def test_every_target_is_in_the_makefile_s_header() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    header = "".join(line for line in makefile.splitlines(keepends=True) if line.startswith("#"))
+    listed = re.search(r"^\.PHONY: (.*)$", makefile, re.M)
+    assert listed is not None
+    for target in listed.group(1).split():
+        assert re.search(rf"\bmake {target}\b", header), target
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^::: (\S+)$", text, re.M))
+    homes = vars(difflm)["_HOMES"]
+    for name in set(difflm.__all__) - {"__version__"}:
+        home = homes[name].replace(":", ".")
+        assert home in shown or home.rpartition(".")[0] in shown, name
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r": ([\w-]+\.md)$", text, re.M)) == {page.name for page in PAGES}
+
+
+def test_the_documentation_builds_strictly(tmp_path: Path) -> None:
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("mkdocs is in the extra [docs]; `make docs` builds in CI")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    html = (tmp_path / "site" / "extending" / "index.html").read_text(encoding="utf-8")
+    assert 'class="language-python"' in html
+    assert "python test" not in html
+    for page in (tmp_path / "site").rglob("*.html"):
+        loaded = re.findall(r'<(?:script|img)[^>]+src="(https?:[^"]+)"', page.read_text(encoding="utf-8"))
+        assert loaded == [], "a page loads from elsewhere"
+
+
+def test_the_hosted_workflow_is_pinned_and_asks_for_nothing() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    used = re.findall(r"uses: (\S+)(.*)", text)
+    assert used
+    for action, comment in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action), action
+        assert re.fullmatch(r" # v\d+\.\d+\.\d+", comment), action
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "secrets." not in text
+    jobs = workflow["jobs"]
+    assert {"check", "test", "mutants", "wheel", "audit"} == set(jobs)
+    assert all("timeout-minutes" in job for job in jobs.values())
+    assert not any("permissions" in job for job in jobs.values())
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == difflm.__version__
+    assert citation["license"] == "Apache-2.0"
+    assert citation["cff-version"] == "1.2.0"
+    assert {"title", "message", "authors"} <= set(citation)

@@ -1,0 +1,262 @@
+"""Public bug reports of other projects as tests: docs/reports.md maps each to a test that exists, or to a reason.
+
+The reports that no mirrored test covers are covered here, named after their number in the table.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from difflm.checkpoints.convert import convert
+from difflm.checkpoints.loading import LoadedModel, load_model
+from difflm.checkpoints.merge import average_checkpoints
+from difflm.decode.engine import generate
+from difflm.decode.request import SamplingParams
+from difflm.diffusion.noise import RowNoise
+from difflm.diffusion.objectives import BlockDiffusion, NextToken
+from difflm.models.attention import AttentionChoice
+from difflm.recipes import recipe_names, recipe_path
+from difflm.scoring import forward_hidden, logits, score, score_input
+from difflm.training.config_io import as_config, read_tree
+from difflm.training.trainer import Trainer, train
+from difflm.types import PADDING, Batch, Layout
+from tests.decode.tiny import MASK, tiny
+from tests.rows import batch_of
+from tests.standins import word_tokenizer, write_parent, write_texts
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip().strip("|").split(" | ")] for line in PAGE.splitlines() if line[:2] == "| "
+]
+TABLE = {int(cells[0]): cells for cells in ROWS if cells[0].isdecimal()}
+
+
+def functions_of(place: str) -> set[str]:
+    tree = ast.parse((ROOT / place).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_report_on_data_training_and_checkpoints_has_its_row() -> None:
+    assert list(TABLE) == list(range(1, 41))
+    assert {len(cells) for cells in TABLE.values()} == {4}
+
+
+@pytest.mark.parametrize("number", sorted(TABLE))
+def test_a_report_names_tests_that_exist_or_a_reason(number: int) -> None:
+    answer = TABLE[number][3]
+    nodes = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", answer)
+    assert nodes or re.match(r"cannot occur: \w", answer), f"report {number} has neither a test nor a reason"
+    for place, name in nodes:
+        assert name.startswith("test_"), name
+        assert (ROOT / place).is_file(), place
+        assert name in functions_of(place), f"{place} has no {name}"
+
+
+def take(batch: Batch, row: int, length: int) -> Batch:
+    """Return one row, cut to a length."""
+    return Batch(
+        token_BL=batch.token_BL[row : row + 1, :length],
+        document_BL=batch.document_BL[row : row + 1, :length],
+        position_BL=batch.position_BL[row : row + 1, :length],
+        trainable_BL=batch.trainable_BL[row : row + 1, :length],
+        row_B=batch.row_B[row : row + 1],
+        epoch_B=batch.epoch_B[row : row + 1],
+    )
+
+
+def model_of(*, shift: bool = False) -> LoadedModel:
+    loaded = tiny(logit_shift=shift, clean="causal" if shift else "block")
+    loaded.model.float()
+    return loaded
+
+
+def tree_of(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Return a tiny run on folder/model and folder/texts.jsonl (written unless it is there)."""
+    texts = folder / "texts.jsonl"
+    if not texts.exists():
+        write_texts(texts)
+    tree: dict[str, Any] = {
+        "model": str(folder / "model"),
+        "output": str(folder / "run"),
+        "data": {"paths": [str(texts)], "row_length": 64, "validation_fraction": 0, "shuffle": False},
+        "curriculum": [{"block_size": 4, "tokens": 100}],
+        "threads": 1,
+    }
+    return tree | changes
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_report_01_a_padded_row_in_a_batch_is_what_it_is_alone(shift: bool) -> None:
+    loaded = model_of(shift=shift)
+    batch = batch_of([[9], [20]], row_length=20)
+    clean, document = batch.token_BL, batch.document_BL
+    chance = torch.rand(clean.shape, generator=torch.Generator().manual_seed(0))
+    noisy = torch.where((chance < 0.5) & batch.trainable_BL, MASK, clean)
+    together = score(loaded, clean, noisy, block_size=4, document_BL=document)
+    for row, length in ((0, 9), (1, 20)):
+        alone = score(loaded, clean[row : row + 1, :length], noisy[row : row + 1, :length], block_size=4)
+        assert torch.allclose(together.nll_BL[row, :length], alone.nll_BL[0], atol=1e-5)
+        assert int((alone.nll_BL > 0).sum()) > 2
+    assert not together.nll_BL[0, 9:].any()
+    # What stands under the padding is invisible: other tokens there change nothing.
+    scribbled, dirty = (torch.where(document == PADDING, 5, each) for each in (clean, noisy))
+    again = score(loaded, scribbled, dirty, block_size=4, document_BL=document)
+    assert torch.equal(together.nll_BL, again.nll_BL)
+
+
+def test_report_02_every_recipe_saves_what_it_trains(tmp_path: Path) -> None:
+    for name in recipe_names():
+        path = recipe_path(name)
+        assert path is not None
+        assert read_tree(path)["checkpoint"]["every_tokens"] > 0, name
+    # And without any interval the end of the run is saved.
+    convert(write_parent(tmp_path / "parent"), tmp_path / "model", block_size=4)
+    last = train(tree_of(tmp_path, checkpoint={"every_tokens": 0}))
+    assert load_model(last).config.mask_token_id is not None
+
+
+@pytest.mark.parametrize("backend", ["split", "portable", "flex", "dense"])
+def test_report_05_a_token_behind_the_mask_never_moves_a_logit(backend: AttentionChoice) -> None:
+    loaded = model_of()
+    token = torch.randint(0, MASK, (1, 24), generator=torch.Generator().manual_seed(0))
+    document = torch.tensor([[0] * 16 + [1] * 8])
+    position = torch.cat([torch.arange(16), torch.arange(8)])[None]
+    layout = Layout(document_BL=document, block_BL=position // 4)
+
+    def forward(changed: int | None) -> torch.Tensor:
+        row = token.clone()
+        if changed is not None:
+            row[0, changed] = (row[0, changed] + 1) % MASK
+        with torch.no_grad():
+            return forward_hidden(loaded.model, row, position, layout, backend=backend)[0]
+
+    before = forward(None)
+    for changed in (1, 6, 15, 17):
+        moved = (forward(changed) - before).abs().amax(dim=1) > 0
+        block, last = changed // 4 * 4, 16 if changed < 16 else 24
+        assert moved[block:last].all(), "what may be seen is seen"
+        assert not moved[:block].any()
+        assert not moved[last:].any()
+
+
+def test_report_07_the_loss_does_not_depend_on_the_padding() -> None:
+    loaded = model_of()
+    objective = BlockDiffusion(block_size=4)
+    values = []
+    for length in (12, 13, 40):
+        batch = take(batch_of([[12]], row_length=40), 0, length)
+        inputs = objective.prepare(batch, mask_id=MASK, noise=RowNoise(0))
+        # The order of a row's random numbers follows its length: masks are compared where none is drawn.
+        full = BlockDiffusion(block_size=1).prepare(batch, mask_id=MASK, noise=RowNoise(0))
+        (scores,) = score_input(loaded.model, full)
+        values.append(float(objective.loss((scores,), full)[0].detach()) / float(full.terms[0].count))
+        assert float(inputs.terms[0].count) == 12
+        assert int(inputs.masked_BN[:, 12:length].sum()) == 0
+    assert values == pytest.approx([values[0]] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("objective", [BlockDiffusion(block_size=4), NextToken()], ids=["diffusion", "ar"])
+def test_report_08_padding_is_a_place_not_a_token(objective: BlockDiffusion | NextToken) -> None:
+    """An id that also serves as padding or EOS, inside a prompt and inside an answer, is a token like any other."""
+    loaded = model_of()
+    pad = 0
+    batch = batch_of([[14]], row_length=20, prompts=[[6]])
+    token = torch.where(batch.token_BL == pad, 1, batch.token_BL)
+    inside = token.clone()
+    inside[0, [3, 9]] = pad
+    inside[0, 14:] = pad
+    plain = objective.prepare(dataclasses.replace(batch, token_BL=token), mask_id=MASK, noise=RowNoise(1))
+    found = objective.prepare(dataclasses.replace(batch, token_BL=inside), mask_id=MASK, noise=RowNoise(1))
+    for one, other in zip(plain.terms, found.terms, strict=True):
+        assert torch.equal(one.row_M, other.row_M)
+        assert float(one.count) == float(other.count) > 0
+    assert torch.equal(plain.masked_BN, found.masked_BN)
+    assert 9 in found.terms[0].place_M or isinstance(objective, BlockDiffusion)
+    # And it is seen: the prompt's pad id moves the answer's logits.
+    found_rows = logits(loaded, torch.where(torch.arange(14) == 3, pad, token[:, :14]), attention="block", block_size=4)
+    plain_rows = logits(loaded, token[:, :14], attention="block", block_size=4)
+    assert bool(((found_rows - plain_rows)[0, 8:].abs().amax(dim=1) > 0).all())
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("block_size", [3, 4, 8])
+def test_report_09_no_mask_is_left_whatever_the_steps_and_blocks(shift: bool, block_size: int) -> None:
+    loaded = model_of(shift=shift)
+    for new_tokens in (1, block_size - 1, block_size, 2 * block_size + 1):
+        for threshold, least in ((0.0, 1), (1.0, 1), (0.5, block_size)):
+            params = SamplingParams(
+                max_new_tokens=new_tokens,
+                block_size=block_size,
+                threshold=threshold,
+                min_accept=least,
+                ignore_eos=True,
+            )
+            (completion,) = generate(loaded, [[1, 2, 3]], params)
+            assert len(completion.tokens) == new_tokens
+            assert MASK not in completion.tokens
+
+
+def test_report_22_a_merge_keeps_the_tokenizer_and_its_added_tokens(tmp_path: Path) -> None:
+    tokenizer = word_tokenizer(["some words of a text"], special=["<|tool|>"], vocabulary=300)
+    parents = [write_parent(tmp_path / f"p{seed}", seed=seed, tokenizer=tokenizer) for seed in (0, 1)]
+    for seed, parent in enumerate(parents):
+        convert(parent, tmp_path / f"c{seed}", block_size=4)
+    average_checkpoints([tmp_path / "c0", tmp_path / "c1"], tmp_path / "mean")
+    member, mean = load_model(tmp_path / "c0"), load_model(tmp_path / "mean")
+    assert mean.tokenizer is not None
+    assert member.tokenizer is not None
+    assert mean.tokenizer.get_vocab() == member.tokenizer.get_vocab()
+    assert mean.tokenizer.convert_tokens_to_ids("<|tool|>") == tokenizer.token_to_id("<|tool|>")
+    assert mean.config.mask_token_id == member.config.mask_token_id == tokenizer.get_vocab_size()
+    assert len(mean.model.embedding.weight) == tokenizer.get_vocab_size() + 1
+
+
+def test_report_25_micro_batches_weigh_by_their_tokens(tmp_path: Path) -> None:
+    convert(write_parent(tmp_path / "parent"), tmp_path / "model", block_size=4)
+    lines = [
+        ("ask", "a long answer of many words, all of them learnt"),
+        ("a long question about nearly nothing at all", "no"),
+    ]
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"prompt": prompt, "completion": answer}) + "\n" for prompt, answer in lines)
+    )
+
+    def losses(rows: int, accumulation: int, steps: int) -> list[float]:
+        tree = tree_of(
+            tmp_path,
+            output=str(tmp_path / f"{rows}-{accumulation}"),
+            rows_per_batch=rows,
+            accumulation=accumulation,
+            optimizer={"learning_rate": 1e-12},
+            curriculum=[{"block_size": 1, "tokens": 1000}],
+        )
+        trainer = Trainer(as_config(tree))
+        return [trainer.train_step()["loss"] for _ in range(steps)]
+
+    together, apart, singles = losses(2, 1, 1), losses(1, 2, 1), losses(1, 1, 2)
+    assert apart == pytest.approx(together, rel=1e-6)
+    assert abs(sum(singles) / 2 - together[0]) > 1e-3, "a mean of means would show here"
+
+
+def test_report_33_padding_and_document_masks_do_not_add_up_to_nan_in_bfloat16() -> None:
+    loaded = tiny(logit_shift=False, clean="block")
+    loaded.model.bfloat16().requires_grad_(True)
+    batch = batch_of([[5, 3], [1]], row_length=16)
+    inputs = BlockDiffusion(block_size=4).prepare(batch, mask_id=MASK, noise=RowNoise(0))
+    for backend in ("split", "portable", "dense"):
+        (scores,) = score_input(loaded.model, inputs, backend=backend)
+        assert bool(scores.nll_M.isfinite().all())
+        loaded.model.zero_grad()
+        scores.nll_M.sum().backward()
+        gradients = [each.grad for each in loaded.model.parameters() if each.grad is not None]
+        assert gradients
+        assert all(bool(each.isfinite().all()) for each in gradients)
