@@ -13,6 +13,7 @@ from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
 from difflm.checkpoints.families import model_config, refuse_window
 from difflm.checkpoints.fields import one_line
 from difflm.checkpoints.rope_fields import with_rope_scaling
+from difflm.checkpoints.rules import stored_dtype
 from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokenizer_facts
 from difflm.checkpoints.tokens import SafeEncoder
 from difflm.errors import CheckpointError, ConfigError
@@ -53,10 +54,21 @@ class LoadedModel:
         Raises:
             CheckpointError: the checkpoint has no tokenizer.
         """
+        return self._safe_encoder().encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, the same as `encode` gives; faster for many.
+
+        Raises:
+            CheckpointError: the checkpoint has no tokenizer.
+        """
+        return self._safe_encoder().encode_batch(texts)
+
+    def _safe_encoder(self) -> SafeEncoder:
         tokenizer = self.require_tokenizer()
         if self._encoder is None:
             self._encoder = SafeEncoder(tokenizer, self.config.mask_token, self.config.mask_token_id)
-        return self._encoder.encode(text)
+        return self._encoder
 
     def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Return the ids of a conversation in the checkpoint's chat template, ready for the assistant's turn.
@@ -143,6 +155,23 @@ def load_model(
     return LoadedModel(model, tokenizer, config, source.path)
 
 
+def load_without_weights(path: str | Path) -> LoadedModel:
+    """Open a checkpoint for its tokenizer and configuration; its model stays on the meta device, nothing is read.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    source = open_checkpoint(path)
+    architecture = model_config(source.raw, source.where)
+    tokenizer = source.tokenizer()
+    config = checkpoint_config(
+        source.raw, source.generation, tokenizer_facts(tokenizer), model=architecture, where=source.where
+    )
+    with torch.device("meta"):
+        model = Transformer(config.model)
+    return LoadedModel(model.eval(), tokenizer, config, source.path)
+
+
 def build_model(
     config: ModelConfig, parameters: StoredParameters, *, device: str | torch.device, dtype: torch.dtype
 ) -> Transformer:
@@ -150,10 +179,12 @@ def build_model(
     with torch.device("meta"):
         model = Transformer(config)
     # A copy even where the dtype fits: the files may be replaced while the model lives.
-    state = {name: parameters[name].to(device=device, dtype=dtype, copy=True) for name in parameters}
+    state = {
+        name: parameters[name].to(device=device, dtype=stored_dtype(name, dtype), copy=True) for name in parameters
+    }
     model.load_state_dict(state, strict=False, assign=True)
     model.tie()
-    assert not any(parameter.is_meta for parameter in model.parameters()), "a parameter was not loaded"
+    assert not any(tensor.is_meta for tensor in model.stored_tensors().values()), "a parameter was not loaded"
     return model.eval()
 
 

@@ -1,8 +1,13 @@
-"""Text -> rows of tokens: read, tokenise, split off validation, pack, draw. Knows no model and no checkpoint."""
+"""Files -> rows of tokens: read, tokenise, split off validation, pack, draw. Knows no model and no checkpoint."""
 
+from difflm.data.documents import Document
+from difflm.data.fitting import best_fit, next_fit
 from difflm.data.loader import Draw, Loader, LoaderState, RowOrder
-from difflm.data.packing import PackCounts, PackedRows, best_fit, pack
-from difflm.data.sources import Document, check_disjoint, list_files, read_documents, split_validation
+from difflm.data.packing import pack, pack_store
+from difflm.data.rows import PackCounts, PackedRows, PackOptions
+from difflm.data.sources import list_files, read_documents
+from difflm.data.splitting import check_disjoint, split_validation
+from difflm.data.store import TokenStore
 from difflm.data.tokens import TokenDocument, tokenise
 
 __all__ = [
@@ -11,13 +16,17 @@ __all__ = [
     "Loader",
     "LoaderState",
     "PackCounts",
+    "PackOptions",
     "PackedRows",
     "RowOrder",
     "TokenDocument",
+    "TokenStore",
     "best_fit",
     "check_disjoint",
     "list_files",
+    "next_fit",
     "pack",
+    "pack_store",
     "read_documents",
     "split_validation",
     "tokenise",

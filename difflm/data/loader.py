@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -25,10 +25,30 @@ class LoaderState:
 
 
 class Draw(NamedTuple):
-    """Rows in the order they were drawn. A draw may cross the end of an epoch, so each row has its own epoch."""
+    """Rows in the order they were drawn. A draw may cross the end of an epoch, so each row has its own epoch.
+
+    In a mixture the epoch of a row is the pass over its source.
+    """
 
     epoch_B: tuple[int, ...]
     row_B: tuple[int, ...]
+
+
+class Order(Protocol):
+    """Which row comes at which position of an epoch; `RowOrder`, or `difflm.data.mixture.MixtureOrder`."""
+
+    @property
+    def num_rows(self) -> int:
+        """Return the positions of an epoch."""
+        ...
+
+    def epoch(self, epoch: int) -> tuple[int, ...]:
+        """Return the row number at each position of an epoch."""
+        ...
+
+    def passes(self, epoch: int) -> tuple[int, ...]:
+        """Return the pass over its data at each position of an epoch; it decides the row's noise."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +79,10 @@ class RowOrder:
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
         return tuple(torch.randperm(self.num_rows, generator=generator).tolist())
 
+    def passes(self, epoch: int) -> tuple[int, ...]:
+        """Return the epoch itself for every position: each row is drawn once an epoch."""
+        return (epoch,) * self.num_rows
+
 
 class Loader:
     """Draws rows without end, epoch after epoch.
@@ -68,7 +92,7 @@ class Loader:
     seen. There are no workers, no prefetch and no random state.
     """
 
-    def __init__(self, order: RowOrder, state: LoaderState | None = None) -> None:
+    def __init__(self, order: Order, state: LoaderState | None = None) -> None:
         """Start at `state`.
 
         Args:
@@ -87,7 +111,10 @@ class Loader:
         self.order = order
         self._epoch = state.epoch
         self._position = state.position
-        self._rows = order.epoch(state.epoch)
+        self._load()
+
+    def _load(self) -> None:
+        self._rows, self._passes = self.order.epoch(self._epoch), self.order.passes(self._epoch)
 
     @property
     def state(self) -> LoaderState:
@@ -104,12 +131,12 @@ class Loader:
         epochs: list[int] = []
         rows: list[int] = []
         while len(rows) < count:
-            taken = self._rows[self._position : self._position + count - len(rows)]
-            rows += taken
-            epochs += [self._epoch] * len(taken)
-            self._position += len(taken)
+            taken = slice(self._position, self._position + count - len(rows))
+            epochs += self._passes[taken]
+            rows += self._rows[taken]
+            self._position = min(taken.stop, self.order.num_rows)
             if self._position == self.order.num_rows:
                 self._epoch += 1
                 self._position = 0
-                self._rows = self.order.epoch(self._epoch)
+                self._load()
         return Draw(epoch_B=tuple(epochs), row_B=tuple(rows))

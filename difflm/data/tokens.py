@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from difflm.data.sources import Document
+from difflm.data.documents import Document
 from difflm.errors import DataError
+
+EncodeBatch = Callable[[list[str]], list[list[int]]]
+"""Texts -> ids of each, without added special tokens."""
+
+_BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,17 +19,39 @@ class TokenDocument:
     """The ids of one document.
 
     Attributes:
-        token: ids, ending in exactly one EOS (a leading BOS included, if one was asked for).
+        token: ids, ending in exactly one EOS (a leading BOS included, if one was asked for). A piece of a longer
+            text has no EOS, and given ids are what they are.
         num_prompt: how many leading ids are given, not learnt (prompt and BOS).
         is_answer: the document is an answer to a prompt; such a document is never split, and may be
             filled to a block multiple.
+        trainable: which ids are learnt, where that is not a prompt and the rest; None otherwise.
+        content: hash of what the document says, 32 bytes; empty where nobody splits by it.
         where: "file:line", for messages.
     """
 
-    token: list[int]
+    token: Sequence[int]
     num_prompt: int = 0
     is_answer: bool = False
+    trainable: Sequence[bool] | None = None
+    content: bytes = b""
     where: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Special:
+    """Ids with a meaning.
+
+    Attributes:
+        eos: ends every document; learnt.
+        bos: begins every document, given and not learnt; None for none.
+        mask: the mask token, refused in data; None skips the check.
+        vocabulary: ids are below this; None skips the check of given ids.
+    """
+
+    eos: int
+    bos: int | None = None
+    mask: int | None = None
+    vocabulary: int | None = None
 
 
 def tokenise(
@@ -52,25 +79,99 @@ def tokenise(
     Raises:
         DataError: a document whose ids contain the mask id; names where it stands.
     """
-    encoded = []
+    special = Special(eos=eos_id, bos=bos_id, mask=mask_id)
+    return list(token_stream(documents, lambda texts: [encode(text) for text in texts], special))
+
+
+def token_stream(
+    documents: Iterable[Document], encode_batch: EncodeBatch, special: Special
+) -> Iterator[TokenDocument]:
+    """Yield the token ids of every document as `tokenise` returns them, encoding many texts at once.
+
+    Args:
+        documents: what to encode, in order; about a megabyte of them is held at a time.
+        encode_batch: texts -> ids of each.
+        special: ids with a meaning.
+
+    Raises:
+        DataError: a document whose ids contain the mask id, or ids of the data's own that are no tokens.
+    """
+    waiting: list[Document] = []
+    characters = 0
     for document in documents:
-        prompt = encode(document.prompt) if document.prompt else []
-        if bos_id is not None and prompt[:1] != [bos_id]:
-            prompt = [bos_id, *prompt]
-        answer = encode(document.text if document.text is not None else document.completion or "")
-        if bos_id is not None and prompt == [bos_id] and answer[:1] == [bos_id]:
-            answer = answer[1:]
-        while answer and answer[-1] == eos_id:
+        waiting.append(document)
+        characters += sum(len(text) for text in _texts(document))
+        if len(waiting) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+            yield from _encode(waiting, encode_batch, special)
+            waiting, characters = [], 0
+    yield from _encode(waiting, encode_batch, special)
+
+
+def _texts(document: Document) -> list[str]:
+    return [text for text in (document.text, document.prompt, document.completion) if text]
+
+
+def _encode(documents: list[Document], encode_batch: EncodeBatch, special: Special) -> Iterator[TokenDocument]:
+    texts = [text for document in documents for text in _texts(document)]
+    ids = iter(encode_batch(texts))
+    for document in documents:
+        if document.token is not None:
+            yield _given(document, special)
+        else:
+            prompt = next(ids) if document.prompt else []
+            yield _joined(document, prompt, next(ids), special)
+
+
+def _joined(document: Document, prompt: list[int], answer: list[int], special: Special) -> TokenDocument:
+    if special.bos is not None and prompt[:1] != [special.bos]:
+        prompt = [special.bos, *prompt]
+    if special.bos is not None and prompt == [special.bos] and answer[:1] == [special.bos]:
+        answer = answer[1:]
+    if document.complete:
+        answer = list(answer)
+        while answer and answer[-1] == special.eos:
             answer.pop()
-        token = [*prompt, *answer, eos_id]
-        if mask_id is not None and mask_id in token:
-            raise DataError(
-                f"{document.where}: token {token.index(mask_id)} of the document is the mask token (id {mask_id}); "
-                "the text must not encode to it"
-            )
-        encoded.append(
-            TokenDocument(
-                token=token, num_prompt=len(prompt), is_answer=document.prompt is not None, where=document.where
-            )
+        answer.append(special.eos)
+    token = [*prompt, *answer]
+    _refuse_mask(token, document, special)
+    return TokenDocument(
+        token=token,
+        num_prompt=len(prompt),
+        is_answer=document.prompt is not None,
+        content=document.content,
+        where=document.where,
+    )
+
+
+def _given(document: Document, special: Special) -> TokenDocument:
+    """Return a document that came as ids, after the checks that text cannot fail."""
+    token = document.token
+    assert token is not None, "only documents with ids come here"
+    if special.vocabulary is not None and (max(token) >= special.vocabulary):
+        place = next(place for place, token_id in enumerate(token) if token_id >= special.vocabulary)
+        raise DataError(
+            f"{document.where}: input_ids[{place}] is {token[place]}, but the tokenizer's ids end at "
+            f"{special.vocabulary - 1}; the row was made with another tokenizer"
         )
-    return encoded
+    _refuse_mask(token, document, special)
+    learnt = document.trainable
+    if learnt is None:
+        return TokenDocument(token=token, content=document.content, where=document.where)
+    num_prompt = learnt.index(True)
+    prefix_only = all(learnt[num_prompt:])
+    return TokenDocument(
+        token=token,
+        num_prompt=num_prompt,
+        is_answer=True,
+        trainable=None if prefix_only else learnt,
+        content=document.content,
+        where=document.where,
+    )
+
+
+def _refuse_mask(token: Sequence[int], document: Document, special: Special) -> None:
+    if special.mask is not None and special.mask in token:
+        raise DataError(
+            f"{document.where}: token {token.index(special.mask)} of the document is the mask token "
+            f"(id {special.mask}); the text must not encode to it"
+        )

@@ -5,21 +5,24 @@ Objectives differ only in `config.objective`; the block size comes from the curr
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import math
+import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from difflm.checkpoints.folders import sync
 from difflm.checkpoints.loading import LoadedModel, check_device, load_model
-from difflm.data.loader import Loader, LoaderState, RowOrder
+from difflm.data.loader import Loader, LoaderState
+from difflm.data.mixture import row_order
 from difflm.diffusion.noise import RowNoise, embedding_noise
 from difflm.diffusion.objectives import BlockDiffusion, Objective
-from difflm.errors import CheckpointError, ConfigError, DifflmError
+from difflm.errors import ConfigError, Interrupted
 from difflm.models.attention import backend_for
 from difflm.plots import plot_training
 from difflm.scoring import score_input
@@ -29,18 +32,17 @@ from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.training.config_io import ConfigLike, as_config, checked
 from difflm.training.metrics import MetricsLog, Observer, Silent, peak_memory
 from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
+from difflm.training.nonfinite import BadStep, NonFiniteError, examine, is_bad, require_budget
+from difflm.training.origin import Origin, model_hash, tokenizer_hash
 from difflm.training.parameters import plan_parameters
-from difflm.training.rows import load_rows
-from difflm.training.run_folder import Resume, open_run
+from difflm.training.rows import describe_rows, load_rows
+from difflm.training.run_folder import Resume, check_run, finished_checkpoint, open_run
 from difflm.training.samples import Sampler, sample_rows, summary_row, take_samples
+from difflm.training.signals import StopRequest
 from difflm.training.state import TrainingState
 from difflm.training.tally import StepTally
 from difflm.training.validation import Perplexities, validate
 from difflm.types import ModelInput, TokenScores
-
-
-class NonFiniteError(DifflmError):
-    """The gradient is not a finite number; the optimiser was not touched."""
 
 
 class Trainer:
@@ -76,6 +78,7 @@ class Trainer:
             )
         self.wrapper = objective
         self.observer: Observer = observer or Silent()
+        check_run(config, resume)
         set_threads(config.threads)
         check_device(config.device, field="train.device")
         parent = load_model(config.model, device=config.device)
@@ -95,19 +98,42 @@ class Trainer:
             )
         self.rows, self.validation_rows = load_rows(config, parent)
         plan_parameters(parent.model, config.optimizer, mask_id=self.mask_id)  # for its errors
-        checkpoint = open_run(config, resume)
         self.loaded = parent
         # Of the model the run starts from, so that a resumed run adds the same noise.
         self.embedding_rms = float(parent.model.embedding.weight.detach().pow(2).mean().sqrt())
-        if checkpoint:
-            # Only the weights come from the checkpoint: it may be pruned, while later ones carry the parent's files.
-            parent.model.load_state_dict(load_model(checkpoint, device=config.device).model.state_dict())
-        self.state = run_state.read_state(checkpoint) if checkpoint else TrainingState(data=self.rows.fingerprint)
-        if self.state.data != self.rows.fingerprint:
-            raise CheckpointError(
-                f"{checkpoint}: was trained on other rows than train.data gives now; restore the data files"
-            )
-        self._start_engine(checkpoint)
+        self.run = open_run(config, resume)
+        try:
+            self.state = self._recorded_state(self.run.checkpoint)
+            self._start_engine(self.run.checkpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give the run folder back to other processes."""
+        self.run.lock.release()
+
+    @property
+    def finished(self) -> bool:
+        """Return whether the curriculum is at its end."""
+        return self.state.tokens >= self.curriculum.total_tokens
+
+    def _recorded_state(self, checkpoint: Path | None) -> TrainingState:
+        """Return the state to continue from, after a comparison of what the run was made from."""
+        parent, validation = self.loaded, self.validation_rows
+        origin = Origin(
+            model=model_hash(parent.path),
+            tokenizer=tokenizer_hash(parent.path),
+            data=self.rows.fingerprint,
+            validation_data=validation.fingerprint if validation else "",
+        )
+        if checkpoint is None:
+            return TrainingState(**asdict(origin))
+        state = run_state.read_state(checkpoint)
+        origin.check(state, model=self.config.model, where=checkpoint)
+        # Only the weights come from the checkpoint: it may be pruned, while later ones carry the parent's files.
+        parent.model.load_state_dict(load_model(checkpoint, device=self.config.device).model.state_dict())
+        return state
 
     def _check_attention(self, parent: LoadedModel) -> None:
         backend_for(
@@ -130,7 +156,9 @@ class Trainer:
         self.weights = MasterWeights(master, self.model)
         if checkpoint:
             run_state.load_moments(checkpoint, self.optimizer)
-        order = RowOrder(num_rows=len(self.rows), seed=config.seed, shuffle=config.data.shuffle)
+        run_state.require_space(config.output, self.loaded, self.optimizer)
+        self.began = self.state.step
+        order = row_order(self.rows, seed=config.seed, shuffle=config.data.shuffle)
         self.loader = Loader(order, LoaderState(epoch=self.state.epoch, position=self.state.position))
         self.noise = RowNoise(config.seed)
         self.log = MetricsLog(config.output / "metrics.jsonl", step=self.state.step)
@@ -138,22 +166,34 @@ class Trainer:
             self.samples = MetricsLog(config.output / "samples.jsonl", step=self.state.step)
 
     def train(self) -> LoadedModel:
-        """Run to the end of the curriculum and return the trained model (float32 weights)."""
+        """Run to the end of the curriculum and return the trained model (float32 weights).
+
+        Raises:
+            NonFiniteError: a loss or a gradient that is not finite (see `train.nonfinite`).
+            Interrupted: SIGINT or SIGTERM arrived; the step at hand was finished and saved.
+            CheckpointError: a checkpoint could not be written; earlier ones are whole.
+        """
         self.observer.start(self.curriculum.total_tokens, self.state.tokens)
         try:
+            with StopRequest() as stop:
+                self._run(stop)
+        finally:
+            self.observer.close()
+        return self.loaded
+
+    def _run(self, stop: StopRequest) -> None:
             self._describe()
             if self.state.step == 0:
                 self._validate()
                 self._sample()  # a prompt that cannot be completed is refused now
-            while self.state.tokens < self.curriculum.total_tokens:
+            while not self.finished:
                 before = self.state.tokens
                 metrics = self.train_step()
-                if self.state.step % self.config.log_every == 0:
+                if self.state.step % self.config.log_every == 0 or metrics["kind"] == "skipped":
                     self._record(metrics)
-                self._after_step(before)
-        finally:
-            self.observer.close()
-        return self.loaded
+                saved = self._after_step(before)
+                if stop.received and not self.finished:
+                    self._interrupt(stop.received, saved)
 
     def train_step(self) -> dict[str, Any]:
         """Do one optimiser step; return its metrics (a row of metrics.jsonl)."""
@@ -166,23 +206,12 @@ class Trainer:
             for term in each.terms:
                 tally.expect(term)
         for each in inputs:
-            scores = score_input(
-                self.model,
-                each,
-                chunk=self.config.head_chunk_rows,
-                suppressed_id=self.suppressed_id,
-                backend=self.config.attention,
-                embedding_noise_BND=self._embedding_noise(each),
-                activation_checkpointing=self.config.activation_checkpointing,
-            )
-            self._backward(objective, each, scores, tally)
+            self._backward(objective, each, self._score(each), tally)
         norm = float(self.optimizer.clip())
-        if not math.isfinite(norm):
-            rows = [row for each in inputs for row in each.row_B.tolist()]
-            raise NonFiniteError(
-                f"gradient norm {norm} at step {self.state.step + 1} (rows {rows}); "
-                "lower the learning rate or check the data"
-            )
+        if is_bad(tally.losses(), norm):
+            bad = self._refuse(inputs, tally.losses(), norm)
+            self._advance(stage, tokens, time.perf_counter() - started)
+            return bad | {"num_tokens": self.state.tokens, "seconds": self.state.seconds}
         done = self.state.tokens + tokens
         ratio = learning_rate_ratio(self.config.lr_schedule, done, self.curriculum.total_tokens)
         rate = self.optimizer.step(ratio)
@@ -204,6 +233,27 @@ class Trainer:
             "memory_bytes": peak_memory(self.config.device),
             "seconds": self.state.seconds,
         }
+
+    def _refuse(self, inputs: list[ModelInput], losses: dict[str, float], norm: float) -> dict[str, Any]:
+        """Leave out a step that is not finite: weights and optimiser stay as they are; returns its row of metrics."""
+        step = self.state.step + 1
+        bad = BadStep(step=step, first=self.state.step == self.began, inputs=inputs, losses=losses, norm=norm)
+        found = examine(bad, config=self.config, model=self.loaded.model, rows=self.rows, score=self._score)
+        self.loaded.model.zero_grad(set_to_none=True)
+        self.observer.message(require_budget(found, self.config.nonfinite, skipped=self.state.skipped))
+        self.state = replace(self.state, skipped=self.state.skipped + 1)
+        return {"kind": "skipped", "step": step, "skipped": self.state.skipped, "reason": found.text}
+
+    def _score(self, inputs: ModelInput) -> tuple[TokenScores, ...]:
+        return score_input(
+            self.model,
+            inputs,
+            chunk=self.config.head_chunk_rows,
+            suppressed_id=self.suppressed_id,
+            backend=self.config.attention,
+            embedding_noise_BND=self._embedding_noise(inputs),
+            activation_checkpointing=self.config.activation_checkpointing,
+        )
 
     def objective_at(self, stage: int) -> Objective:
         """Return the objective with the block size of a stage, and the view inside it at this point of the run."""
@@ -261,12 +311,14 @@ class Trainer:
             seconds=self.state.seconds + seconds,
         )
 
-    def _after_step(self, before: int) -> None:
+    def _after_step(self, before: int) -> bool:
         """Validate and save where the run has crossed a multiple of the configured tokens, and at its end.
+
+        Returns whether it saved.
 
         A checkpoint of the final block size is validated as well: the merge chooses by its perplexity.
         """
-        now, last = self.state.tokens, self.state.tokens >= self.curriculum.total_tokens
+        now, last = self.state.tokens, self.finished
 
         def crossed(every: int) -> bool:
             return bool(every) and now // every > before // every
@@ -281,6 +333,17 @@ class Trainer:
             self._sample()
         if saving:
             self._save()
+        return saving
+
+    def _interrupt(self, received: signal.Signals, saved: bool) -> None:
+        if not saved:
+            self._save()
+        folder = run_state.checkpoint_folders(self.config.output)[-1]
+        raise Interrupted(
+            f"{received.name}: stopped after step {self.state.step}, everything is saved in {folder}; resume "
+            "(--resume auto) to go on",
+            checkpoint=folder,
+        )
 
     def _validate(self) -> None:
         if self.validation_rows is None:
@@ -317,27 +380,28 @@ class Trainer:
         self._record({**where, **summary_row(found)})
 
     def _save(self) -> None:
+        sync(self.log.path)
         updates: dict[str, Any] = {"block_size": self.state.block_size} if self.state.block_size else {}
         updates["difflm"] = {"recipe": self.config.recipe}
         folder = run_state.save_checkpoint(self.config.output, self.loaded, self.optimizer, self.state, updates=updates)
         final = self.curriculum.stages[-1].block_size
         settings = self.config.checkpoint
-        run_state.prune(self.config.output, keep=settings.keep, keep_best=settings.keep_best, block_size=final)
-        self.observer.message(f"checkpoint {folder}")
+        problems = run_state.prune(
+            self.config.output, folder, keep=settings.keep, keep_best=settings.keep_best, block_size=final
+        )
+        for text in [f"checkpoint {folder}", *problems]:
+            self.observer.message(text)
 
     def _record(self, row: dict[str, Any]) -> None:
         self.log.write(row)
         self.observer.update(row)
 
     def _describe(self) -> None:
-        counts = self.rows.counts
-        self.observer.message(
-            f"data: {counts.documents} documents, {counts.tokens} tokens ({counts.trainable} trainable) in "
-            f"{counts.rows} rows of {counts.row_length}, fill {counts.fill_rate:.0%}"
-            + (f", {counts.split} split" if counts.split else "")
-            + (f", {counts.dropped} dropped (first: {counts.first_dropped})" if counts.dropped else "")
-        )
+        for line in describe_rows(self.rows):
+            self.observer.message(line)
         self.observer.message(f"optimizer: {self.optimizer.describe()}")
+        for note in self.run.notes:
+            self.observer.message(note)
         if self.state.step:
             self.observer.message(f"resumed at step {self.state.step}, {self.state.tokens} tokens")
 

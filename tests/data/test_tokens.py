@@ -29,8 +29,10 @@ def test_an_eos_inside_stays() -> None:
 
 
 def test_prompt_is_marked_off() -> None:
-    document = one(Document(prompt="xyz", completion="ab", where="f:3"))
-    assert document == TokenDocument(token=[120, 121, 122, 97, 98, EOS], num_prompt=3, is_answer=True, where="f:3")
+    read = Document(prompt="xyz", completion="ab", where="f:3")
+    assert one(read) == TokenDocument(
+        token=[120, 121, 122, 97, 98, EOS], num_prompt=3, is_answer=True, content=read.content, where="f:3"
+    )
 
 
 def test_a_prompt_keeps_its_own_eos_tokens() -> None:
