@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import importlib.util
 import os
 import re
@@ -14,6 +16,8 @@ import yaml
 
 import difflm
 from difflm.checkpoints.convert import convert
+from difflm.recipes import recipe_names, recipe_path
+from difflm.training.config_io import read_tree
 from tests.standins import write_parent, write_texts
 
 ROOT = Path(__file__).parents[1]
@@ -101,12 +105,41 @@ def test_every_target_is_in_the_makefile_s_header() -> None:
 
 
 def test_the_api_page_has_every_public_name() -> None:
-    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("api.md", "configuration.md"))
     shown = set(re.findall(r"^::: (\S+)$", text, re.M))
     homes = vars(difflm)["_HOMES"]
     for name in set(difflm.__all__) - {"__version__"}:
         home = homes[name].replace(":", ".")
         assert home in shown or home.rpartition(".")[0] in shown, name
+
+
+def test_the_configuration_page_has_every_section_of_the_tree() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    modules = ("config", "config_data", "config_objective", "config_optimizer", "config_run")
+    sections = {
+        f"{each.__module__}.{each.__name__}"
+        for name in modules
+        for each in vars(importlib.import_module(f"difflm.training.{name}")).values()
+        if isinstance(each, type) and dataclasses.is_dataclass(each)
+    }
+    assert set(re.findall(r"^::: (\S+)$", text, re.M)) == sections
+    fields = {each.name for each in dataclasses.fields(difflm.TrainConfig)}
+    assert {name for name in re.findall(r"^## (\w+)$", text, re.M)} <= fields
+
+
+def test_the_table_of_recipes_is_what_the_recipes_say() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    table = text.partition("| recipe |")[2].partition("\n\n")[0]
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    rows = {cells[0].strip("`"): cells for cells in lines}
+    assert set(rows) == set(recipe_names())
+    for name, cells in rows.items():
+        path = recipe_path(name)
+        assert path is not None
+        tree = read_tree(path)
+        sizes = [str(stage.get("block_size", "-")) for stage in tree["curriculum"]]
+        total = sum(stage["tokens"] for stage in tree["curriculum"])
+        assert cells[2:] == [f"{total:,}", str(tree["data"]["row_length"]), " > ".join(sizes)], name
 
 
 def test_every_page_is_in_the_navigation() -> None:

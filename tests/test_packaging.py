@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import email.message
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -243,6 +244,27 @@ def test_the_installed_command_line_works(clean: Path, tmp_path: Path) -> None:
     ).stdout.splitlines()[-1]  # fmt: skip
     done = run(difflm, "generate", trained, "--prompt", "In the", "--max-new-tokens", "8", cwd=tmp_path)
     assert done.stdout
+
+
+@pytest.mark.slow
+def test_the_installed_package_leaves_no_type_unknown(clean: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("pyright") is None:
+        pytest.skip("pyright is in the extra [dev]")
+    words = [sys.executable, "-m", "pyright", "--verifytypes", "difflm", "--ignoreexternal", "--outputjson"]
+    path = f"{clean}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=os.environ | {"PATH": path, "VIRTUAL_ENV": str(clean.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = json.loads(done.stdout)["typeCompleteness"]
+    assert Path(found["pyTypedPath"]).is_relative_to(clean.parent)
+    counts = found["exportedSymbolCounts"]
+    assert counts["withKnownType"] > 1000
+    assert counts["withUnknownType"] == 0
 
 
 @pytest.mark.slow
