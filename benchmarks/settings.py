@@ -19,8 +19,8 @@ from typing import Any
 
 from difflm.checkpoints.convert import convert
 from difflm.plots import read_rows
+from difflm.runs import train
 from difflm.training.config_io import config_from_tree
-from difflm.training.trainer import train
 
 SEEDS = (0, 1, 2)
 LADDER = ((1, 0.055), (4, 0.11), ("row", 0.17), (32, 0.165), (8, 0.5))

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from difflm.decode.engine import Engine, generate
     from difflm.decode.request import Completion, SamplingParams
     from difflm.errors import CheckpointError, ConfigError, DataError, DifflmError, RequestError
+    from difflm.runs import train
     from difflm.scoring import logits, score
     from difflm.training.config import TrainConfig
-    from difflm.training.trainer import train
 
 __version__ = "0.1.0.dev0"
 
@@ -59,7 +59,7 @@ _HOMES = {
     "logits": "difflm.scoring:logits",
     "score": "difflm.scoring:score",
     "TrainConfig": "difflm.training.config:TrainConfig",
-    "train": "difflm.training.trainer:train",
+    "train": "difflm.runs:train",
 }
 
 

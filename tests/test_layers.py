@@ -17,7 +17,7 @@ LAYERS = [
     {"diffusion", "models"},
     {"checkpoints", "data", "scoring", "plots"},
     {"training", "decode"},
-    {"bench", "display"},
+    {"bench", "display", "runs"},
     {"recipes", "cli"},
     {"__main__"},
 ]

@@ -24,9 +24,10 @@ from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken
 from difflm.models.attention import AttentionChoice
 from difflm.recipes import recipe_names, recipe_path
+from difflm.runs import train
 from difflm.scoring import forward_hidden, logits, score, score_input
 from difflm.training.config_io import as_config, read_tree
-from difflm.training.trainer import Trainer, train
+from difflm.training.trainer import Trainer
 from difflm.types import PADDING, Batch, Layout
 from tests.decode.tiny import MASK, tiny
 from tests.rows import batch_of

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
 from difflm.cli.options import folder
-from difflm.errors import ConfigError
-
-if TYPE_CHECKING:
-    from difflm.training.config import TrainConfig
 
 
-@click.command()
+@click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[FIELD=VALUE]...")
 @click.option("--model", type=folder(), show_default="the recipe's", help="Converted checkpoint; short for model=.")
@@ -27,6 +22,12 @@ if TYPE_CHECKING:
     help="Training file, folder or pattern, repeatable; short for data.paths=.",
 )
 @click.option("--output", type=folder(), show_default="the recipe's", help="Run folder; short for output=.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    show_default="the recipe's",
+    help="Length of the run; every token count of the recipe is scaled to it.",
+)
 @click.option(
     "--resume",
     type=click.Choice(["auto", "never"]),
@@ -44,63 +45,31 @@ def train(
     model: Path | None,
     data: tuple[Path, ...],
     output: Path | None,
+    tokens: int | None,
     resume: Literal["auto", "never"],
     dry_run: bool,
 ) -> None:
-    """Run RECIPE: the name of a shipped recipe or a YAML file, e.g. the config.yaml of a run folder.
+    """Run RECIPE: a name that `difflm recipes` lists, a YAML file (the config.yaml of a run), or MODULE:FUNCTION.
 
     Overrides name a field by its dotted path and give it a YAML value: optimizer.learning_rate=1e-4,
-    curriculum.0.tokens=50000, data.row_length=512.
+    curriculum.0.tokens=50000, data.row_length=512. --optimizer.learning_rate=1e-4 is the same.
     """
-    config = resolve(recipe, overrides, model=model, data=data, output=output)
+    from difflm.recipes.resolving import resolve
+
+    # An override with dashes may stand before the recipe.
+    words = [recipe, *overrides]
+    first = next((index for index, word in enumerate(words) if not word.startswith("--")), None)
+    if first is None:
+        raise click.UsageError("Missing argument 'RECIPE'.")
+    chosen = words.pop(first)
+    config = resolve(chosen, words, model=model, data=data, output=output, tokens=tokens)
     if dry_run:
         from difflm.training.config_io import dump_config
 
         click.echo(dump_config(config), nl=False)
         return
     from difflm.display import training_observer
-    from difflm.training.trainer import train as run_training
+    from difflm.runs import train as run_training
 
     checkpoint = run_training(config, resume=resume, observer=training_observer())
     click.echo(f"{checkpoint}")
-
-
-def resolve(
-    recipe: str, overrides: tuple[str, ...], *, model: Path | None, data: tuple[Path, ...], output: Path | None
-) -> TrainConfig:
-    """Return the configuration of a recipe with what the command line adds.
-
-    Raises:
-        ConfigError: no such recipe or file, or a field that cannot be used.
-    """
-    from difflm.training.config_io import config_from_tree, override, read_tree
-
-    found = find_recipe(recipe)
-    tree = override({"recipe": found.stem, **read_tree(found)}, overrides)
-    if model:
-        tree["model"] = str(model)
-    if output:
-        tree["output"] = str(output)
-    if data:
-        tree = override(tree, [f"data.paths={json.dumps([str(path) for path in data])}"])
-    return config_from_tree(tree)
-
-
-def find_recipe(name: str) -> Path:
-    """Return the file of a recipe given by name or by path.
-
-    Raises:
-        ConfigError: neither a shipped recipe nor a file.
-    """
-    import difflib
-
-    from difflm.recipes import recipe_names, recipe_path
-
-    shipped = recipe_path(name)
-    if shipped:
-        return shipped
-    if Path(name).is_file():
-        return Path(name)
-    near = difflib.get_close_matches(name, recipe_names(), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"recipe: {name!r} is neither a file nor a shipped recipe{hint} ({', '.join(recipe_names())})")

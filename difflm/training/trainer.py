@@ -5,11 +5,9 @@ Objectives differ only in `config.objective`; the block size comes from the curr
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import signal
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +20,21 @@ from difflm.data.loader import Loader, LoaderState
 from difflm.data.mixture import row_order
 from difflm.diffusion.noise import RowNoise, embedding_noise
 from difflm.diffusion.objectives import BlockDiffusion, Objective
-from difflm.errors import ConfigError, Interrupted
-from difflm.models.attention import backend_for
-from difflm.plots import plot_training
+from difflm.errors import ConfigError
 from difflm.scoring import score_input
 from difflm.training import state as run_state
-from difflm.training.build import ObjectiveWrapper, annealed_view, curriculum_of, objective_of, set_threads
+from difflm.training.build import ObjectiveWrapper, annealed_view, check_model, curriculum_of, objective_of, set_threads
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
-from difflm.training.config_io import ConfigLike, as_config, checked
+from difflm.training.config_io import checked
 from difflm.training.metrics import MetricsLog, Observer, Silent, peak_memory
+from difflm.training.nonfinite import BadStep, examine, is_bad, require_budget
 from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
-from difflm.training.nonfinite import BadStep, NonFiniteError, examine, is_bad, require_budget
-from difflm.training.origin import Origin, model_hash, tokenizer_hash
+from difflm.training.origin import continued_state
 from difflm.training.parameters import plan_parameters
 from difflm.training.rows import describe_rows, load_rows
-from difflm.training.run_folder import Resume, check_run, finished_checkpoint, open_run
+from difflm.training.run_folder import Resume, check_run, open_run
 from difflm.training.samples import Sampler, sample_rows, summary_row, take_samples
-from difflm.training.signals import StopRequest
-from difflm.training.state import TrainingState
+from difflm.training.signals import StopRequest, interrupted
 from difflm.training.tally import StepTally
 from difflm.training.validation import Perplexities, validate
 from difflm.types import ModelInput, TokenScores
@@ -82,20 +77,13 @@ class Trainer:
         set_threads(config.threads)
         check_device(config.device, field="train.device")
         parent = load_model(config.model, device=config.device)
-        self._check_attention(parent)
+        check_model(config, parent)
         self.parametrisation = parent.config.parametrisation
         self.mask_id = parent.config.mask_token_id
-        if isinstance(config.objective, BlockDiffusionConfig) and self.mask_id is None:
-            raise ConfigError(f"train.model: {config.model} has no mask token; convert it first (difflm convert)")
         chosen = config.objective
         self.suppressed_id = self.mask_id if isinstance(chosen, BlockDiffusionConfig) and chosen.suppress_mask else None
         self.objective = objective_of(config, self.parametrisation)
         self.curriculum = curriculum_of(config)
-        if parent.config.model.max_positions < config.data.row_length:
-            raise ConfigError(
-                f"train.data.row_length: {config.data.row_length} exceeds the model's context of "
-                f"{parent.config.model.max_positions} tokens; lower it"
-            )
         self.rows, self.validation_rows = load_rows(config, parent)
         plan_parameters(parent.model, config.optimizer, mask_id=self.mask_id)  # for its errors
         self.loaded = parent
@@ -103,7 +91,13 @@ class Trainer:
         self.embedding_rms = float(parent.model.embedding.weight.detach().pow(2).mean().sqrt())
         self.run = open_run(config, resume)
         try:
-            self.state = self._recorded_state(self.run.checkpoint)
+            self.state = continued_state(
+                self.run.checkpoint,
+                parent,
+                data=self.rows.fingerprint,
+                validation_data=self.validation_rows.fingerprint if self.validation_rows else "",
+                model=config.model,
+            )
             self._start_engine(self.run.checkpoint)
         except BaseException:
             self.close()
@@ -117,33 +111,6 @@ class Trainer:
     def finished(self) -> bool:
         """Return whether the curriculum is at its end."""
         return self.state.tokens >= self.curriculum.total_tokens
-
-    def _recorded_state(self, checkpoint: Path | None) -> TrainingState:
-        """Return the state to continue from, after a comparison of what the run was made from."""
-        parent, validation = self.loaded, self.validation_rows
-        origin = Origin(
-            model=model_hash(parent.path),
-            tokenizer=tokenizer_hash(parent.path),
-            data=self.rows.fingerprint,
-            validation_data=validation.fingerprint if validation else "",
-        )
-        if checkpoint is None:
-            return TrainingState(**asdict(origin))
-        state = run_state.read_state(checkpoint)
-        origin.check(state, model=self.config.model, where=checkpoint)
-        # Only the weights come from the checkpoint: it may be pruned, while later ones carry the parent's files.
-        parent.model.load_state_dict(load_model(checkpoint, device=self.config.device).model.state_dict())
-        return state
-
-    def _check_attention(self, parent: LoadedModel) -> None:
-        backend_for(
-            self.config.attention,
-            device=self.config.device,
-            dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[self.config.dtype],
-            head_dim=parent.config.model.head_dim,
-            backward=True,
-            field="train.attention",
-        )
 
     def _start_engine(self, checkpoint: Path | None) -> None:
         """Build what holds mutable state: weights, optimiser, row loader, log."""
@@ -182,18 +149,18 @@ class Trainer:
         return self.loaded
 
     def _run(self, stop: StopRequest) -> None:
-            self._describe()
-            if self.state.step == 0:
-                self._validate()
-                self._sample()  # a prompt that cannot be completed is refused now
-            while not self.finished:
-                before = self.state.tokens
-                metrics = self.train_step()
-                if self.state.step % self.config.log_every == 0 or metrics["kind"] == "skipped":
-                    self._record(metrics)
-                saved = self._after_step(before)
-                if stop.received and not self.finished:
-                    self._interrupt(stop.received, saved)
+        self._describe()
+        if self.state.step == 0:
+            self._validate()
+            self._sample()  # a prompt that cannot be completed is refused now
+        while not self.finished:
+            before = self.state.tokens
+            metrics = self.train_step()
+            if self.state.step % self.config.log_every == 0 or metrics["kind"] == "skipped":
+                self._record(metrics)
+            saved = self._after_step(before)
+            if stop.received and not self.finished:
+                raise interrupted(stop.received, saved or self._save(), step=self.state.step)
 
     def train_step(self) -> dict[str, Any]:
         """Do one optimiser step; return its metrics (a row of metrics.jsonl)."""
@@ -311,10 +278,10 @@ class Trainer:
             seconds=self.state.seconds + seconds,
         )
 
-    def _after_step(self, before: int) -> bool:
+    def _after_step(self, before: int) -> Path | None:
         """Validate and save where the run has crossed a multiple of the configured tokens, and at its end.
 
-        Returns whether it saved.
+        Returns the checkpoint that it wrote, if any.
 
         A checkpoint of the final block size is validated as well: the merge chooses by its perplexity.
         """
@@ -331,19 +298,7 @@ class Trainer:
             self._validate()
         if last or crossed(self.config.samples.every_tokens):
             self._sample()
-        if saving:
-            self._save()
-        return saving
-
-    def _interrupt(self, received: signal.Signals, saved: bool) -> None:
-        if not saved:
-            self._save()
-        folder = run_state.checkpoint_folders(self.config.output)[-1]
-        raise Interrupted(
-            f"{received.name}: stopped after step {self.state.step}, everything is saved in {folder}; resume "
-            "(--resume auto) to go on",
-            checkpoint=folder,
-        )
+        return self._save() if saving else None
 
     def _validate(self) -> None:
         if self.validation_rows is None:
@@ -379,18 +334,12 @@ class Trainer:
             self.samples.write({**where, **row})
         self._record({**where, **summary_row(found)})
 
-    def _save(self) -> None:
+    def _save(self) -> Path:
         sync(self.log.path)
-        updates: dict[str, Any] = {"block_size": self.state.block_size} if self.state.block_size else {}
-        updates["difflm"] = {"recipe": self.config.recipe}
-        folder = run_state.save_checkpoint(self.config.output, self.loaded, self.optimizer, self.state, updates=updates)
-        final = self.curriculum.stages[-1].block_size
-        settings = self.config.checkpoint
-        problems = run_state.prune(
-            self.config.output, folder, keep=settings.keep, keep_best=settings.keep_best, block_size=final
-        )
+        folder, problems = run_state.keep_checkpoint(self.config, self.loaded, self.optimizer, self.state)
         for text in [f"checkpoint {folder}", *problems]:
             self.observer.message(text)
+        return folder
 
     def _record(self, row: dict[str, Any]) -> None:
         self.log.write(row)
@@ -404,32 +353,3 @@ class Trainer:
             self.observer.message(note)
         if self.state.step:
             self.observer.message(f"resumed at step {self.state.step}, {self.state.tokens} tokens")
-
-
-def train(
-    config: ConfigLike,
-    *,
-    resume: Resume = "never",
-    observer: Observer | None = None,
-    objective: ObjectiveWrapper | None = None,
-) -> Path:
-    """Run a training configuration and return the folder of its last checkpoint, which loads as a model.
-
-    Args:
-        config: the run: a `TrainConfig`, the same tree as a mapping, or the path of a YAML file.
-        resume: "auto" continues the run in its output folder from the newest complete checkpoint.
-        observer: receives progress (e.g. `difflm.display.training_observer()`).
-        objective: a loss of your own: called with the objective that the configuration gives a stage (block size and
-            parametrisation set), returns the one to train on. config.yaml cannot record it: give it again to resume.
-
-    Raises:
-        DifflmError: input that cannot be used, or (NonFiniteError) a gradient that is not finite.
-    """
-    trainer = Trainer(as_config(config), resume=resume, observer=observer, objective=objective)
-    run = trainer.config.output
-    trainer.train()
-    try:
-        plot_training(run / "metrics.jsonl", run / "training.png")
-    except ConfigError as error:
-        trainer.observer.message(f"no picture of the run: {error}")
-    return run_state.checkpoint_folders(run)[-1]

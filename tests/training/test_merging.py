@@ -11,6 +11,7 @@ import torch
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import load_model
 from difflm.errors import CheckpointError, ConfigError
+from difflm.runs import train
 from difflm.training.config import (
     CheckpointingConfig,
     DataConfig,
@@ -20,7 +21,6 @@ from difflm.training.config import (
     ValidationConfig,
 )
 from difflm.training.merging import merge_run
-from difflm.training.trainer import train
 from tests.standins import write_parent, write_texts
 
 

@@ -9,17 +9,21 @@ from pathlib import Path
 import pytest
 
 from difflm.errors import ConfigError
+from difflm.runs import train
 from difflm.training.config_io import load_config
 from difflm.training.state import checkpoint_folders
-from difflm.training.trainer import Trainer, train
+from difflm.training.trainer import Trainer
 from tests.training.runs import config_of
 
 
 def test_a_run_killed_in_its_first_moment_starts_again(files: dict[str, Path], tmp_path: Path) -> None:
     config = config_of(files, tmp_path / "run")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.tmp").write_text("model: half writ")
-    assert Trainer(config, resume="auto").state.step == 0
+    (tmp_path / "run" / ".config.yaml.partial").write_text("model: half writ")
+    (tmp_path / "run" / ".lock").touch()
+    trainer = Trainer(config, resume="auto")
+    assert trainer.state.step == 0
+    trainer.close()
     assert [path.name for path in sorted((tmp_path / "run").iterdir())] == ["config.yaml", "metrics.jsonl"]
 
 

@@ -14,9 +14,10 @@ from difflm.checkpoints.loading import load_model
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import CheckpointError, ConfigError
 from difflm.plots import read_rows
+from difflm.runs import train
 from difflm.training.merging import merge_run
 from difflm.training.state import MOMENTS, best_checkpoints, checkpoint_folders, read_state
-from difflm.training.trainer import Trainer, train
+from difflm.training.trainer import Trainer
 from tests.training.runs import config_of
 
 
@@ -85,6 +86,7 @@ def test_resume_continues_as_if_nothing_had_happened(files: dict[str, Path], tmp
         trainer._after_step(before)
     last = checkpoint_folders(part.output)[-1]
     assert read_state(last).step < trainer.state.step  # the interruption lost steps after the last checkpoint
+    trainer.close()
     train(part, resume="auto")
     for kind in ("train", "validation"):
         mine, theirs = (
@@ -208,7 +210,7 @@ def test_truncated_moments_are_named(files: dict[str, Path], tmp_path: Path) -> 
     config = config_of(files, tmp_path / "run")
     moments = train(config) / "optimizer.safetensors"
     moments.write_bytes(moments.read_bytes()[:-9])
-    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: damaged or truncated"):
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: damaged \(it has"):
         Trainer(config, resume="auto")
 
 
