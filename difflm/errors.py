@@ -4,6 +4,10 @@ Every message names the field or file, the value that was found and what to do a
 line prints such a message as one line and exits with code 2; anything else is a defect of ours.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class DifflmError(ValueError):
     """Base class of the errors that a user can mend: bad configuration, files or requests."""
@@ -19,6 +23,19 @@ class CheckpointError(DifflmError):
 
 class DataError(DifflmError):
     """A training or validation data file that cannot be used."""
+
+
+class Interrupted(DifflmError):
+    """A training run that a signal stopped after it had saved everything; resuming continues it exactly.
+
+    Args:
+        message: for the user.
+        checkpoint: what was saved.
+    """
+
+    def __init__(self, message: str, *, checkpoint: Path) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
 
 
 class RequestError(DifflmError):

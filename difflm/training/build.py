@@ -1,4 +1,4 @@
-"""Configuration -> objects of the maths: objective and curriculum of a run, and the threads it uses."""
+"""Configuration -> objects of the maths: objective and curriculum of a run; what it asks of model and machine."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import torch
 
+from difflm.checkpoints.loading import LoadedModel
 from difflm.diffusion.curriculum import BlockCurriculum, Stage, lookahead_at
 from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount, LinearSchedule, Noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
 from difflm.errors import ConfigError
+from difflm.models.attention import backend_for
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.types import Parametrisation
 
@@ -69,3 +71,28 @@ def set_threads(threads: int | None) -> None:
     except AttributeError:  # not on every system
         cores = os.cpu_count() or 1
     torch.set_num_threads(threads or cores)
+
+
+def check_model(config: TrainConfig, loaded: LoadedModel) -> None:
+    """Refuse a model that a run cannot be done with.
+
+    Raises:
+        ConfigError: no mask token for a block-diffusion run, a context shorter than a row, or an attention backend that
+            does not work for it.
+    """
+    model = loaded.config.model
+    if isinstance(config.objective, BlockDiffusionConfig) and loaded.config.mask_token_id is None:
+        raise ConfigError(f"train.model: {config.model} has no mask token; convert it first (difflm convert)")
+    if model.max_positions < config.data.row_length:
+        raise ConfigError(
+            f"train.data.row_length: {config.data.row_length} exceeds the model's context of {model.max_positions} "
+            "tokens; lower it"
+        )
+    backend_for(
+        config.attention,
+        device=config.device,
+        dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype],
+        head_dim=model.head_dim,
+        backward=True,
+        field="train.attention",
+    )

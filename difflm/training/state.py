@@ -3,27 +3,39 @@
 run/config.yaml                      the resolved configuration; runs again
 run/metrics.jsonl, run/training.png
 run/checkpoints/step-00000123/       model folder (config, weights in float32, tokenizer, card)
-    training_state.json              counters and validation figures; its presence completes the checkpoint
-    optimizer.safetensors            moments of AdamW; kept in the newest checkpoint only
+    training_state.json              counters and validation figures
+    optimizer.safetensors            moments of the optimiser; kept in the newest `checkpoint.keep` checkpoints
+    manifest.json                    size and sha256 of every file, written last
+
+A checkpoint is written aside, flushed, sealed with its manifest, read back, and only then renamed into place.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from difflm.checkpoints.fields import one_line
+from difflm.checkpoints.folders import remove_folder, staged_folder
+from difflm.checkpoints.hf import listed, save_tensors
 from difflm.checkpoints.loading import LoadedModel
-from difflm.checkpoints.saving import save_model
+from difflm.checkpoints.manifest import drop_file, read_manifest, seal_folder, verify_folder
+from difflm.checkpoints.saving import write_loaded
 from difflm.errors import CheckpointError
+from difflm.training.config import TrainConfig
 from difflm.training.optim import Optimizer
 
 STATE, MOMENTS = "training_state.json", "optimizer.safetensors"
+_MARGIN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +43,14 @@ class TrainingState:
     """Where a run stands.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimiser steps done, skipped ones included.
         tokens: training tokens done (no padding; a complementary view counts once).
         epoch, position: of the row loader.
         stage: index of the curriculum stage of the last step.
         block_size: block size of that stage in tokens; None for next-token training.
-        data: fingerprint of the packed training rows.
+        skipped: steps left out because their loss or gradient was not finite.
+        data, validation_data: fingerprints of the packed training and validation rows.
+        model, tokenizer: hashes of the files the run started from.
         validation: block size -> perplexity, as in metrics.jsonl; empty if not validated at this step.
         ar_perplexity: AR perplexity at this step, if validated.
         seconds: training time so far.
@@ -48,40 +62,143 @@ class TrainingState:
     position: int = 0
     stage: int = 0
     block_size: int | None = None
+    skipped: int = 0
     data: str = ""
+    validation_data: str = ""
+    model: str = ""
+    tokenizer: str = ""
     validation: dict[str, float] = field(default_factory=dict)
     ar_perplexity: float | None = None
     seconds: float = 0.0
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """Return the complete checkpoints of a run folder, oldest first."""
+    """Return the complete checkpoints of a run folder, oldest first; their content is not verified."""
     folders = sorted((run / "checkpoints").glob("step-*"))
     return [each for each in folders if (each / STATE).is_file()]
 
 
 def read_state(checkpoint: Path) -> TrainingState:
-    """Return the counters of a checkpoint."""
+    """Return the counters of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is not one of ours; the message names the field.
+    """
+    path = checkpoint / STATE
     try:
-        return TrainingState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / STATE}: cannot be read ({error}); delete this checkpoint") from None
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({one_line(error)}); delete this checkpoint") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(raw).__name__}, expected an object; delete this checkpoint")
+    known = {each.name: str(each.type) for each in dataclasses.fields(TrainingState)}
+    for name, value in raw.items():
+        if name not in known:
+            raise CheckpointError(f"{path}: unknown field {name!r}; it is of another version of difflm, use that one")
+        if not _fits(value, known[name]):
+            raise CheckpointError(
+                f"{path}: {name} is {value!r}, expected {_WORDS[known[name]]}; delete this checkpoint"
+            )
+    return TrainingState(**raw)
+
+
+_WORDS = {
+    "int": "a whole number of at least 0",
+    "int | None": "a whole number of at least 0, or null",
+    "float": "a number",
+    "float | None": "a number or null",
+    "str": "a string",
+    "dict[str, float]": "an object of numbers",
+}
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Return whether a JSON value is of a field's type; counters are never negative."""
+    if value is None:
+        return kind.endswith("| None")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    match kind.removesuffix(" | None"):
+        case "int":
+            return number and isinstance(value, int) and value >= 0
+        case "float":
+            return number
+        case "str":
+            return isinstance(value, str)
+    return isinstance(value, dict) and all(_fits(each, "float") for each in value.values())
+
+
+def newest_verified(run: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint that is whole and resumable, and one line about each newer one that is not.
+
+    Damaged checkpoints are left where they are.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them can be resumed.
+    """
+    skipped: list[str] = []
+    for folder in sorted((run / "checkpoints").glob("step-*"), reverse=True):
+        try:
+            if MOMENTS not in verify_folder(folder, spare=(MOMENTS,)):
+                raise CheckpointError(f"{folder}: has no {MOMENTS} any more (kept for merging)")
+            read_state(folder)
+        except CheckpointError as error:
+            skipped.append(str(error))
+        else:
+            return folder, skipped
+    if skipped:
+        raise CheckpointError(
+            f"{run / 'checkpoints'}: no checkpoint can be resumed: {listed(skipped, 3)}; restore one from a copy, or "
+            "move the run folder away to start anew"
+        )
+    return None, []
 
 
 def save_checkpoint(
     run: Path, loaded: LoadedModel, optimizer: Optimizer, state: TrainingState, *, updates: dict[str, Any]
 ) -> Path:
-    """Write a checkpoint aside and rename it into place; return its folder."""
+    """Write a checkpoint aside, verify what the disk holds and rename it into place; return its folder.
+
+    Raises:
+        CheckpointError: too little space, or the disk fails; earlier checkpoints are untouched.
+    """
     target = run / "checkpoints" / f"step-{state.step:08d}"
-    aside = target.with_name(f".{target.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    save_model(loaded, aside, config_updates=updates)
-    save_file(optimizer.named_state(), aside / MOMENTS)
-    (aside / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
+    require_space(run, loaded, optimizer)
+    with staged_folder(target, replace=True, seal=seal_folder) as stage:
+        write_loaded(loaded, stage, config_updates=updates)
+        save_tensors(stage / MOMENTS, {name: each.cpu().contiguous() for name, each in optimizer.named_state().items()})
+        (stage / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
     return target
+
+
+def keep_checkpoint(
+    config: TrainConfig, loaded: LoadedModel, optimizer: Optimizer, state: TrainingState
+) -> tuple[Path, list[str]]:
+    """Write the checkpoint of a run's current step, then delete what it replaces; return (its folder, failures).
+
+    Raises:
+        CheckpointError: see `save_checkpoint`; nothing was deleted.
+    """
+    updates: dict[str, Any] = {"block_size": state.block_size} if state.block_size else {}
+    updates["difflm"] = {"recipe": config.recipe}
+    folder = save_checkpoint(config.output, loaded, optimizer, state, updates=updates)
+    settings, final = config.checkpoint, config.block_sizes[-1]
+    return folder, prune(config.output, folder, keep=settings.keep, keep_best=settings.keep_best, block_size=final)
+
+
+def require_space(run: Path, loaded: LoadedModel, optimizer: Optimizer) -> None:
+    """Check that the disk of a run has room for one more checkpoint.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    tensors = [*loaded.model.parameters(), *optimizer.named_state().values()]
+    needed = sum(each.numel() * each.element_size() for each in tensors) + _MARGIN_BYTES
+    free = shutil.disk_usage(run).free
+    if free < needed:
+        raise CheckpointError(
+            f"train.output: {run} has {free / 2**20:.1f} MiB free, a checkpoint takes {needed / 2**20:.1f} MiB; free "
+            "space, or lower train.checkpoint.keep and train.checkpoint.keep_best"
+        )
 
 
 def load_moments(checkpoint: Path, optimizer: Optimizer) -> None:
@@ -106,32 +223,53 @@ def best_checkpoints(run: Path, *, block_size: int | None, count: int) -> list[P
         block_size: final block size of the curriculum; checkpoints of other stages are never candidates.
         count: k.
     """
+    return _ranked(checkpoint_folders(run), block_size)[:count]
+
+
+def _ranked(folders: Sequence[Path], block_size: int | None) -> list[Path]:
     scored = []
-    for folder in checkpoint_folders(run):
+    for folder in folders:
         state = read_state(folder)
         key = str(block_size)
         value = state.ar_perplexity if block_size is None else state.validation.get(key)
-        if state.block_size == block_size and value is not None:
+        if state.block_size == block_size and value is not None and not math.isnan(value):
             scored.append((value, folder))
-    return [folder for _, folder in sorted(scored)[:count]]
+    return [folder for _, folder in sorted(scored)]
 
 
-def prune(run: Path, *, keep: int, keep_best: int, block_size: int | None) -> None:
-    """Delete what is no longer needed: optimiser moments of all but the newest checkpoint, and old checkpoints.
+def prune(run: Path, newest: Path, *, keep: int, keep_best: int, block_size: int | None) -> list[str]:
+    """Delete what is no longer needed, once `newest` is safely on the disk; return a line on each failure.
+
+    Of the `keep` newest checkpoints everything stays, of merge candidates everything but the optimiser's moments.
+    Damaged checkpoints are never counted and never deleted, nor are those of a later step than `newest` (of a
+    time before the run went back to an older checkpoint).
 
     Args:
         run: run folder.
-        keep: newest checkpoints that stay.
+        newest: checkpoint of the current step, just written and verified.
+        keep: newest checkpoints that stay resumable.
         keep_best: merge candidates that stay.
         block_size: final block size (see `best_checkpoints`).
     """
-    folders = checkpoint_folders(run)
-    protected = set(folders[-keep:]) | set(best_checkpoints(run, block_size=block_size, count=keep_best))
-    for folder in folders[:-1]:
-        if folder in protected:
-            (folder / MOMENTS).unlink(missing_ok=True)
-        else:
-            # Renamed first: an interrupted deletion leaves no half checkpoint behind.
-            doomed = folder.with_name(f".{folder.name}.deleting")
-            folder.rename(doomed)
-            shutil.rmtree(doomed)
+    folders = [each for each in checkpoint_folders(run) if each.name <= newest.name and _is_sound(each)]
+    resumable = set([each for each in folders if MOMENTS in read_manifest(each)][-keep:])
+    candidates = set(_ranked(folders, block_size)[:keep_best])
+    failures = []
+    for folder in folders:
+        try:
+            if folder in candidates - resumable:
+                drop_file(folder, MOMENTS)
+            elif folder not in resumable:
+                remove_folder(folder)
+        except OSError as error:
+            failures.append(f"{folder}: cannot be deleted ({error.strerror or one_line(error)}); it stays")
+    return failures
+
+
+def _is_sound(folder: Path) -> bool:
+    """Return whether a checkpoint looks whole, by names and sizes; cheap enough for every save."""
+    try:
+        read_state(folder)
+        return all((folder / name).stat().st_size == fact.size for name, fact in read_manifest(folder).items())
+    except (CheckpointError, OSError):
+        return False
