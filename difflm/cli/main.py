@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import click
 
 from difflm import __version__
-from difflm.errors import DifflmError
+from difflm.errors import DifflmError, Interrupted
 
 USER_ERROR, INTERRUPTED = 2, 130
+SAVED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 
 class LazyGroup(click.Group):
@@ -47,7 +48,10 @@ class LazyGroup(click.Group):
 bench = LazyGroup(
     "bench",
     help="Measure. A table, then one JSON document as the last line of stdout.",
-    homes={"decode": ("difflm.cli.bench:decode", "Converted model against its AR parent, tokens per second.")},
+    homes={
+        "decode": ("difflm.cli.bench:decode", "Converted model against its AR parent, tokens per second."),
+        "train": ("difflm.cli.bench_train:train", "Training steps per attention backend: tokens per second, memory."),
+    },
 )
 
 cli = click.version_option(__version__, prog_name="difflm")(
@@ -57,17 +61,21 @@ cli = click.version_option(__version__, prog_name="difflm")(
         homes={
             "convert": ("difflm.cli.convert:convert", "Checkpoint -> checkpoint with a mask token."),
             "train": ("difflm.cli.train:train", "Run a recipe: adapt, fine-tune, or train an AR control."),
+            "recipes": ("difflm.cli.recipes:recipes", "List the shipped recipes; show NAME prints one."),
             "merge": ("difflm.cli.merge:merge", "Average the best checkpoints of a run."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
-            "bench": ("difflm.cli.main:bench", "Measure decoding speed."),
+            "bench": ("difflm.cli.main:bench", "Measure the speed of decoding and of training."),
         },
     )
 )
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted.
+    """Run the command line and return its exit code.
+
+    0: done. 2: input that cannot be used. 75: a training run that a signal stopped after it had saved everything.
+    130: interrupted.
 
     Args:
         arguments: without the program's name.
@@ -79,6 +87,8 @@ def run(arguments: Sequence[str]) -> int:
         return USER_ERROR
     except click.ClickException as error:
         return _fail(error.format_message())
+    except Interrupted as error:
+        return _fail(str(error), code=SAVED)
     except DifflmError as error:
         return _fail(str(error))
     except OSError as error:

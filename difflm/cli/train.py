@@ -26,7 +26,7 @@ from difflm.cli.options import folder
     "--tokens",
     type=click.IntRange(min=1),
     show_default="the recipe's",
-    help="Length of the run; every token count of the recipe is scaled to it.",
+    help="Length of the run, tokens; every token count of the recipe is scaled to it.",
 )
 @click.option(
     "--resume",

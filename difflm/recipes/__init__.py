@@ -1,20 +1,38 @@
-"""Training recipes that ship with the package, by name.
+"""Training recipes that ship with the package, by name and as functions.
 
 A recipe is a configuration of `difflm train` without `model`, `output` and `data.paths`, which each run names.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from difflm.recipes.functions import (
+    Recipe,
+    laptop_wsd,
+    llada2_flash,
+    llada2_mini,
+    llama3_2_1b,
+    next_token,
+    paper_wsd,
+    qwen3_0_6b,
+    recipe,
+    sft,
+    smollm2,
+)
+from difflm.recipes.shipped import recipe_names, recipe_path, recipe_summary
 
-_FOLDER = Path(__file__).parent
-
-
-def recipe_names() -> list[str]:
-    """Return the names of the shipped recipes, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
-
-
-def recipe_path(name: str) -> Path | None:
-    """Return the file of a shipped recipe, or None if there is no recipe of that name."""
-    return _FOLDER / f"{name}.yaml" if name in recipe_names() else None
+__all__ = [
+    "Recipe",
+    "laptop_wsd",
+    "llada2_flash",
+    "llada2_mini",
+    "llama3_2_1b",
+    "next_token",
+    "paper_wsd",
+    "qwen3_0_6b",
+    "recipe",
+    "recipe_names",
+    "recipe_path",
+    "recipe_summary",
+    "sft",
+    "smollm2",
+]

@@ -17,7 +17,7 @@ from difflm.errors import ConfigError
 from tests.standins import write_parent, write_texts
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["convert", "train", "merge", "generate", "chat", "bench decode"]
+COMMANDS = ["convert", "train", "recipes", "recipes show", "merge", "generate", "chat", "bench decode"]
 HEAVY = ["torch", "transformers", "numpy", "pydantic", "yaml", "rich", "matplotlib", "safetensors"]
 
 

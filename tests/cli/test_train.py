@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 
 from difflm.cli.main import run
-from difflm.cli.train import find_recipe, resolve
-from difflm.errors import ConfigError
-from difflm.recipes import recipe_path
 from difflm.training.config_io import load_config, parse_yaml
 from tests.standins import write_parent, write_texts
 
@@ -98,14 +95,36 @@ def test_dry_run_prints_the_whole_configuration_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_recipe_without_its_run_specific_fields_says_what_to_set() -> None:
-    with pytest.raises(ConfigError, match=r"train.model: missing.*train.output, train.data.paths"):
-        resolve("sft", (), model=None, data=(), output=None)
+def test_overrides_with_dashes_functions_and_scaled_budgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab_recipes.py").write_text(
+        "from difflm.recipes import smollm2\ndef mine(model, output):\n"
+        "    return smollm2(model=model, output=output, data='mine.jsonl')\n"
+    )
+    words = ["--seed=3", "lab_recipes:mine", "--model", "m", "--output", "o", "--tokens", "6000", "--dry-run"]
+    assert run(["train", *words, "--optimizer.learning-rate", "3e-5", "--dtype=float32", "data.row_length=512"]) == 0
+    tree = parse_yaml(capsys.readouterr().out, where="dry run")
+    assert (tree["recipe"], tree["data"]["paths"], tree["data"]["row_length"]) == ("smollm2", ["mine.jsonl"], 512)
+    assert (tree["seed"], tree["optimizer"]["learning_rate"], tree["dtype"]) == (3, 3e-5, "float32")
+    assert sum(stage["tokens"] for stage in tree["curriculum"]) == 6000
 
 
-def test_recipes_are_found_by_name_and_by_path(tmp_path: Path) -> None:
-    assert find_recipe("paper-wsd") == recipe_path("paper-wsd")
-    (tmp_path / "mine.yaml").write_text("seed: 1\n")
-    assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
-    with pytest.raises(ConfigError, match=r"'latop-wsd' is neither .*did you mean 'laptop-wsd'\? \(laptop-wsd, next-"):
-        find_recipe("latop-wsd")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sft", "--verbose"], "difflm: --verbose: no such option, and no value for a field"),
+        (["sft", "--modle", "m"], "difflm: train.modle: unknown field; did you mean 'model'?"),
+        (["--seed=3"], "difflm: Missing argument 'RECIPE'."),
+        (["no_such_module:f"], "difflm: recipe: no_such_module:f: no module 'no_such_module'"),
+        (["sft", "--tokens", "0"], "difflm: Invalid value for '--tokens'"),
+    ],
+)
+def test_what_cannot_be_resolved_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", *words]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(message)
+    assert printed.count("\n") == 1

@@ -1,51 +1,72 @@
-"""Every shipped recipe is a valid configuration and is what its name says."""
+"""Every shipped recipe is a valid configuration, is what its name says, and runs dry on the meta device."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
+from dataclasses import replace
 
 import pytest
+import torch
 
-from difflm.recipes import recipe_names, recipe_path
+from difflm.checkpoints.architectures import architecture, meta_model
+from difflm.diffusion.noise import RowNoise
+from difflm.diffusion.objectives import BlockDiffusion
+from difflm.models.attention import DenseAttention
+from difflm.recipes import recipe, recipe_names, recipe_path
+from difflm.training.build import curriculum_of, objective_of
 from difflm.training.config import BlockDiffusionConfig, NextTokenConfig, TrainConfig
-from difflm.training.config_io import config_from_tree, dump_config, override, parse_yaml, read_tree
+from difflm.training.config_io import config_from_tree, dump_config, parse_yaml
+from difflm.training.parameters import plan_parameters
+from difflm.types import PADDING, Parametrisation
+from tests.rows import batch_of
+
+# Recipe -> (architecture it is written for, parameters, tokens of an optimiser step).
+WRITTEN_FOR = {
+    "qwen3_0_6b": ("qwen3-0.6b", 596_049_920, 2**19),
+    "llama3_2_1b": ("llama-3.2-1b", 1_235_814_400, 2**19),
+    "smollm2": ("smollm2-135m", 134_515_008, 2**17),
+    "laptop-wsd": ("smollm2-135m", 134_515_008, 2**9),
+}
+LLADA2 = [1, 4, 32, 64, "row", 2048, 1024, 256, 32]
 
 
-def recipe(name: str) -> TrainConfig:
-    path = recipe_path(name)
-    assert path is not None
-    return config_from_tree(override(read_tree(path), ["model=m", "output=o", "data.paths=[d]"]))
-
-
-def test_the_shipped_recipes() -> None:
-    assert recipe_names() == ["laptop-wsd", "next-token", "paper-wsd", "sft"]
-    assert recipe_path("absent") is None
-    assert recipe_path("../recipes/sft") is None
+def made(name: str) -> TrainConfig:
+    return recipe(name, model="m", output="o", data="d")
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_is_valid_measured_and_survives_its_dump(name: str) -> None:
-    config = recipe(name)
+    config = made(name)
     assert config_from_tree(parse_yaml(dump_config(config), where=name)) == config
     assert config.data.validation_fraction > 0, "merge needs validated checkpoints"
     assert config.checkpoint.every_tokens > 0
     last = config.curriculum[-1].tokens
     assert last >= 2 * config.checkpoint.every_tokens, "the last stage gives merge something to average"
+    assert config.recipe == name
 
 
-def test_the_papers_ladder() -> None:
-    config = recipe("paper-wsd")
-    assert [stage.block_size for stage in config.curriculum] == [1, 4, 32, 64, "row", 2048, 1024, 256, 32]
+@pytest.mark.parametrize("name", ["llada2_mini", "llada2_flash", "paper-wsd"])
+def test_the_papers_ladder(name: str) -> None:
+    config = made(name)
+    assert [stage.block_size for stage in config.curriculum] == LLADA2
     assert config.block_sizes[4] == config.data.row_length == 4096
     assert config.embedding_noise.sigma > 0
-    assert config.embedding_noise.stages == 4, "the noise ends with the warm-up of the block size"
-    shares = [sum(stage.tokens for stage in part) for part in (config.curriculum[:4], config.curriculum[4:5])]
-    assert [share / config.total_tokens for share in shares] == pytest.approx([0.1, 0.7])
     assert config.objective == BlockDiffusionConfig(), "exact counts, ELBO weights, blocks per document"
 
 
-def test_the_laptop_ladder_has_the_same_shape() -> None:
-    sizes = [stage.block_size for stage in recipe("laptop-wsd").curriculum]
+@pytest.mark.parametrize("name", ["llada2_mini", "llada2_flash", "paper-wsd", *(set(WRITTEN_FOR) - {"laptop-wsd"})])
+def test_budgets_are_10_70_20_and_the_noise_ends_with_the_warm_up(name: str) -> None:
+    config = made(name)
+    top = [stage.block_size for stage in config.curriculum].index("row")
+    parts = (config.curriculum[:top], config.curriculum[top : top + 1], config.curriculum[top + 1 :])
+    shares = [sum(stage.tokens for stage in part) / config.total_tokens for part in parts]
+    assert shares == pytest.approx([0.1, 0.7, 0.2])
+    assert config.embedding_noise.stages == top
+
+
+@pytest.mark.parametrize("name", ["laptop-wsd", "qwen3_0_6b", "llama3_2_1b", "smollm2"])
+def test_the_other_ladders_have_the_same_shape(name: str) -> None:
+    sizes = [stage.block_size for stage in made(name).curriculum]
     top = sizes.index("row")
     growing = [size for size in sizes[:top] if isinstance(size, int)]
     falling = [size for size in sizes[top + 1 :] if isinstance(size, int)]
@@ -55,8 +76,66 @@ def test_the_laptop_ladder_has_the_same_shape() -> None:
     assert len(falling) > 1
 
 
+@pytest.mark.parametrize("name", ["llada2_mini", "llada2_flash"])
+def test_every_field_of_the_full_recipes_says_where_it_is_from(name: str) -> None:
+    path = recipe_path(name)
+    assert path is not None
+    text = path.read_text()
+    assert "a choice, since the\n# report is silent" in text
+    assert {mark for mark in ("[report", "[public]", "[ours]") if mark in text} == {"[report", "[public]", "[ours]"}
+
+
+@pytest.mark.parametrize("name", sorted(WRITTEN_FOR))
+def test_dry_run_of_the_whole_recipe_on_the_meta_device(name: str) -> None:
+    """Model, optimiser plan, steps, and at each stage one prepared row and its forward: shapes only."""
+    config = made(name)
+    written_for, count, step_tokens = WRITTEN_FOR[name]
+    model = meta_model(written_for)
+    facts = architecture(written_for)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert facts.max_positions >= config.data.row_length
+    plans = plan_parameters(model, config.optimizer, mask_id=facts.vocab_size - 1)
+    assert sum(plan.parameter.numel() for plan in plans if not plan.frozen) == count
+    tokens_per_step = config.rows_per_batch * config.accumulation * config.data.row_length
+    assert tokens_per_step == step_tokens
+    assert all(math.ceil(stage.tokens / tokens_per_step) >= 5 for stage in config.curriculum), "steps of each stage"
+    for stage in curriculum_of(config).stages:
+        assert stage.block_size is not None
+        assert config.data.row_length % stage.block_size == 0
+    _prepare_every_stage(config, vocabulary=facts.vocab_size, model=model)
+
+
+def _prepare_every_stage(config: TrainConfig, *, vocabulary: int, model: torch.nn.Module | None) -> None:
+    length = config.data.row_length
+    batch = batch_of([[length // 2, length // 3, length // 8]], row_length=length)
+    objective = objective_of(config, Parametrisation())
+    assert isinstance(objective, BlockDiffusion)
+    for stage in curriculum_of(config).stages:
+        staged = replace(objective, block_size=stage.block_size)
+        inputs = staged.prepare(batch, mask_id=vocabulary - 1, noise=RowNoise(config.seed))
+        two_streams = stage.block_size != length
+        views = 2 if config.objective.complementary and stage.block_size != 1 else 1  # type: ignore[union-attr]
+        assert inputs.token_BN.shape == (views, 2 * length if two_streams else length)
+        assert int(inputs.masked_BN.sum()) > 0
+        assert not bool(inputs.masked_BN[:, :length][inputs.layout.document_BL == PADDING].any())
+        if model is None:
+            continue
+        tokens, positions = inputs.token_BN.to("meta"), inputs.position_BN.to("meta")
+        rows = tokens.shape[1]
+        everything = torch.ones(1, 1, rows, rows, dtype=torch.bool, device="meta")
+        hidden = model(tokens, positions, DenseAttention(everything))
+        assert hidden.shape[:2] == tokens.shape
+        assert hidden.is_meta
+
+
+@pytest.mark.parametrize("name", ["llada2_mini", "llada2_flash", "paper-wsd"])
+def test_the_papers_ladder_prepares_rows_at_every_stage(name: str) -> None:
+    _prepare_every_stage(made(name), vocabulary=157_184, model=None)
+
+
 def test_fine_tuning_masks_complementary_pairs_of_the_answer() -> None:
-    config = recipe("sft")
+    config = made("sft")
     assert isinstance(config.objective, BlockDiffusionConfig)
     assert config.objective.complementary
     assert config.objective.weighting == "uniform"
@@ -65,16 +144,7 @@ def test_fine_tuning_masks_complementary_pairs_of_the_answer() -> None:
 
 
 def test_the_control_has_no_blocks() -> None:
-    config = recipe("next-token")
+    config = made("next-token")
     assert config.objective == NextTokenConfig()
     assert config.block_sizes == (None,)
     assert config.fill_multiple is None
-
-
-def test_recipes_are_in_the_package() -> None:
-    for name in recipe_names():
-        path = recipe_path(name)
-        assert path is not None
-        assert path.parent.name == "recipes"
-        assert (path.parent / "__init__.py").is_file()
-        assert Path(path).read_text().startswith("# ")
