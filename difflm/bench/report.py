@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import asdict
 from typing import TextIO
 
 from difflm.bench.decode import DecodeBench
+from difflm.bench.train import TrainBench
 
 
 def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -58,3 +60,42 @@ def report(result: DecodeBench, *, file: TextIO | None = None) -> None:
     print(table(headings, rows), file=out)
     print(f"both AR systems gave the same answer to {result.same_ar_answers} of {result.prompts} prompts", file=out)
     print(json.dumps({"benchmark": "decode", **asdict(result)}), file=out, flush=True)
+
+
+def report_training(result: TrainBench, *, file: TextIO | None = None) -> None:
+    """Print the table of a training benchmark and, as the last line, the whole result as JSON.
+
+    Args:
+        result: of `bench_train`.
+        file: where to write; None is stdout.
+    """
+    out = file or sys.stdout
+    rows = [
+        (
+            row.attention,
+            str(row.length),
+            f"{row.seconds:.3f}",
+            f"{row.tokens_per_second:.1f}",
+            f"{row.ratio:.2f}",
+            f"{row.ratio_range[0]:.2f}-{row.ratio_range[1]:.2f}",
+            "-" if math.isnan(row.peak_mib) else f"{row.peak_mib:.0f}",
+        )
+        for row in result.rows
+    ]
+    asked, machine = result.settings, result.environment
+    threads = f", {asked.threads or machine['cores']} threads" if asked.device == "cpu" else ""
+    checkpointed = ", activation checkpointing" if asked.activation_checkpointing else ""
+    print(
+        f"{asked.model}, {result.parameters / 1e6:.1f} million parameters, random weights; {asked.dtype} on "
+        f"{asked.device}{threads}{checkpointed}; {asked.rows} rows a step, {asked.documents} documents a row, block "
+        f"size {asked.block_size}; {result.repeats} interleaved repeats (medians); {machine['processor']}, torch "
+        f"{machine['torch']}, commit {machine['commit']}",
+        file=out,
+    )
+    print(table(("attention", "L", "s/step", "tokens/s", "ratio", "range", "peak MiB"), rows), file=out)
+    for name, reason in result.left_out.items():
+        print(f"left out: {name} ({reason})", file=out)
+    plain = asdict(result)
+    for row in plain["rows"]:
+        row["peak_mib"] = None if math.isnan(row["peak_mib"]) else row["peak_mib"]
+    print(json.dumps({"benchmark": "train", **plain}), file=out, flush=True)
