@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import click
 
 from difflm import __version__
-from difflm.errors import DifflmError
+from difflm.errors import DifflmError, Interrupted
 
 USER_ERROR, INTERRUPTED = 2, 130
+SAVED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 
 class LazyGroup(click.Group):
@@ -60,6 +61,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
         homes={
             "convert": ("difflm.cli.convert:convert", "Checkpoint -> checkpoint with a mask token."),
             "train": ("difflm.cli.train:train", "Run a recipe: adapt, fine-tune, or train an AR control."),
+            "recipes": ("difflm.cli.recipes:recipes", "List the shipped recipes; show NAME prints one."),
             "merge": ("difflm.cli.merge:merge", "Average the best checkpoints of a run."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
@@ -70,7 +72,10 @@ cli = click.version_option(__version__, prog_name="difflm")(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line and return its exit code: 0, 2 for input that cannot be used, 130 when interrupted.
+    """Run the command line and return its exit code.
+
+    0: done. 2: input that cannot be used. 75: a training run that a signal stopped after it had saved everything.
+    130: interrupted.
 
     Args:
         arguments: without the program's name.
@@ -82,6 +87,8 @@ def run(arguments: Sequence[str]) -> int:
         return USER_ERROR
     except click.ClickException as error:
         return _fail(error.format_message())
+    except Interrupted as error:
+        return _fail(str(error), code=SAVED)
     except DifflmError as error:
         return _fail(str(error))
     except OSError as error:
