@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from difflm.checkpoints.merge import average_checkpoints as merge
     from difflm.decode.engine import Engine, generate
     from difflm.decode.request import Completion, SamplingParams
-    from difflm.errors import CheckpointError, ConfigError, DataError, DifflmError, RequestError
+    from difflm.errors import CheckpointError, ConfigError, DataError, DifflmError, Interrupted, RequestError
     from difflm.runs import train
     from difflm.scoring import logits, score
     from difflm.training.config import TrainConfig
@@ -28,6 +28,7 @@ __all__ = [
     "DataError",
     "DifflmError",
     "Engine",
+    "Interrupted",
     "LoadedModel",
     "RequestError",
     "SamplingParams",
@@ -55,6 +56,7 @@ _HOMES = {
     "ConfigError": "difflm.errors:ConfigError",
     "DataError": "difflm.errors:DataError",
     "DifflmError": "difflm.errors:DifflmError",
+    "Interrupted": "difflm.errors:Interrupted",
     "RequestError": "difflm.errors:RequestError",
     "logits": "difflm.scoring:logits",
     "score": "difflm.scoring:score",

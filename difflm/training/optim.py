@@ -109,10 +109,15 @@ class Optimizer:
             _allocate(part)
 
     def clip(self) -> Tensor:
-        """Scale the gradient to at most `max_grad_norm` and return its L2 norm before that."""
+        """Scale the gradient to at most `max_grad_norm` and return its L2 norm before that.
+
+        A gradient whose norm is not finite stays as it is: scaled, it would no longer tell where it went wrong.
+        """
         parameters = [each.parameter for each in self.trained if each.parameter.grad is not None]
-        limit = self.config.max_grad_norm or math.inf
-        return nn.utils.clip_grad_norm_(parameters, limit)
+        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        if bool(torch.isfinite(norm)):
+            nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm or math.inf, norm)
+        return norm
 
     @torch.no_grad()
     def step(self, ratio: float) -> float:

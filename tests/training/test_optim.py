@@ -307,6 +307,7 @@ def test_a_muon_run_resumes_bit_for_bit(dtype: str, files: dict[str, Path], tmp_
     whole = run("whole", 600)
     half = run("half", 250)
     half._save()
+    half.close()
     rest = run("half", 600, "auto")
     assert rest.state.step == whole.state.step > half.state.step > 0
     one, other = whole.loaded.model.state_dict(), rest.loaded.model.state_dict()
