@@ -7,6 +7,7 @@ from typing import Any
 
 from difflm.training.config import TrainConfig
 from difflm.training.config_io import config_from_tree
+from difflm.training.metrics import Metrics
 
 
 def config_of(files: dict[str, Path], output: Path, *, model: str = "paper", **changes: Any) -> TrainConfig:
@@ -21,3 +22,23 @@ def config_of(files: dict[str, Path], output: Path, *, model: str = "paper", **c
     }
     tree.update(changes)
     return config_from_tree(tree)
+
+
+class Notes:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.rows: list[Metrics] = []
+
+    def start(self, total_tokens: int, done_tokens: int) -> None:
+        pass
+
+    def update(self, metrics: Metrics) -> None:
+        self.rows.append(metrics)
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+    def close(self) -> None:
+        pass

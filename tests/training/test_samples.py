@@ -88,6 +88,7 @@ def test_resumed_runs_have_each_sample_once(files: dict[str, Path], tmp_path: Pa
         before = trainer.state.tokens
         trainer.train_step()
         trainer._after_step(before)
+    trainer.close()
     Trainer(part, sampler=Rude(), resume="auto").train()
     assert read_rows(part.output / "samples.jsonl") == read_rows(whole.output / "samples.jsonl")
 
