@@ -12,12 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import difflm
 from difflm.checkpoints.convert import convert
+from difflm.diffusion.noise import RowNoise
+from difflm.diffusion.objectives import Objective
+from difflm.plots import read_rows
 from difflm.recipes import recipe_names, recipe_path
 from difflm.training.config_io import read_tree
+from difflm.types import Batch, ModelInput, TokenScores
 from tests.standins import write_parent, write_texts
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +145,53 @@ def test_the_table_of_recipes_is_what_the_recipes_say() -> None:
         sizes = [str(stage.get("block_size", "-")) for stage in tree["curriculum"]]
         total = sum(stage["tokens"] for stage in tree["curriculum"])
         assert cells[2:] == [f"{total:,}", str(tree["data"]["row_length"]), " > ".join(sizes)], name
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """An objective whose loss is no number, to see what a skipped step leaves."""
+
+    base: Objective
+
+    def prepare(self, batch: Batch, *, mask_id: int | None, noise: RowNoise) -> ModelInput:
+        return self.base.prepare(batch, mask_id=mask_id, noise=noise)
+
+    def loss(self, scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[torch.Tensor, ...]:
+        return tuple(each * float("nan") for each in self.base.loss(scores, inputs))
+
+
+def test_every_field_of_metrics_jsonl_is_documented(tmp_path: Path) -> None:
+    convert(write_parent(tmp_path / "parent"), tmp_path / "converted", block_size=4)
+    write_texts(tmp_path / "text.jsonl")
+    steps: list[Objective] = []
+
+    def third_is_broken(base: Objective) -> Objective:
+        steps.append(base)
+        return Broken(base) if len(steps) == 3 else base
+
+    difflm.train(
+        {
+            "model": str(tmp_path / "converted"),
+            "output": str(tmp_path / "run"),
+            "data": {"paths": [str(tmp_path / "text.jsonl")], "row_length": 64, "validation_fraction": 0.2},
+            "curriculum": [{"block_size": 4, "tokens": 500}],
+            "validation": {"rows": 2, "block_sizes": [4]},
+            "samples": {"every_tokens": 400, "prompts": ["In the"], "max_new_tokens": 4},
+            "nonfinite": {"action": "skip"},
+            "threads": 1,
+        },
+        objective=third_is_broken,
+    )
+    found: dict[str, set[str]] = {}
+    for row in read_rows(tmp_path / "run" / "metrics.jsonl"):
+        found.setdefault(row["kind"], set()).update(set(row) - {"kind", "step", "num_tokens"})
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### kind: (\w+)\n(.*?)(?=^#|\Z)", page, re.M | re.S)
+    documented = {kind: set(re.findall(r"^\| `(\w+)` \|", text, re.M)) for kind, text in sections}
+    assert found == documented
+    top = {path.name for path in (tmp_path / "run").iterdir()}
+    listed = set(re.findall(r"^\| `([\w.]+)(?:/[\w.-]+/)?` \|", page.partition("## Checkpoints")[0], re.M))
+    assert top <= listed
 
 
 def test_every_page_is_in_the_navigation() -> None:
