@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from difflm.runs import train
     from difflm.scoring import logits, score
     from difflm.training.config import TrainConfig
+    from difflm.training.prepare import PrepareSummary, prepare
 
 __version__ = "0.1.0.dev0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "Engine",
     "Interrupted",
     "LoadedModel",
+    "PrepareSummary",
     "RequestError",
     "SamplingParams",
     "TrainConfig",
@@ -39,6 +41,7 @@ __all__ = [
     "load_model",
     "logits",
     "merge",
+    "prepare",
     "score",
     "train",
 ]
@@ -61,6 +64,8 @@ _HOMES = {
     "logits": "difflm.scoring:logits",
     "score": "difflm.scoring:score",
     "TrainConfig": "difflm.training.config:TrainConfig",
+    "PrepareSummary": "difflm.training.prepare:PrepareSummary",
+    "prepare": "difflm.training.prepare:prepare",
     "train": "difflm.runs:train",
 }
 

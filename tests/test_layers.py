@@ -31,8 +31,10 @@ CONFINED = {
     "click": "difflm/cli/",
     "yaml": "difflm/training/config_io.py",
     "pydantic": "difflm/training/config",
+    "pyarrow": "difflm/data/",
+    "zstandard": "difflm/data/",
 }
-NOT_AT_IMPORT = {"transformers", "gguf", "matplotlib", "rich"}
+NOT_AT_IMPORT = {"transformers", "gguf", "matplotlib", "pyarrow", "zstandard", "rich"}
 PURE = {"torch", "math", "collections", "dataclasses", "typing", "__future__", "difflm"}
 
 

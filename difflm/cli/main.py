@@ -60,6 +60,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
         help="Turn an autoregressive checkpoint into a block-diffusion language model, train it, decode it.",
         homes={
             "convert": ("difflm.cli.convert:convert", "Checkpoint -> checkpoint with a mask token."),
+            "prepare": ("difflm.cli.prepare:prepare", "Files -> tokenised shards; look at packed rows."),
             "train": ("difflm.cli.train:train", "Run a recipe: adapt, fine-tune, or train an AR control."),
             "recipes": ("difflm.cli.recipes:recipes", "List the shipped recipes; show NAME prints one."),
             "merge": ("difflm.cli.merge:merge", "Average the best checkpoints of a run."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,7 @@ def next_fit_rows(lengths: Sequence[int], *, row_length: int, capacity: Capacity
 def grouped(row_of: Sequence[int]) -> list[list[int]]:
     """Return the items of each row, rows ordered by their smallest item, items ascending."""
     order, start = row_table(row_of)
-    return [order[begin:end].tolist() for begin, end in zip(start[:-1], start[1:], strict=True)]
+    return [order[begin:end].tolist() for begin, end in pairwise(start.tolist())]
 
 
 def row_table(row_of: Sequence[int] | NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -35,6 +35,7 @@ from difflm.data.store import ANSWER, FILLED, MemoryStore, TokenStore
 from difflm.data.tokens import TokenDocument
 from difflm.errors import DataError
 
+
 def pack(
     documents: Sequence[TokenDocument],
     *,
@@ -109,7 +110,12 @@ def pack_store(store: TokenStore, options: PackOptions, chosen: Array | None = N
     fill = _fill(pieces.length, (flags & FILLED)[pieces.document] != 0, options.fill_multiple)
     order, row_start = row_table(_assign(pieces, fill, rooms))
     best, greedy = _rows_of_both(pieces.length + fill, options.row_length)
-    document, start, length, fill = index[pieces.document][order], pieces.start[order], pieces.length[order], fill[order]
+    document, start, length, fill = (
+        index[pieces.document][order],
+        pieces.start[order],
+        pieces.length[order],
+        fill[order],
+    )
     counts = PackCounts(
         documents=len(index),
         rows=len(row_start) - 1,

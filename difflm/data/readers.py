@@ -127,7 +127,9 @@ class _Cursor:
             parts.append(self._buffer[self._place :])
             size += len(parts[-1])
             if size > RECORD_BYTES:
-                raise DataError(f"{self._file}:{self.line}: an object of more than {RECORD_BYTES >> 20} MiB; unbalanced?")
+                raise DataError(
+                    f"{self._file}:{self.line}: an object of more than {RECORD_BYTES >> 20} MiB; unbalanced?"
+                )
             skip = max(skip - len(self._buffer), 0)
             self._refill()
         raise self._cut_short()

@@ -32,8 +32,9 @@ DOCUMENT = np.dtype(
         ("digest", "u1", (16,)),
     ]
 )
-"""One document: first token and number of tokens, leading tokens that are given, tokens that are learnt, flags, file and record it came from,
-where its trainable bits begin, hash of what it says (decides the validation split), hash of its ids."""
+"""One document: first token and number of tokens, leading tokens that are given, tokens that are learnt, flags, file
+and record it came from, where its trainable bits begin, hash of what it says (it decides the validation split), hash
+of its ids."""
 ANSWER, FILLED, BITS = 1, 2, 4
 """Flags: never cut; filled with EOS up to a block; which tokens are learnt stands in bits, not in `prompt`."""
 _RECORD = struct.Struct("<qiiiiiqq32s16s")
@@ -126,7 +127,9 @@ class RecordMaker:
     def make(self, document: TokenDocument) -> tuple[array[int], bytes, bytes]:
         """Return (ids as int32, record, trainable bits) of the next document."""
         token = array("i", document.token)
-        bits = b"" if document.trainable is None else np.packbits(np.array(document.trainable, dtype=np.bool_)).tobytes()
+        bits = (
+            b"" if document.trainable is None else np.packbits(np.array(document.trainable, dtype=np.bool_)).tobytes()
+        )
         flags = ANSWER * document.is_answer | (BITS if bits else 0)
         learnt = len(token) - document.num_prompt if document.trainable is None else sum(document.trainable)
         ends_learnt = learnt > 0 if document.trainable is None else document.trainable[-1]

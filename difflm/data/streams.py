@@ -49,7 +49,10 @@ def open_stream(file: Path) -> Iterator[io.BufferedReader]:
 
 def compression_of(head: bytes) -> Compression:
     """Return how a file with these first bytes is compressed; "" for not at all."""
-    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), "")
+    for magic, name in MAGIC.items():
+        if head.startswith(magic):
+            return name
+    return ""
 
 
 class _Zstd(io.RawIOBase):

@@ -83,9 +83,7 @@ def tokenise(
     return list(token_stream(documents, lambda texts: [encode(text) for text in texts], special))
 
 
-def token_stream(
-    documents: Iterable[Document], encode_batch: EncodeBatch, special: Special
-) -> Iterator[TokenDocument]:
+def token_stream(documents: Iterable[Document], encode_batch: EncodeBatch, special: Special) -> Iterator[TokenDocument]:
     """Yield the token ids of every document as `tokenise` returns them, encoding many texts at once.
 
     Args:
