@@ -23,12 +23,12 @@ from torch import Tensor
 
 from difflm.checkpoints.folders import staged_folder
 from difflm.checkpoints.hf import listed, save_tensors
-from difflm.data.packing import PackedRows
+from difflm.data.rows import PackedRows
 from difflm.errors import DifflmError
 from difflm.models.transformer import Transformer
 from difflm.training.config import TrainConfig
-from difflm.training.config_run import NonFiniteConfig
 from difflm.training.config_io import config_to_tree
+from difflm.training.config_run import NonFiniteConfig
 from difflm.types import ModelInput, TokenScores
 
 Score = Callable[[ModelInput], tuple[TokenScores, ...]]
@@ -176,7 +176,7 @@ def row_losses(inputs: ModelInput, scores: Sequence[TokenScores], rows: PackedRo
     means: dict[str, Tensor] = {}
     for term, score in zip(inputs.terms, scores, strict=True):
         owner_M = term.row_M.cpu() // width
-        value_M = (term.weight_M.cpu() * score.nll_M.float().cpu()).double()
+        value_M = (term.weight_M.cpu() * score.nll_M.detach().float().cpu()).double()
         sum_B = torch.zeros(count, dtype=torch.float64).index_add_(0, owner_M, value_M)
         means[term.name] = sum_B / torch.bincount(owner_M, minlength=count).clamp(min=1)
     return [
