@@ -29,6 +29,7 @@ from demo.task import items, write_jsonl
 from difflm import DifflmError, LoadedModel, SamplingParams, convert, load_model, train
 from difflm.display import training_observer
 from difflm.training.build import set_threads
+from difflm.training.merge_methods import Best
 from difflm.training.merging import merge_run
 
 
@@ -72,8 +73,8 @@ def train_both(plan: Plan, folder: Path) -> tuple[Path, Path]:
         last[diffusion] = train(config, resume="auto", observer=training_observer())
     merged = folder / "merged"
     if not merged.is_dir():
-        result = merge_run(folder / "task", merged, best=4)
-        members = ", ".join(f"{path.name} {value:.4f}" for path, value in result.members)
+        result = merge_run(folder / "task", merged, method=Best(4))
+        members = ", ".join(f"{each.folder.name} {each.perplexity:.4f}" for each in result.members)
         say(f"    merged {members} -> {result.perplexity:.4f} (task perplexity at block {result.block_size})")
     return merged, last[False]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,33 +24,38 @@ _MAY_DIFFER = ("difflm", "transformers_version", "_name_or_path")
 
 
 def average_checkpoints(
-    paths: Sequence[str | Path], target: str | Path, *, max_shard_bytes: int = MAX_SHARD_BYTES
+    paths: Sequence[str | Path],
+    target: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write the mean of checkpoints, accumulated in float32 tensor by tensor; one weight file in memory.
 
     Configuration, tokenizer and model card are the first checkpoint's; the merged folders are recorded with their
-    hashes.
+    shares and hashes.
 
     Args:
         paths: checkpoints of one model; a path given twice counts twice.
         target: an absent or empty folder.
+        weights: one for each path, at least 0; divided by their sum. None: all equal.
         max_shard_bytes: largest weight file, bytes.
 
     Raises:
-        ConfigError: no paths.
+        ConfigError: no paths, or weights that do not belong to them.
         CheckpointError: configuration, names, shapes, dtypes or tokenizers differ, or `target` is not free.
     """
-    if not paths:
-        raise ConfigError("paths is empty; expected at least one checkpoint to average")
+    shares = _shares(paths, weights)
     target = Path(target)
     require_free(target)
-    opened = [open_checkpoint(path) for path in paths]
+    opened = _opened(paths)
     first = opened[0]
-    for other in opened[1:]:
-        _require_same(first, other)
     config = model_config(first.raw, first.where)
-    parameters = MeanParameters([each.parameters(config) for each in opened])
-    record = [{"name": each.name, "sha256": _hashes(each)} for each in opened]
+    parameters = MeanParameters([each.parameters(config) for each in opened], shares)
+    record = [
+        {"name": each.name, "weight": 1.0 / len(opened) if shares is None else share, "sha256": _hashes(each)}
+        for each, share in zip(opened, shares or [0.0] * len(opened), strict=True)
+    ]
     raw = merged(first.raw, {"difflm": {"merged": record}})
     tokenizer = first.tokenizer() if first.is_gguf else None
     with staged_folder(target) as stage:
@@ -61,29 +67,72 @@ def average_checkpoints(
             (stage / "README.md").write_text(model_card(raw), encoding="utf-8")
 
 
+def mean_parameters(paths: Sequence[str | Path], weights: Sequence[float] | None = None) -> MeanParameters:
+    """Return the mean of checkpoints by parameter, computed when one is asked for; nothing is written.
+
+    Args:
+        paths: checkpoints of one model.
+        weights: one for each path, at least 0; divided by their sum. None: all equal.
+
+    Raises:
+        ConfigError: no paths, or weights that do not belong to them.
+        CheckpointError: configuration, names, shapes, dtypes or tokenizers differ.
+    """
+    shares = _shares(paths, weights)
+    opened = _opened(paths)
+    config = model_config(opened[0].raw, opened[0].where)
+    return MeanParameters([each.parameters(config) for each in opened], shares)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class MeanParameters(Mapping[str, Tensor]):
-    """The mean of several sets of parameters, computed when a parameter is asked for.
+    """The mean of several sets of parameters, computed in float32 when a parameter is asked for.
 
     Attributes:
         members: parameters of each checkpoint.
+        shares: of each, adding up to 1; None: all equal.
     """
 
     members: Sequence[Mapping[str, Tensor]]
+    shares: Sequence[float] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
-        total: Tensor | None = None
-        for member in self.members:
-            tensor = member[name]
-            total = tensor.to(torch.float32, copy=True) if total is None else total.add_(tensor)
-        assert total is not None
-        return total.div_(len(self.members)).to(self.members[0][name].dtype)
+        # A plain sum is divided once, so that copies of one checkpoint average to itself.
+        factors = [1.0] * len(self.members) if self.shares is None else self.shares
+        parts = [(member, factor) for member, factor in zip(self.members, factors, strict=True) if factor]
+        first = parts[0][0][name]
+        total = first.to(torch.float32, copy=True).mul_(parts[0][1])
+        for member, factor in parts[1:]:
+            total.add_(member[name].to(torch.float32), alpha=factor)
+        return (total.div_(len(self.members)) if self.shares is None else total).to(first.dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.members[0])
 
     def __len__(self) -> int:
         return len(self.members[0])
+
+
+def _shares(paths: Sequence[str | Path], weights: Sequence[float] | None) -> list[float] | None:
+    """Return the weights divided by their sum; None if all are equal."""
+    if not paths:
+        raise ConfigError("paths is empty; expected at least one checkpoint to average")
+    if weights is None:
+        return None
+    if len(weights) != len(paths):
+        raise ConfigError(f"weights: {len(weights)} for {len(paths)} checkpoints; give one for each, or none")
+    bad = [weight for weight in weights if not (math.isfinite(weight) and weight >= 0)]
+    total = math.fsum(weights)
+    if bad or total <= 0:
+        raise ConfigError(f"weights: {list(weights)}; each must be a number of at least 0, and one must be above 0")
+    return None if len(set(weights)) == 1 else [weight / total for weight in weights]
+
+
+def _opened(paths: Sequence[str | Path]) -> list[Checkpoint]:
+    opened = [open_checkpoint(path) for path in paths]
+    for other in opened[1:]:
+        _require_same(opened[0], other)
+    return opened
 
 
 def _require_same(first: Checkpoint, other: Checkpoint) -> None:

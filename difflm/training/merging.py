@@ -1,87 +1,207 @@
-"""Merge of a run: the mean of its best checkpoints, validated.
-
-Source: LLaDA2.0 report, section 7 (top-k checkpoints by validation perplexity, uniform mean; k is not given there).
-"""
+"""Merge of a run: a weighted mean of its checkpoints, validated as the run validated them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from difflm.checkpoints.loading import load_model
-from difflm.checkpoints.merge import average_checkpoints
-from difflm.errors import CheckpointError, ConfigError
+import torch
+
+from difflm.checkpoints.loading import LoadedModel, load_model
+from difflm.checkpoints.manifest import MANIFEST, verify_folder
+from difflm.checkpoints.merge import average_checkpoints, mean_parameters
+from difflm.data.rows import PackedRows
+from difflm.errors import CheckpointError
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.training.config_io import load_config
+from difflm.training.merge_methods import Best, Candidate, MergeMethod, RunFacts
 from difflm.training.rows import load_rows
-from difflm.training.state import best_checkpoints, read_state
+from difflm.training.state import MOMENTS, TrainingState, checkpoint_folders, read_state
 from difflm.training.validation import validate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MergedRun:
-    """What `merge_run` did.
+class Member:
+    """A merged checkpoint.
 
     Attributes:
-        block_size: block size of the perplexities, tokens; None: AR perplexity (next-token runs).
-        members: merged checkpoints and their validation perplexity, best first.
-        perplexity: validation perplexity of the mean, same rows and noise.
+        folder: of the checkpoint.
+        weight: its share; the shares add up to 1.
+        perplexity: its validation perplexity; None if the run has no validation data.
     """
 
+    folder: Path
+    weight: float
+    perplexity: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergedRun:
+    """One merge of a run.
+
+    Attributes:
+        method: "best", "window" or "ema".
+        block_size: block size of the perplexities, tokens; None: AR perplexity (next-token runs).
+        members: merged checkpoints; best first, or oldest first.
+        perplexity: validation perplexity of the mean, same rows and noise; None without validation data.
+    """
+
+    method: str
     block_size: int | None
-    members: tuple[tuple[Path, float], ...]
-    perplexity: float
+    members: tuple[Member, ...]
+    perplexity: float | None
 
 
-def merge_run(run: Path, target: Path, *, best: int = 4) -> MergedRun:
-    """Average the best checkpoints of a run's final block size, write the mean and validate it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotMerged:
+    """A method that this run's checkpoints do not allow.
+
+    Attributes:
+        method: its name.
+        reason: why, and what to change.
+    """
+
+    method: str
+    reason: str
+
+
+def merge_run(run: Path, target: Path, *, method: MergeMethod | None = None) -> MergedRun:
+    """Average checkpoints of a run's final block size, write the mean and validate it.
 
     Args:
         run: run folder of `difflm.train`.
         target: absent or empty folder.
-        best: how many checkpoints, by validation perplexity; fewer if the run has fewer.
+        method: which checkpoints, with which weights; None: the best four.
 
     Raises:
-        ConfigError: `best` below 1, or the run had no validation data.
-        CheckpointError: no run, or none of its checkpoints was validated at the final block size.
+        CheckpointError: no run, a damaged member, or its checkpoints do not suffice for the method.
     """
-    if best < 1:
-        raise ConfigError(f"best: {best} is below 1; give the number of checkpoints to average")
-    record = run / "config.yaml"
-    if not record.is_file():
-        raise CheckpointError(f"{run}: no config.yaml, so not a run folder; give a run, or the checkpoints themselves")
-    config = load_config(record)
-    final = config.block_sizes[-1]
-    chosen = best_checkpoints(run, block_size=final, count=best)
-    if not chosen:
-        raise CheckpointError(
-            f"{run}: no validated checkpoint of the final block size; train with validation data, or name checkpoints"
-        )
-    average_checkpoints(chosen, target)
-    figures = [read_state(folder) for folder in chosen]
-    values = [each.ar_perplexity if final is None else each.validation[str(final)] for each in figures]
-    members = tuple((folder, float(value or 0.0)) for folder, value in zip(chosen, values, strict=True))
-    return MergedRun(block_size=final, members=members, perplexity=_perplexity(config, target, final))
-
-
-def _perplexity(config: TrainConfig, folder: Path, block_size: int | None) -> float:
-    """Return the validation perplexity of a folder as the run measured its checkpoints."""
-    loaded = load_model(folder, device=config.device, dtype=config.dtype)
-    _, rows = load_rows(config, loaded)
-    assert rows is not None, "a validated run has validation rows"
-    diffusion = isinstance(config.objective, BlockDiffusionConfig)
-    result = validate(
-        loaded.model,
-        rows,
-        block_sizes=[block_size] if block_size else [],
-        parametrisation=loaded.config.parametrisation,
-        mask_id=loaded.config.mask_token_id if diffusion else None,
-        seed=config.validation.seed,
-        num_rows=config.validation.rows,
-        rows_per_batch=config.validation.rows_per_batch,
-        draws=config.validation.draws,
-        autoregressive=block_size is None,
+    source = _Run(run)
+    method = method or Best()
+    members = source.choose(method)
+    average_checkpoints([each.folder for each in members], target, weights=[each.weight for each in members])
+    perplexity = source.measure(load_model(target, device=source.config.device, dtype=source.config.dtype))
+    return MergedRun(
+        method=method.name, block_size=source.facts.block_size, members=tuple(members), perplexity=perplexity
     )
-    value = result.autoregressive if block_size is None else result.nelbo[block_size]
-    assert value is not None
-    return value
+
+
+def compare_merges(run: Path, methods: Sequence[MergeMethod]) -> list[MergedRun | NotMerged]:
+    """Return what each method would give on the validation rows; nothing is written.
+
+    Args:
+        run: run folder of `difflm.train`.
+        methods: in the order of the result.
+
+    Raises:
+        CheckpointError: no run, no checkpoint of its final block size, or a damaged member.
+    """
+    source = _Run(run)
+    found: list[MergedRun | NotMerged] = []
+    for method in methods:
+        try:
+            members = source.choose(method)
+        except CheckpointError as error:
+            found.append(NotMerged(method=method.name, reason=str(error)))
+            continue
+        perplexity = source.measure(source.mean({each.folder: each.weight for each in members}))
+        facts = source.facts
+        found.append(
+            MergedRun(method=method.name, block_size=facts.block_size, members=tuple(members), perplexity=perplexity)
+        )
+    return found
+
+
+class _Run:
+    """A run folder: its candidates, and validation as the run did it."""
+
+    def __init__(self, run: Path) -> None:
+        record = run / "config.yaml"
+        if not record.is_file():
+            raise CheckpointError(
+                f"{run}: no config.yaml, so not a run folder; give a run, or the checkpoints themselves"
+            )
+        self.config: TrainConfig = load_config(record)
+        sizes = self.config.block_sizes
+        first = next((index + 1 for index in reversed(range(len(sizes))) if sizes[index] != sizes[-1]), 0)
+        self.facts = RunFacts(
+            folder=run,
+            block_size=sizes[-1],
+            every_tokens=self.config.checkpoint.every_tokens,
+            last_tokens=sum(stage.tokens for stage in self.config.curriculum[first:]),
+        )
+        states = [(folder, read_state(folder)) for folder in checkpoint_folders(run)]
+        self.candidates = [self._candidate(folder, state) for folder, state in states if state.stage >= first]
+        self.verified: set[Path] = set()
+
+    def _candidate(self, folder: Path, state: TrainingState) -> Candidate:
+        size = self.facts.block_size
+        value = state.ar_perplexity if size is None else state.validation.get(str(size))
+        return Candidate(folder=folder, step=state.step, tokens=state.tokens, perplexity=value)
+
+    def choose(self, method: MergeMethod) -> list[Member]:
+        """Return the members of a method, verified, with a perplexity where the run has validation rows."""
+        if not self.candidates:
+            raise CheckpointError(
+                f"{self.facts.folder}: no validated checkpoint of the final block size; train on, or name checkpoints"
+            )
+        members = method.members(self.candidates, self.facts)
+        for each, _ in members:
+            self._verify(each.folder)
+        return [
+            Member(folder=each.folder, weight=weight, perplexity=self._perplexity(each)) for each, weight in members
+        ]
+
+    def _verify(self, folder: Path) -> None:
+        if folder in self.verified or not (folder / MANIFEST).is_file():
+            return
+        try:
+            verify_folder(folder, spare=(MOMENTS,))
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; move {folder} away to merge without it") from None
+        self.verified.add(folder)
+
+    def _perplexity(self, candidate: Candidate) -> float | None:
+        """Return a candidate's figure; one that the run left out (it was interrupted there) is measured now."""
+        if candidate.perplexity is not None or self.rows is None:
+            return candidate.perplexity
+        return self.measure(load_model(candidate.folder, device=self.config.device, dtype=self.config.dtype))
+
+    def mean(self, weights: Mapping[Path, float]) -> LoadedModel:
+        """Return the weighted mean of checkpoints as a model, in memory."""
+        folders = list(weights)
+        loaded = load_model(folders[0], device=self.config.device, dtype=self.config.dtype)
+        state = loaded.model.state_dict()
+        parameters = mean_parameters(folders, list(weights.values()))
+        with torch.no_grad():
+            for name in parameters:
+                state[name].copy_(parameters[name])
+        return loaded
+
+    @cached_property
+    def rows(self) -> PackedRows | None:
+        """Return the run's validation rows, None if it has none."""
+        return load_rows(self.config, load_model(self.candidates[-1].folder))[1]
+
+    def measure(self, loaded: LoadedModel) -> float | None:
+        """Return the validation perplexity of a model as the run measured its checkpoints."""
+        size, config = self.facts.block_size, self.config
+        if self.rows is None:
+            return None
+        diffusion = isinstance(config.objective, BlockDiffusionConfig)
+        result = validate(
+            loaded.model,
+            self.rows,
+            block_sizes=[size] if size else [],
+            parametrisation=loaded.config.parametrisation,
+            mask_id=loaded.config.mask_token_id if diffusion else None,
+            seed=config.validation.seed,
+            num_rows=config.validation.rows,
+            rows_per_batch=config.validation.rows_per_batch,
+            draws=config.validation.draws,
+            autoregressive=size is None,
+            backend=config.attention,
+        )
+        return result.autoregressive if size is None else result.nelbo[size]

@@ -12,7 +12,7 @@ from difflm.checkpoints.convert import convert
 from difflm.checkpoints.fields import read_json, write_json
 from difflm.checkpoints.hf import file_sha256
 from difflm.checkpoints.loading import load_model
-from difflm.checkpoints.merge import average_checkpoints
+from difflm.checkpoints.merge import MeanParameters, average_checkpoints, mean_parameters
 from difflm.checkpoints.saving import save_model
 from difflm.errors import CheckpointError, ConfigError
 from tests.checkpoints.tiny import hf_folder, make_tokenizer
@@ -43,6 +43,49 @@ def test_the_mean_is_that_of_float32(dtype: str, tmp_path: Path) -> None:
     for name, tensor in made.items():
         total = members[0][name].float() + members[1][name].float() + members[2][name].float()
         assert torch.equal(tensor, (total / 3).to(members[0][name].dtype)), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_weighted_mean_is_that_of_float32(dtype: str, tmp_path: Path) -> None:
+    paths = family(tmp_path, 3, dtype)
+    average_checkpoints(paths, tmp_path / "out", weights=[1, 4, 3])
+    members = [load_file(path / "model.safetensors") for path in paths]
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        slow = sum(share / 8 * member[name].double() for share, member in zip((1, 4, 3), members, strict=True))
+        assert isinstance(slow, torch.Tensor)
+        # bfloat16: one rounding at the end, not one for each member.
+        tolerance = {"float32": 1e-6, "bfloat16": 2.0**-8}[dtype]
+        torch.testing.assert_close(tensor.double(), slow, atol=1e-6, rtol=tolerance)
+    record = load_model(tmp_path / "out").config.raw["difflm"]["merged"]
+    assert [each["weight"] for each in record] == [0.125, 0.5, 0.375]
+
+
+def test_equal_weights_are_no_weights_and_zero_leaves_out(tmp_path: Path) -> None:
+    paths = family(tmp_path, 2)
+    plain, equal, second = (mean_parameters(paths, weights) for weights in (None, [3.0, 3.0], [0.0, 2.0]))
+    other = mean_parameters(paths[1:])
+    assert list(plain) == list(equal) == list(other)
+    for name in plain:
+        assert torch.equal(plain[name], equal[name])
+        assert torch.equal(second[name], other[name])
+    broken = MeanParameters([{"a": torch.tensor([torch.nan])}, {"a": torch.tensor([2.0])}], [0.0, 1.0])
+    assert float(broken["a"]) == 2.0, "what has no share is not read"
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], r"^weights: 1 for 2 checkpoints; give one for each, or none$"),
+        ([1.0, -1.0], r"^weights: \[1\.0, -1\.0\]; each must be a number of at least 0, and one must be above 0$"),
+        ([0.0, 0.0], r"^weights: \[0\.0, 0\.0\]; each must"),
+        ([1.0, float("nan")], r"^weights: \[1\.0, nan\]; each must"),
+        ([1.0, float("inf")], r"^weights: \[1\.0, inf\]; each must"),
+    ],
+)
+def test_weights_that_are_none_are_refused(weights: list[float], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        average_checkpoints(["a", "b"], tmp_path / "out", weights=weights)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_checkpoint_and_copies_are_themselves(tmp_path: Path) -> None:

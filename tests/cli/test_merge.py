@@ -1,4 +1,4 @@
-"""`difflm merge`: named checkpoints are averaged, a run's best ones are chosen."""
+"""`difflm merge`: named checkpoints are averaged, a run's are chosen by a method and compared."""
 
 from __future__ import annotations
 
@@ -13,30 +13,117 @@ from tests.cli.test_train import SHORT
 from tests.standins import write_parent, write_texts
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("merge")
+    write_parent(folder / "parent")
+    assert run(["convert", str(folder / "parent"), str(folder / "converted"), "--block-size", "8"]) == 0
+    words = ["--model", str(folder / "converted"), "--output", str(folder / "run")]
+    words += ["--data", str(write_texts(folder / "text.jsonl"))]
+    assert run(["train", "laptop-wsd", *SHORT, *words]) == 0
+    return folder / "run"
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    return [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
 def test_named_checkpoints_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = write_parent(tmp_path / "one", seed=1), write_parent(tmp_path / "two", seed=2)
     assert run(["merge", str(one), str(two), "--output", str(tmp_path / "mean")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'mean'}: mean of 2 checkpoints\n"
+    assert run(["merge", str(one), str(two), "--weights", "1,3", "--output", str(tmp_path / "heavy")]) == 0
     name = "model.layers.0.mlp.up_proj.weight"
-    left, right, mean = (load_file(folder / "model.safetensors")[name] for folder in (one, two, tmp_path / "mean"))
+    left, right, mean, heavy = (
+        load_file(folder / "model.safetensors")[name] for folder in (one, two, tmp_path / "mean", tmp_path / "heavy")
+    )
     torch.testing.assert_close(mean, (left + right) / 2)
+    torch.testing.assert_close(heavy, 0.25 * left + 0.75 * right)
 
 
 def test_the_best_of_a_run_are_chosen_and_the_mean_is_validated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_parent(tmp_path / "parent")
-    assert run(["convert", str(tmp_path / "parent"), str(tmp_path / "converted"), "--block-size", "8"]) == 0
-    words = ["--model", str(tmp_path / "converted"), "--output", str(tmp_path / "run")]
-    words += ["--data", str(write_texts(tmp_path / "text.jsonl"))]
-    assert run(["train", "laptop-wsd", *SHORT, *words]) == 0
     capsys.readouterr()
-    assert run(["merge", str(tmp_path / "run"), "--output", str(tmp_path / "mean"), "--best", "2"]) == 0
+    assert run(["merge", str(trained), "--output", str(tmp_path / "mean"), "--best", "2"]) == 0
     printed = capsys.readouterr()
-    lines = printed.out.splitlines()
-    assert len(lines) == 3
-    best, _, mean = (float(line.partition("block 8 ")[2].split()[0]) for line in lines)
+    head, first, second, last = [line.split() for line in printed.out.splitlines()]
+    assert head == ["checkpoint", "weight", "perplexity", "at", "block", "8"]
+    assert [row[1] for row in (first, second)] == ["0.5000", "0.5000"]
+    assert last[0] == str(tmp_path / "mean")
+    assert last[1:4] == ["(best", "of", "2)"]
+    best, mean = float(first[-1]), float(last[-1])
+    assert best <= float(second[-1])
     assert ("worse than its best member" in printed.err) == (mean > best)
-    assert all("perplexity at block 8" in line for line in lines)
-    assert lines[-1].startswith(f"{tmp_path / 'mean'}: ")
-    assert lines[-1].endswith("(mean of 2)")
+
+
+@pytest.mark.parametrize(
+    ("words", "weights"),
+    [
+        (["--method", "window", "--window", "2"], ["0.5000", "0.5000"]),
+        (["--method", "window", "--window", "2", "--shape", "sqrt"], ["0.7071", "0.2929"]),
+        (["--method", "ema", "--decay", "0.5"], None),
+    ],
+)
+def test_other_methods_weigh_the_checkpoints_in_order(
+    words: list[str], weights: list[str] | None, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["merge", str(trained), "--output", str(tmp_path / "mean"), *words]) == 0
+    rows = lines_of(capsys)[1:-1]
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    found = [row[1] for row in rows]
+    assert found == weights if weights else sum(map(float, found)) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_comparison_stands_side_by_side(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(trained.rglob("*"))
+    assert run(["merge", str(trained), "--compare", "--window", "2"]) == 0
+    rows = lines_of(capsys)
+    assert rows[0] == ["method", "checkpoints", "perplexity", "at", "block", "8"]
+    assert [row[0] for row in rows[1:]] == ["newest", "best", "window", "ema"]
+    assert sorted(trained.rglob("*")) == before
+    assert run(["merge", str(trained), "--compare", "--window", "50", "--output", str(tmp_path / "mean")]) == 0
+    rows = lines_of(capsys)
+    assert rows[3][:4] == ["window", "-", "not", "possible:"]
+    assert rows[2][2] == rows[-1][-1], "the merge that was written has the figure of the comparison"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["RUN", "--output", "new", "--window", "2"],
+            "--window: has no meaning for --method best; set --method window",
+        ),
+        (["RUN", "--output", "new", "--method", "ema", "--best", "2"], "--best: has no meaning for --method ema; set"),
+        (["RUN", "--output", "new", "--weights", "1,2"], "--weights: weighs checkpoints that are named; a run's are"),
+        (["RUN"], "Missing option '--output'."),
+        (["RUN", "--output", "new", "--best", "0"], "best: 0 is below 1; give the number of checkpoints to average"),
+        (["RUN", "--output", "new", "--method", "ema", "--decay", "1"], "decay: 1.0 is not in [0, 1); give the share"),
+        (["RUN", "--output", "new", "--method", "window", "--window", "50"], "RUN: window of 50, but only the last"),
+        (["ONE", "ONE", "--output", "new", "--method", "ema"], "--method: chooses among a run's checkpoints; leave it"),
+        (["ONE", "ONE", "--compare"], "--compare: chooses among a run's checkpoints; leave it out, or name one run"),
+        (["ONE", "ONE", "--output", "new", "--weights", "1;2"], "--weights: '1;2' is no list of numbers; write one"),
+        (
+            ["ONE", "ONE", "--output", "new", "--weights", "1"],
+            "weights: 1 for 2 checkpoints; give one for each, or none",
+        ),
+    ],
+)
+def test_what_cannot_be_merged_is_one_line(
+    words: list[str],
+    message: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").symlink_to(trained)
+    (tmp_path / "ONE").symlink_to(trained.parent / "converted")
+    capsys.readouterr()
+    assert run(["merge", *words]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"difflm: {message}")
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "new").exists()

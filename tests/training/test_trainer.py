@@ -15,6 +15,7 @@ from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import CheckpointError, ConfigError
 from difflm.plots import read_rows
 from difflm.runs import train
+from difflm.training.merge_methods import Best
 from difflm.training.merging import merge_run
 from difflm.training.state import MOMENTS, best_checkpoints, checkpoint_folders, read_state
 from difflm.training.trainer import Trainer
@@ -125,13 +126,14 @@ def test_checkpoints_load_as_models_and_only_the_newest_keeps_moments(files: dic
     loaded = load_model(final)
     assert loaded.config.block_size == 8
     assert loaded.tokenizer is not None
-    merged = merge_run(config.output, tmp_path / "merged", best=2)
+    merged = merge_run(config.output, tmp_path / "merged", method=Best(2))
     assert merged.block_size == 8
-    assert [path for path, _ in merged.members] == best
+    assert [each.folder for each in merged.members] == best
     mean = load_model(tmp_path / "merged").model
     members = [load_model(path).model for path in best]
     expected = torch.stack([each.embedding.weight for each in members]).mean(0)
     assert torch.allclose(mean.embedding.weight, expected, atol=1e-7)
+    assert merged.perplexity is not None
     assert merged.perplexity > 1
 
 
@@ -175,7 +177,7 @@ def test_next_token_training_needs_no_mask_and_validates_ar(files: dict[str, Pat
     rows = read_rows(config.output / "metrics.jsonl")
     figures = [row["ar_perplexity"] for row in rows if row["kind"] == "validation"]
     assert figures[-1] < figures[0]
-    merged = merge_run(config.output, tmp_path / "ar-merged", best=2)
+    merged = merge_run(config.output, tmp_path / "ar-merged", method=Best(2))
     assert merged.block_size is None
     assert merged.perplexity == pytest.approx(min(figures), rel=0.2)
 
