@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from difflm.checkpoints.families import model_config
+from difflm.checkpoints.families import find_family, model_config
 from difflm.checkpoints.fields import Fields
 from difflm.errors import CheckpointError
 from difflm.models.config import ModelConfig
@@ -21,7 +21,7 @@ class CheckpointConfig:
     """Facts of a loaded checkpoint, from config.json, generation_config.json and the tokenizer.
 
     Attributes:
-        family: "llama", "qwen2" or "qwen3".
+        family: name of the model family, such as "llama" or "llada2_moe".
         model: architecture.
         mask_token_id: id of the mask token; None for a checkpoint that was not converted.
         mask_token: its string; None without a tokenizer.
@@ -126,7 +126,7 @@ def checkpoint_config(
     mask_token_id = _mask_token_id(fields, architecture.vocab_size, eos, all_pad)
     taken = set(tokenizer.ids.values()) if tokenizer else set(range(architecture.vocab_size))
     return CheckpointConfig(
-        family=raw["model_type"],
+        family=find_family(raw, where).name,
         model=architecture,
         mask_token_id=mask_token_id,
         mask_token=_mask_token(fields, mask_token_id, tokenizer),

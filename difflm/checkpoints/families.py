@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from difflm.checkpoints.fields import Fields
+from difflm.checkpoints.moe_fields import ExpertFields, hf_experts, moe_config
 from difflm.checkpoints.rope_fields import ROPE_FIELDS, hf_rope, longest_context, rope_config
-from difflm.checkpoints.rules import GGUF_DENSE, GGUF_LLAMA, HF_DENSE, KeyRule
+from difflm.checkpoints.rules import GGUF_DENSE, GGUF_LLAMA, HF_DENSE, HF_LING, HF_QWEN3_MOE, KeyRule
 from difflm.errors import CheckpointError
 from difflm.models.config import ModelConfig
 
@@ -21,11 +22,13 @@ class Family:
         name: `model_type` of config.json, `general.architecture` of GGUF.
         architecture: class name in `architectures`.
         attention_bias: whether `attention_bias` decides about the biases of attention ("field"), or query, key and
-            value always have one and the output none ("qkv"), or there is none ("none"), whatever that field says.
+            value always have one and the output none ("qkv"), or there is none ("none"), whatever that field says;
+            `use_qkv_bias` and `use_bias` decide in "ling".
         reads_mlp_bias: `mlp_bias` is a field of this family.
         sliding_window: which fields switch a sliding window on: none, those of Qwen, or `sliding_window` alone, whose
             absence means 4096 (Mistral).
-        qk_norm: RMSNorm on query and key heads.
+        qk_norm: RMSNorm on query and key heads (experts "ling": where `use_qk_norm` is silent).
+        experts: which fields describe the mixture of experts; "ling" also names biases, norms and rotation its own way.
         head_dim: width of a head where config.json is silent; None means hidden_size / num_attention_heads.
         max_positions: context length where config.json is silent, tokens.
         hf_rules: names of tensors in safetensors files.
@@ -34,10 +37,11 @@ class Family:
 
     name: str
     architecture: str
-    attention_bias: Literal["field", "qkv", "none"] = "field"
+    attention_bias: Literal["field", "qkv", "none", "ling"] = "field"
     reads_mlp_bias: bool = False
     sliding_window: Literal["none", "qwen", "mistral"] = "qwen"
     qk_norm: bool = False
+    experts: ExpertFields = "none"
     head_dim: int | None = None
     max_positions: int = 32_768
     hf_rules: tuple[KeyRule, ...] = HF_DENSE
@@ -64,7 +68,35 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "qwen2": Family(name="qwen2", architecture="Qwen2ForCausalLM", attention_bias="qkv"),
     "qwen3": Family(name="qwen3", architecture="Qwen3ForCausalLM", qk_norm=True, head_dim=128),
+    "qwen3_moe": Family(
+        name="qwen3_moe",
+        architecture="Qwen3MoeForCausalLM",
+        qk_norm=True,
+        experts="qwen3",
+        hf_rules=HF_QWEN3_MOE,
+        gguf_rules=None,
+    ),
+    "bailing_moe": Family(
+        name="bailing_moe",
+        architecture="BailingMoeV2ForCausalLM",
+        attention_bias="ling",
+        qk_norm=True,
+        experts="ling",
+        hf_rules=HF_LING,
+        gguf_rules=None,
+    ),
+    "llada2_moe": Family(
+        name="llada2_moe",
+        architecture="LLaDA2MoeModelLM",
+        attention_bias="ling",
+        qk_norm=True,
+        experts="ling",
+        hf_rules=HF_LING,
+        gguf_rules=None,
+    ),
 }
+ALIASES = {"bailing_moe_v2": "bailing_moe", "llada21_moe": "llada2_moe"}
+"""Other spellings of `model_type` in circulation, for the same classes."""
 
 
 def find_family(raw: Mapping[str, Any], where: str) -> Family:
@@ -74,7 +106,8 @@ def find_family(raw: Mapping[str, Any], where: str) -> Family:
         CheckpointError: `model_type` is absent or not supported.
     """
     name = raw.get("model_type")
-    if not isinstance(name, str) or name not in FAMILIES:
+    name = ALIASES.get(name, name) if isinstance(name, str) else ""
+    if name not in FAMILIES:
         raise Fields(raw, where).error("model_type", "one of " + ", ".join(FAMILIES))
     return FAMILIES[name]
 
@@ -99,9 +132,12 @@ def model_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
         raise fields.error("num_key_value_heads", f"a divisor of num_attention_heads ({num_heads})")
     if head_dim % 2 or (raw.get("head_dim") is None and not family.head_dim and hidden_size % num_heads):
         raise fields.error("head_dim", f"an even width of a head (hidden_size is {hidden_size}, {num_heads} heads)")
-    bias = fields.flag("attention_bias", False) and family.attention_bias == "field"
+    moe = moe_config(family.experts, fields)
+    qkv_bias, output_bias = _attention_biases(family, fields)
     stated = fields.integer("max_position_embeddings", family.max_positions)
-    rope = rope_config({**raw, "max_position_embeddings": stated}, where)
+    ling = family.experts == "ling"
+    theta = None if ling else 10_000.0
+    rope = rope_config({**raw, "max_position_embeddings": stated}, where, partial=ling, theta=theta)
     refuse_window(family, raw, longest_context(stated, rope), where)
     return ModelConfig(
         vocab_size=fields.integer("vocab_size"),
@@ -114,12 +150,21 @@ def model_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
         norm_eps=fields.number("rms_norm_eps", 1e-6),
         rope=rope,
         max_positions=longest_context(stated, rope),
-        qkv_bias=bias or family.attention_bias == "qkv",
-        output_bias=bias,
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
         mlp_bias=family.reads_mlp_bias and fields.flag("mlp_bias", False),
-        qk_norm=family.qk_norm,
+        qk_norm=fields.flag("use_qk_norm", True) if ling else family.qk_norm,
         tied_embeddings=fields.flag("tie_word_embeddings", False),
+        moe=moe,
     )
+
+
+def _attention_biases(family: Family, fields: Fields) -> tuple[bool, bool]:
+    """Return whether (query, key and value; the output) have biases."""
+    if family.attention_bias == "ling":
+        return fields.flag("use_qkv_bias", False), fields.flag("use_bias", False)
+    bias = family.attention_bias == "field" and fields.flag("attention_bias", False)
+    return bias or family.attention_bias == "qkv", bias
 
 
 def hf_config(family: Family, config: ModelConfig) -> dict[str, Any]:
@@ -150,7 +195,7 @@ def hf_config(family: Family, config: ModelConfig) -> dict[str, Any]:
         fields["use_sliding_window"] = False
     if family.sliding_window == "mistral":
         fields["sliding_window"] = None
-    return fields | hf_rope(config.rope)
+    return fields | hf_rope(config.rope) | hf_experts(family.experts, config)
 
 
 def updated_config(raw: Mapping[str, Any], config: ModelConfig, where: str) -> dict[str, Any]:
@@ -163,8 +208,23 @@ def updated_config(raw: Mapping[str, Any], config: ModelConfig, where: str) -> d
         updated |= hf_rope(config.rope) | {"max_position_embeddings": config.max_positions}
     old, new = hf_config(family, before), hf_config(family, config)
     updated |= {name: value for name, value in new.items() if old.get(name) != value and name not in ROPE_FIELDS}
+    if mtp_layers(updated, where):
+        updated["num_nextn_predict_layers"] = 0  # their tensors are not written
     assert model_config(updated, where) == config, "config.json cannot express the architecture"
     return updated
+
+
+def mtp_layers(raw: Mapping[str, Any], where: str) -> int:
+    """Return the number of multi-token-prediction layers behind the decoder's; they are never loaded.
+
+    Raises:
+        CheckpointError: `num_nextn_predict_layers` is no number of layers.
+    """
+    return (
+        0
+        if raw.get("num_nextn_predict_layers") is None
+        else Fields(raw, where).integer("num_nextn_predict_layers", minimum=0)
+    )
 
 
 def _refuse_unsupported(family: Family, fields: Fields) -> None:

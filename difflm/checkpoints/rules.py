@@ -1,7 +1,7 @@
 """Names of tensors on disk and in `Transformer`: one table per family, read in both directions.
 
-A rule maps a group of disk tensors to a group of model parameters. Today every rule maps one to one; stacking
-experts (many to one) or splitting a fused query/key/value matrix (one to many) is another `Change`.
+A rule maps a group of disk tensors to a group of model tensors: mostly one to one; the experts of a layer are many to
+one, a fused query/key/value matrix is one to many.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from difflm.models.config import ModelConfig
@@ -81,12 +82,55 @@ class InterleaveRotary:
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRule:
-    """One line of a table; `{l}` stands for the number of a decoder layer.
+class FusedQKV:
+    """Query, key and value as one matrix (or bias) on disk: all query heads, all key heads, all value heads."""
+
+    def to_model(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
+        """Return the three parts."""
+        narrow = config.num_kv_heads * config.head_dim
+        return list(tensors[0].split([config.num_heads * config.head_dim, narrow, narrow]))
+
+    def to_disk(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
+        """Return the parts below each other."""
+        return [torch.cat(list(tensors))]
+
+    def disk_shapes(self, shapes: Sequence[Shape], config: ModelConfig) -> list[Shape]:
+        """Return the shape of the whole."""
+        return [(sum(shape[0] for shape in shapes), *shapes[0][1:])]
+
+
+@dataclass(frozen=True, slots=True)
+class StackExperts:
+    """One matrix per expert (and part) on disk, expert by expert; in the model one tensor, its parts in the same rows.
 
     Attributes:
-        disk: names in the file.
-        model: names of parameters of `Transformer`. A rule applies to the models that have them.
+        parts: matrices of an expert that lie below each other in the model's tensor (gate and up: 2).
+    """
+
+    parts: int = 1
+
+    def to_model(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
+        """Return the stack."""
+        experts = [torch.cat(list(tensors[at : at + self.parts])) for at in range(0, len(tensors), self.parts)]
+        return [torch.stack(experts)]
+
+    def to_disk(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
+        """Return the matrices of each expert."""
+        return [part for expert in tensors[0] for part in expert.chunk(self.parts)]
+
+    def disk_shapes(self, shapes: Sequence[Shape], config: ModelConfig) -> list[Shape]:
+        """Return the shape of each matrix."""
+        count, rows, columns = shapes[0]
+        return [(rows // self.parts, columns)] * (count * self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRule:
+    """One line of a table; `{l}` stands for the number of a decoder layer, `{e}` for that of an expert.
+
+    Attributes:
+        disk: names in the file; with `{e}`, all of them once per expert.
+        model: names of tensors of `Transformer`. A rule applies to the models that have them.
         change: what happens in between.
     """
 
@@ -100,20 +144,36 @@ def key_map(rules: Sequence[KeyRule], parameters: Mapping[str, Shape], config: M
 
     Args:
         rules: a family's table.
-        parameters: shape of every parameter of the model, tied parameters once.
-        config: architecture, for the number of layers.
+        parameters: shape of every tensor of the model that is stored, tied ones once.
+        config: architecture, for the number of layers and experts.
     """
     filled = []
     for rule in rules:
         layers = range(config.num_layers) if "{l}" in rule.model[0] else range(1)
         for layer in layers:
-            disk = tuple(name.replace("{l}", str(layer)) for name in rule.disk)
+            disk = tuple(name.replace("{l}", str(layer)) for name in _per_expert(rule.disk, config))
             model = tuple(name.replace("{l}", str(layer)) for name in rule.model)
             if all(name in parameters for name in model):
                 filled.append(KeyRule(disk, model, rule.change))
     covered = {name for rule in filled for name in rule.model}
     assert covered == set(parameters), f"no rule for {sorted(set(parameters) - covered)}"
     return filled
+
+
+def stored_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of a tensor of a model of some dtype: biases of experts are never narrower than float32.
+
+    Args:
+        name: of the tensor, in the model or on disk.
+        dtype: of the model's parameters.
+    """
+    return torch.promote_types(dtype, torch.float32) if name.endswith(".expert_bias") else dtype
+
+
+def _per_expert(names: Sequence[str], config: ModelConfig) -> list[str]:
+    if "{e}" not in names[0] or config.moe is None:
+        return list(names)
+    return [name.replace("{e}", str(expert)) for expert in range(config.moe.num_experts) for name in names]
 
 
 def _rename(disk: str, model: str, suffixes: Sequence[str] = ("weight",), change: Change = Rename()) -> list[KeyRule]:
@@ -149,7 +209,55 @@ HF_DENSE = _dense(
         "head": "lm_head",
     }
 )
-"""safetensors names of llama, qwen2 and qwen3."""
+"""safetensors names of llama, mistral, qwen2 and qwen3."""
+
+
+def _experts(mlp: str) -> tuple[KeyRule, ...]:
+    """Return the rules of a layer's experts, one matrix each on disk."""
+    gate, up, down = (f"{mlp}.experts.{{e}}.{part}_proj.weight" for part in ("gate", "up", "down"))
+    return (
+        *_rename(f"{mlp}.gate", "layers.{l}.mlp.router"),
+        KeyRule((gate, up), ("layers.{l}.mlp.experts.gate_up",), StackExperts(parts=2)),
+        KeyRule((down,), ("layers.{l}.mlp.experts.down",), StackExperts()),
+    )
+
+
+HF_QWEN3_MOE = (*HF_DENSE, *_experts("model.layers.{l}.mlp"))
+"""safetensors names of qwen3_moe."""
+
+HF_LING = (
+    *_rename("model.word_embeddings", "embedding"),
+    *_rename("model.layers.{l}.input_layernorm", "layers.{l}.attention_norm"),
+    *(
+        KeyRule(
+            (f"model.layers.{{l}}.attention.query_key_value.{kind}",),
+            (
+                f"layers.{{l}}.attention.query.{kind}",
+                f"layers.{{l}}.attention.key.{kind}",
+                f"layers.{{l}}.attention.value.{kind}",
+            ),
+            FusedQKV(),
+        )
+        for kind in ("weight", "bias")
+    ),
+    *_rename("model.layers.{l}.attention.query_layernorm", "layers.{l}.attention.query_norm"),
+    *_rename("model.layers.{l}.attention.key_layernorm", "layers.{l}.attention.key_norm"),
+    *_rename("model.layers.{l}.attention.dense", "layers.{l}.attention.output", ("weight", "bias")),
+    *_rename("model.layers.{l}.post_attention_layernorm", "layers.{l}.mlp_norm"),
+    *(
+        rule
+        for part in ("gate", "up", "down")
+        for rule in (
+            *_rename(f"model.layers.{{l}}.mlp.{part}_proj", f"layers.{{l}}.mlp.{part}"),
+            *_rename(f"model.layers.{{l}}.mlp.shared_experts.{part}_proj", f"layers.{{l}}.mlp.shared.{part}"),
+        )
+    ),
+    *_experts("model.layers.{l}.mlp"),
+    *_rename("model.layers.{l}.mlp.gate", "layers.{l}.mlp.router", ("expert_bias",)),
+    *_rename("model.norm", "norm"),
+    *_rename("lm_head", "head"),
+)
+"""safetensors names of bailing_moe (Ling 2.0) and llada2_moe, which are the same."""
 
 _GGUF_NAMES = {
     "embedding": "token_embd",

@@ -16,7 +16,7 @@ from difflm.checkpoints.fields import read_json, write_json
 from difflm.checkpoints.folders import staged_folder
 from difflm.checkpoints.hf import MAX_SHARD_BYTES, write_safetensors
 from difflm.checkpoints.loading import LoadedModel, resolve_dtype
-from difflm.checkpoints.rules import key_map
+from difflm.checkpoints.rules import key_map, stored_dtype
 from difflm.checkpoints.tokens import carried_text_files
 from difflm.models.config import ModelConfig
 
@@ -67,7 +67,7 @@ def write_loaded(
     raw = merged(raw, config_updates or {})
     write_model(
         folder,
-        dict(loaded.model.named_parameters()),
+        loaded.model.stored_tensors(),
         family,
         architecture,
         raw=raw,
@@ -111,8 +111,9 @@ def write_model(
         for rule in key_map(family.hf_rules, shapes, config):
             tensors = rule.change.to_disk([parameters[name] for name in rule.model], config)
             for name, tensor in zip(rule.disk, tensors, strict=True):
-                tensor = tensor if dtype is None else tensor.to(dtype)
-                written.add(tensor.dtype)
+                tensor = tensor if dtype is None else tensor.to(stored_dtype(name, dtype))
+                if not name.endswith(".expert_bias"):  # may be wider than the weights, which the field describes
+                    written.add(tensor.dtype)
                 yield name, tensor
 
     write_safetensors(folder, stream(), max_shard_bytes=max_shard_bytes)

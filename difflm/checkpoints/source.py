@@ -13,7 +13,7 @@ from torch import Tensor
 from difflm.checkpoints import hf
 from difflm.checkpoints.card import licence_of_card
 from difflm.checkpoints.config import TokenizerFacts, check_files
-from difflm.checkpoints.families import Family, find_family
+from difflm.checkpoints.families import Family, find_family, mtp_layers
 from difflm.checkpoints.fields import read_json, read_optional_json
 from difflm.checkpoints.gguf import gguf_config, open_gguf
 from difflm.checkpoints.rules import IGNORED_ON_DISK, KeyRule, Shape, key_map
@@ -79,7 +79,8 @@ class Checkpoint:
         """Return the model's parameters, read one by one on demand, after a strict check of names and shapes."""
         rules = self.family.gguf_rules if self.is_gguf else self.family.hf_rules
         assert rules is not None, "gguf_config accepts only families with GGUF rules"
-        return stored_parameters(self.weights, rules, config)
+        layers = range(config.num_layers, config.num_layers + mtp_layers(self.raw, self.where))
+        return stored_parameters(self.weights, rules, config, left_out=tuple(f"model.layers.{n}." for n in layers))
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -130,10 +131,10 @@ def tokenizer_facts(tokenizer: Any | None) -> TokenizerFacts | None:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Return the shape of every parameter of `Transformer`, tied parameters once; allocates nothing."""
+    """Return the shape of everything that `Transformer` stores, tied parameters once; allocates nothing."""
     with torch.device("meta"):
         model = Transformer(config)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return {name: tuple(tensor.shape) for name, tensor in model.stored_tensors().items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,11 +145,13 @@ class StoredParameters(Mapping[str, Tensor]):
         weights: opened weight files.
         config: architecture.
         source: parameter name -> the rule that makes it.
+        left_out: tensors of the files that the model has no use for (multi-token-prediction layers).
     """
 
     weights: WeightFiles
     config: ModelConfig
     source: Mapping[str, KeyRule]
+    left_out: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Tensor:
         rule = self.source[name]
@@ -162,8 +165,16 @@ class StoredParameters(Mapping[str, Tensor]):
         return len(self.source)
 
 
-def stored_parameters(weights: WeightFiles, rules: Sequence[KeyRule], config: ModelConfig) -> StoredParameters:
+def stored_parameters(
+    weights: WeightFiles, rules: Sequence[KeyRule], config: ModelConfig, *, left_out: tuple[str, ...] = ()
+) -> StoredParameters:
     """Check the files against the architecture and return its parameters.
+
+    Args:
+        weights: opened weight files.
+        rules: names of tensors.
+        config: architecture.
+        left_out: beginnings of names of tensors that are not read.
 
     Raises:
         CheckpointError: missing tensors, unexpected tensors and wrong shapes, all in one message.
@@ -175,6 +186,8 @@ def stored_parameters(weights: WeightFiles, rules: Sequence[KeyRule], config: Mo
         wanted = rule.change.disk_shapes([shapes[name] for name in rule.model], config)
         expected |= dict(zip(rule.disk, wanted, strict=True))
     found = {name: fact for name, fact in weights.facts.items() if not name.endswith(IGNORED_ON_DISK)}
+    dropped = tuple(sorted(name for name in found if left_out and name.startswith(left_out)))
+    found = {name: fact for name, fact in found.items() if name not in dropped}
     _drop_equal_head(found, expected, weights, rules, config)
     problems = []
     if missing := [name for name in expected if name not in found]:
@@ -191,7 +204,7 @@ def stored_parameters(weights: WeightFiles, rules: Sequence[KeyRule], config: Mo
     if problems:
         place = weights.files[0] if len(weights.files) == 1 else weights.files[0].parent
         raise CheckpointError(f"{place}: tensors do not fit the configuration; {'; '.join(problems)}")
-    return StoredParameters(weights, config, {name: rule for rule in filled for name in rule.model})
+    return StoredParameters(weights, config, {name: rule for rule in filled for name in rule.model}, dropped)
 
 
 def _drop_equal_head(

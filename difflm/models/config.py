@@ -41,6 +41,35 @@ class RopeConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoEConfig:
+    """Mixture of experts in the feed-forward branch.
+
+    Attributes:
+        num_experts, experts_per_token, expert_size: E; K; inner width of a routed expert.
+        score: how router logits become scores, over each expert by itself or over all.
+        groups, groups_kept: experts are chosen inside the best groups; 1 group: no limit.
+        expert_bias: a bias is added to the scores for the choice.
+        normalise: the weights of a token's experts sum to `scaling`.
+        scaling: factor on the weights.
+        shared_experts, shared_size: experts that every token passes, and the inner width of each.
+        dense_layers: layers with a plain feed-forward instead.
+    """
+
+    num_experts: int
+    experts_per_token: int
+    expert_size: int
+    score: Literal["sigmoid", "softmax"]
+    groups: int = 1
+    groups_kept: int = 1
+    expert_bias: bool = False
+    normalise: bool = True
+    scaling: float = 1.0
+    shared_experts: int = 0
+    shared_size: int = 0
+    dense_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Shape and options of `Transformer`.
 
@@ -54,6 +83,7 @@ class ModelConfig:
         qkv_bias, output_bias, mlp_bias: whether these linear maps have a bias.
         qk_norm: RMSNorm on each query and key head before the rotation (Qwen3).
         tied_embeddings: the head is the embedding matrix.
+        moe: mixture of experts; None: every layer is dense.
     """
 
     vocab_size: int
@@ -71,3 +101,4 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False
     tied_embeddings: bool = False
+    moe: MoEConfig | None = None

@@ -12,10 +12,11 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from difflm.models.config import ModelConfig
+from difflm.models.mlp import MLP
+from difflm.models.moe import MoE
 from difflm.models.rope import rotary_frequencies, rotary_scale, rotary_table, rotate
 
 
@@ -67,29 +68,16 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
-class MLP(nn.Module):
-    """Gated feed-forward: down(silu(gate x) * up x)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-
-    def forward(self, hidden_BND: Tensor) -> Tensor:
-        """Return the feed-forward branch, [B, N, D]."""
-        return self.down(F.silu(self.gate(hidden_BND)) * self.up(hidden_BND))
-
-
 class DecoderLayer(nn.Module):
-    """Pre-norm residual layer: attention, then feed-forward."""
+    """Pre-norm residual layer: attention, then feed-forward (one, or a mixture of experts)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.attention = Attention(config, layer)
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.mlp = MLP(config)
+        sparse = config.moe is not None and layer not in config.moe.dense_layers
+        self.mlp = MoE(config) if sparse else MLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
     def forward(self, hidden_BND: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         """Return the layer's output, [B, N, D]."""
@@ -121,6 +109,10 @@ class Transformer(nn.Module):
         """Make the head share the embedding's parameter where the architecture ties them."""
         if self.config.tied_embeddings:
             self.head.weight = self.embedding.weight
+
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds, by name: every parameter (tied ones once) and the experts' biases."""
+        return dict(self.named_parameters()) | dict(self.named_buffers())
 
     def forward(
         self,

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from difflm.checkpoints.architectures import ARCHITECTURES, architecture, architecture_fields, meta_model
+from difflm.checkpoints.architectures import (
+    ARCHITECTURES,
+    architecture,
+    architecture_fields,
+    meta_model,
+    parameter_counts,
+)
 from difflm.errors import ConfigError
 
 COUNTS = {
@@ -12,6 +18,8 @@ COUNTS = {
     "qwen3-0.6b": 596_049_920,
     "llama-3.2-1b": 1_235_814_400,
 }
+BILLIONS = {"mini": (16.256, 15.612, 1.433), "flash": (102.890, 101.602, 6.152)}
+"""Total, without embedding and head, active."""
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -19,7 +27,22 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
     model = meta_model(name)
     assert all(parameter.is_meta for parameter in model.parameters())
     assert len(model.layers) == model.config.num_layers == ARCHITECTURES[name]["num_hidden_layers"]
-    assert sum(parameter.numel() for parameter in model.parameters()) == COUNTS[name]
+    total = sum(tensor.numel() for tensor in model.stored_tensors().values())
+    counts = parameter_counts(model.config)
+    assert counts.total == total
+    if name in COUNTS:
+        assert total == counts.active == COUNTS[name]
+        return
+    expected = BILLIONS[name.rpartition("-")[2] if "llada" in name else name.split("-")[1]]
+    found = (counts.total, counts.total - counts.embedding, counts.active)
+    assert tuple(round(count / 1e9, 3) for count in found) == expected
+    assert model.config.moe is not None
+    assert [type(layer.mlp).__name__ for layer in model.layers] == ["MLP"] + ["MoE"] * (model.config.num_layers - 1)
+
+
+def test_the_converted_model_is_the_parent_with_other_fields() -> None:
+    for size in ("mini", "flash"):
+        assert architecture(f"llada2.0-{size}") == architecture(f"ling-{size}-2.0")
 
 
 def test_names_are_found_in_any_case_and_the_table_is_not_handed_out() -> None:
@@ -29,5 +52,5 @@ def test_names_are_found_in_any_case_and_the_table_is_not_handed_out() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="architecture is 'gpt-2'; expected one of smollm2-135m, qwen3-0.6b"):
+    with pytest.raises(ConfigError, match=r"architecture is .gpt-2.; expected one of smollm2-135m, qwen3-0\.6b"):
         meta_model("gpt-2")

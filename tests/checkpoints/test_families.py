@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difflm.checkpoints.families import FAMILIES, hf_config, model_config, updated_config
+from difflm.checkpoints.families import (
+    ALIASES,
+    FAMILIES,
+    find_family,
+    hf_config,
+    model_config,
+    mtp_layers,
+    updated_config,
+)
 from difflm.checkpoints.rope_fields import rope_config
 from difflm.errors import CheckpointError
-from difflm.models.config import ModelConfig, RopeConfig
-from tests.checkpoints.tiny import LLAMA3_SCALING, YARN_SCALING
+from difflm.models.config import ModelConfig, MoEConfig, RopeConfig
+from tests.checkpoints.tiny import LING, LLAMA3_SCALING, QWEN3_MOE, YARN_SCALING
 from tests.checkpoints.tiny import hf_config as transformers_config
 
 BASE: dict[str, Any] = {
@@ -26,6 +35,9 @@ BASE: dict[str, Any] = {
 }
 
 
+KNOWN_TO_TRANSFORMERS = [family.name for family in FAMILIES.values() if family.experts != "ling"]
+
+
 def read(**changes: Any) -> ModelConfig:
     return model_config(BASE | changes, "config.json")
 
@@ -33,9 +45,10 @@ def read(**changes: Any) -> ModelConfig:
 def test_defaults_are_those_of_transformers() -> None:
     from transformers import AutoConfig
 
-    for family in FAMILIES:
+    for family in KNOWN_TO_TRANSFORMERS:
         window: dict[str, Any] = {"sliding_window": None} if family == "mistral" else {}
-        given: dict[str, Any] = {**BASE, **window, "num_key_value_heads": 2, "model_type": family}
+        experts = QWEN3_MOE if family == "qwen3_moe" else {}
+        given: dict[str, Any] = {**BASE, **window, **experts, "num_key_value_heads": 2, "model_type": family}
         theirs = AutoConfig.for_model(**given).to_dict()
         assert model_config(theirs | {"model_type": family}, "x") == model_config(given, "config.json")
 
@@ -53,15 +66,15 @@ def test_both_spellings_of_rope_agree() -> None:
     assert read(rope_scaling={"type": "linear", "factor": 2}).rope.factor == 2.0
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KNOWN_TO_TRANSFORMERS)
 def test_transformers_spelling_is_read(family: str) -> None:
     config = transformers_config(family, rope_parameters={"rope_theta": 123.0, **LLAMA3_SCALING})
     ours = model_config(config.to_dict(), "config.json")
     assert (ours.rope.theta, ours.rope.kind) == (123.0, "llama3")
-    assert ours.head_dim == (12 if family == "qwen3" else 8)
+    assert ours.head_dim == (12 if "qwen3" in family else 8)
     assert ours.qkv_bias == (family == "qwen2")
     assert not ours.output_bias
-    assert ours.qk_norm == (family == "qwen3")
+    assert ours.qk_norm == ("qwen3" in family)
 
 
 ROPES = st.one_of(
@@ -92,7 +105,28 @@ ROPES = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+EXPERTS = {
+    "none": None,
+    "qwen3": MoEConfig(
+        num_experts=6, experts_per_token=2, expert_size=20, score="softmax", normalise=False, dense_layers=(1,)
+    ),
+    "ling": MoEConfig(
+        num_experts=8,
+        experts_per_token=3,
+        expert_size=20,
+        score="sigmoid",
+        groups=4,
+        groups_kept=2,
+        expert_bias=True,
+        scaling=2.5,
+        shared_experts=2,
+        shared_size=20,
+        dense_layers=(0,),
+    ),
+}
+
+
+@settings(max_examples=60, deadline=None)
 @given(
     family=st.sampled_from(sorted(FAMILIES)),
     rope=ROPES,
@@ -106,6 +140,7 @@ def test_both_ways(
     family: str, rope: RopeConfig, kv: int, head_dim: int, tied: bool, bias: bool, mlp_bias: bool
 ) -> None:
     known = FAMILIES[family]
+    ling = known.experts == "ling"
     config = ModelConfig(
         vocab_size=67,
         hidden_size=32,
@@ -115,13 +150,14 @@ def test_both_ways(
         num_kv_heads=kv,
         head_dim=head_dim,
         norm_eps=1e-5,
-        rope=rope,
+        rope=replace(rope, partial=0.5) if ling else rope,
         max_positions=77,
-        qkv_bias=known.attention_bias == "qkv" or (bias and known.attention_bias == "field"),
-        output_bias=bias and known.attention_bias == "field",
+        qkv_bias=known.attention_bias == "qkv" or (bias and known.attention_bias in ("field", "ling")),
+        output_bias=bias and known.attention_bias in ("field", "ling"),
         mlp_bias=mlp_bias and known.reads_mlp_bias,
         qk_norm=known.qk_norm,
         tied_embeddings=tied,
+        moe=EXPERTS[known.experts],
     )
     assert model_config(hf_config(known, config), "x") == config
 
@@ -138,7 +174,7 @@ def test_rope_types_are_refused_by_name(name: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mixtral"}, "model_type is 'mixtral'; expected one of llama, mistral, qwen2, qwen3"),
+        ({"model_type": "mixtral"}, "model_type is 'mixtral'; expected one of llama, mistral, qwen2, qwen3, "),
         ({"model_type": None}, "model_type is missing"),
         ({"model_type": ["llama"]}, "model_type is"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
@@ -213,8 +249,6 @@ def test_qwen2_ignores_attention_bias_and_llama_reads_it() -> None:
 
 
 def test_an_update_changes_what_differs_and_carries_the_rest() -> None:
-    from dataclasses import replace
-
     raw = BASE | {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}, "use_cache": True, "note": [1]}
     before = model_config(raw, "x")
     assert updated_config(raw, before, "x") == raw
@@ -224,3 +258,18 @@ def test_an_update_changes_what_differs_and_carries_the_rest() -> None:
     assert "rope_parameters" not in scaled
     assert rope_config(scaled, "x") == RopeConfig(theta=5.0, kind="linear", factor=2.0)
     assert scaled["note"] == [1]
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_other_spellings_of_a_model_type_are_the_same_family(alias: str, name: str) -> None:
+    assert find_family(LING | {"model_type": alias}, "x") is FAMILIES[name]
+    assert model_config(LING | {"model_type": alias}, "x") == model_config(LING | {"model_type": name}, "x")
+
+
+def test_layers_for_more_tokens_are_gone_from_every_written_configuration() -> None:
+    raw = LING | {"num_nextn_predict_layers": 2}
+    assert mtp_layers(raw, "x") == 2
+    assert mtp_layers(LING, "x") == 0
+    assert updated_config(raw, model_config(raw, "x"), "x") == LING | {"num_nextn_predict_layers": 0}
+    with pytest.raises(CheckpointError, match="x: num_nextn_predict_layers is -1"):
+        mtp_layers(LING | {"num_nextn_predict_layers": -1}, "x")

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difflm.checkpoints.families import FAMILIES, Family
-from difflm.checkpoints.rules import GGUF_LLAMA, HF_DENSE, InterleaveRotary, KeyRule, Rename, key_map
+from difflm.checkpoints.rules import (
+    GGUF_LLAMA,
+    HF_DENSE,
+    HF_LING,
+    HF_QWEN3_MOE,
+    InterleaveRotary,
+    KeyRule,
+    Rename,
+    key_map,
+    stored_dtype,
+)
 from difflm.checkpoints.source import parameter_shapes
-from difflm.models.config import ModelConfig, RopeConfig
+from difflm.models.config import ModelConfig, MoEConfig, RopeConfig
 
 
-def config(*, heads: int = 4, kv: int = 2, head_dim: int = 6, **options: bool) -> ModelConfig:
+def config(*, heads: int = 4, kv: int = 2, head_dim: int = 6, **options: Any) -> ModelConfig:
     return ModelConfig(
         vocab_size=11,
         hidden_size=8,
@@ -87,15 +100,69 @@ def test_only_llama_is_interleaved_in_gguf() -> None:
     assert all(rule.change == Rename() for name in ("qwen2", "qwen3") for rule in FAMILIES[name].gguf_rules or ())
 
 
-class Stack(Rename):
-    """Several disk tensors become one parameter: what a mixture of experts will need."""
+def sparse(**options: bool) -> ModelConfig:
+    moe = MoEConfig(
+        num_experts=3,
+        experts_per_token=2,
+        expert_size=5,
+        score="sigmoid",
+        expert_bias=True,
+        shared_experts=1,
+        shared_size=5,
+        dense_layers=(0,),
+    )
+    return replace(config(qk_norm=True, **options), moe=moe)
 
-    def to_model(self, tensors: object, config: ModelConfig) -> list[torch.Tensor]:
-        return [torch.stack(list(tensors))]  # type: ignore[call-overload]
+
+def random_tensors(architecture: ModelConfig) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name, shape in parameter_shapes(architecture).items()}
 
 
-def test_a_rule_may_join_several_tensors() -> None:
-    rule = KeyRule(("e.0.{l}", "e.1.{l}"), ("layers.{l}.experts",), Stack())
-    filled = key_map([rule], {f"layers.{layer}.experts": (2, 3) for layer in range(3)}, config())
-    assert [each.disk for each in filled] == [(f"e.0.{layer}", f"e.1.{layer}") for layer in range(3)]
-    assert filled[0].change.to_model([torch.zeros(3), torch.ones(3)], config())[0].shape == (2, 3)
+@pytest.mark.parametrize("rules", [HF_LING, HF_QWEN3_MOE], ids=["ling", "qwen3_moe"])
+@pytest.mark.parametrize("biases", [False, True])
+def test_experts_and_fused_projections_come_back_bit_for_bit(rules: tuple[KeyRule, ...], biases: bool) -> None:
+    """Model -> disk -> model, the shapes on disk as announced, and every name once."""
+    architecture = sparse(qkv_bias=biases, output_bias=biases)
+    if rules is HF_QWEN3_MOE:
+        moe = replace(architecture.moe, shared_experts=0, expert_bias=False)  # pyright: ignore[reportArgumentType]
+        architecture = replace(architecture, moe=moe)
+    model = random_tensors(architecture)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    disk: dict[str, torch.Tensor] = {}
+    for rule in key_map(rules, shapes, architecture):
+        tensors = rule.change.to_disk([model[name] for name in rule.model], architecture)
+        announced = rule.change.disk_shapes([shapes[name] for name in rule.model], architecture)
+        assert [tuple(tensor.shape) for tensor in tensors] == announced
+        assert not set(rule.disk) & set(disk)
+        disk |= dict(zip(rule.disk, tensors, strict=True))
+        back = rule.change.to_model([disk[name] for name in rule.disk], architecture)
+        assert all(torch.equal(one, model[name]) for one, name in zip(back, rule.model, strict=True))
+    assert disk["model.layers.2.mlp.experts.1.up_proj.weight"].shape == (5, 8)
+    assert ("model.layers.0.mlp.gate.weight" in disk, "model.layers.1.mlp.gate.weight" in disk) == (False, True)
+
+
+def test_where_the_parts_of_experts_and_projections_lie() -> None:
+    architecture = sparse()
+    model = random_tensors(architecture)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.items()}
+    disk = {}
+    for rule in key_map(HF_LING, shapes, architecture):
+        tensors = rule.change.to_disk([model[name] for name in rule.model], architecture)
+        disk |= dict(zip(rule.disk, tensors, strict=True))
+    experts = model["layers.1.mlp.experts.gate_up"]
+    assert torch.equal(disk["model.layers.1.mlp.experts.2.gate_proj.weight"], experts[2, :5])
+    assert torch.equal(disk["model.layers.1.mlp.experts.2.up_proj.weight"], experts[2, 5:])
+    down = model["layers.1.mlp.experts.down"]
+    assert torch.equal(disk["model.layers.1.mlp.experts.0.down_proj.weight"], down[0])
+    fused = disk["model.layers.0.attention.query_key_value.weight"]
+    assert torch.equal(fused[:24], model["layers.0.attention.query.weight"])
+    assert torch.equal(fused[24:36], model["layers.0.attention.key.weight"])
+    assert torch.equal(fused[36:], model["layers.0.attention.value.weight"])
+
+
+def test_biases_of_experts_are_never_narrowed() -> None:
+    for name in ("layers.1.mlp.router.expert_bias", "model.layers.1.mlp.gate.expert_bias"):
+        assert stored_dtype(name, torch.bfloat16) == torch.float32
+        assert stored_dtype(name, torch.float64) == torch.float64
+    assert stored_dtype("layers.1.mlp.router.weight", torch.bfloat16) == torch.bfloat16

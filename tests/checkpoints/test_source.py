@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from difflm.checkpoints.families import model_config
 from difflm.checkpoints.fields import read_json, write_json
 from difflm.checkpoints.loading import load_model
 from difflm.checkpoints.source import open_checkpoint, parameter_shapes
 from difflm.errors import CheckpointError
-from tests.checkpoints.tiny import hf_folder
+from tests.checkpoints.tiny import hf_folder, ling_folder
+from tests.golden import golden
 
 
 def refused(path: Path) -> str:
@@ -98,7 +100,7 @@ def test_wrong_paths(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
         assert part in refused(tmp_path / name)
     write_json(tmp_path / "config.json", {"model_type": "gpt2"})
-    assert "model_type is 'gpt2'; expected one of llama, mistral, qwen2, qwen3" in refused(tmp_path)
+    assert "model_type is 'gpt2'; expected one of llama, mistral, qwen2, qwen3, " in refused(tmp_path)
     (tmp_path / "config.json").write_bytes(b"\x80\x04junk")
     assert "config.json: not readable as JSON" in refused(tmp_path)
 
@@ -108,3 +110,29 @@ def test_the_licence_is_read_from_the_card(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path).licence is None
     (tmp_path / "README.md").write_text("---\nlanguage: en\nlicense: 'mit'\n---\nlicense: no\n")
     assert open_checkpoint(tmp_path).licence == "mit"
+
+
+def test_layers_for_more_tokens_are_left_out_by_name_and_nothing_else(tmp_path: Path) -> None:
+    folder = golden.checkpoint("bailing", tmp_path / "a")
+    checkpoint = open_checkpoint(folder)
+    parameters = checkpoint.parameters(model_config(checkpoint.raw, "x"))
+    assert len(parameters.left_out) == 63
+    assert all(name.startswith("model.layers.4.") for name in parameters.left_out)
+    assert "model.layers.4.eh_proj.weight" in parameters.left_out
+    plain = open_checkpoint(golden.checkpoint("llada2", tmp_path / "b")).parameters(parameters.config)
+    assert plain.left_out == ()
+    assert all(torch.equal(parameters[name], plain[name]) for name in parameters)
+    raw = read_json(folder / "config.json")
+    write_json(folder / "config.json", raw | {"num_nextn_predict_layers": 0})
+    assert "unexpected: model.layers.4.attention.dense.weight" in refused(folder)
+
+
+def test_a_missing_expert_is_named(tmp_path: Path) -> None:
+    folder = ling_folder(tmp_path / "a")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.2.mlp.experts.5.up_proj.weight"], tensors["model.layers.1.mlp.gate.expert_bias"]
+    tensors["model.layers.1.mlp.experts.8.up_proj.weight"] = torch.zeros(1)
+    save_file(tensors, folder / "model.safetensors")
+    message = refused(folder)
+    assert "missing: model.layers.2.mlp.experts.5.up_proj.weight, model.layers.1.mlp.gate.expert_bias" in message
+    assert "unexpected: model.layers.1.mlp.experts.8.up_proj.weight" in message

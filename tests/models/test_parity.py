@@ -55,6 +55,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {}),
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
     "qwen3 biases": ("qwen3", {"attention_bias": True}),
+    "qwen3_moe": ("qwen3_moe", {}),
+    "qwen3_moe not normalised, tied": ("qwen3_moe", {"norm_topk_prob": False, "tie_word_embeddings": True}),
+    "qwen3_moe a dense layer": ("qwen3_moe", {"num_hidden_layers": 3, "mlp_only_layers": [1]}),
+    "qwen3_moe every other layer, one expert": (
+        "qwen3_moe",
+        {"num_hidden_layers": 4, "decoder_sparse_step": 2, "num_experts_per_tok": 1},
+    ),
+    "qwen3_moe rope yarn": ("qwen3_moe", yarn()),
 }
 
 
