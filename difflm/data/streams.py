@@ -42,9 +42,10 @@ def open_stream(file: Path) -> Iterator[io.BufferedReader]:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{file}: the archive is damaged or ends early ({error}); copy it again") from None
     except OSError as error:
-        raise DataError(
-            f"{file}: cannot be read ({error.strerror or error}); check the file and its permissions"
-        ) from None
+        if error.strerror is None:  # not of the operating system: a library found the content cut short
+            reason = str(error).split("\n")[0]
+            raise DataError(f"{file}: not a readable file, damaged or cut short ({reason}); copy it again") from None
+        raise DataError(f"{file}: cannot be read ({error.strerror}); check the file and its permissions") from None
 
 
 def compression_of(head: bytes) -> Compression:

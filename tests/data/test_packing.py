@@ -120,29 +120,6 @@ def test_fingerprint_tells_data_apart() -> None:
     assert one != pack_small([answer(2, 4, first=11)]).fingerprint
 
 
-def slow_best_fit(lengths: list[int], row_length: int) -> list[list[int]]:
-    """Best fit decreasing by looking at every row; ties go to the row that reached its fill first."""
-    rows: list[list[int]] = []
-    rooms: list[tuple[int, int]] = []  # (free tokens, time of last use)
-    for time, item in enumerate(sorted(range(len(lengths)), key=lambda index: -lengths[index])):
-        fitting = [(room, used, row) for row, (room, used) in enumerate(rooms) if room >= lengths[item]]
-        if fitting:
-            row = min(fitting)[2]
-        else:
-            row = len(rows)
-            rows.append([])
-            rooms.append((row_length, time))
-        rows[row].append(item)
-        rooms[row] = (rooms[row][0] - lengths[item], time)
-    return sorted(sorted(row) for row in rows)
-
-
-@given(st.lists(st.integers(1, 12), min_size=1, max_size=40))
-@settings(max_examples=80)
-def test_best_fit_equals_the_slow_one(lengths: list[int]) -> None:
-    assert best_fit(lengths, row_length=12) == slow_best_fit(lengths, 12)
-
-
 documents = st.lists(
     st.tuples(st.booleans(), st.integers(2, 40), st.integers(0, 100)).map(
         lambda drawn: answer(drawn[2] % drawn[1], drawn[1]) if drawn[0] else text(drawn[1])
@@ -200,3 +177,82 @@ def test_fill_rate_of_realistic_documents() -> None:
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(20, 140, (2000,), generator=generator).tolist()
     assert pack_small([text(length) for length in lengths], row_length=256).counts.fill_rate > 0.98
+
+
+def test_greedy_takes_documents_in_order() -> None:
+    rows = pack_small([text(5), text(7, first=20), text(2, first=40), text(6, first=60)], packing="greedy")
+    batch = rows.batch(range(len(rows)))
+    assert batch.token_BL[:, 0].tolist() == [10, 20, 40]
+    assert batch.document_BL[2].tolist() == [0] * 2 + [1] * 6
+    assert (rows.counts.rows, rows.counts.rows_greedy, rows.counts.rows_best_fit) == (3, 3, 3)
+    best = pack_small([text(5), text(7), text(3)])
+    assert (best.counts.rows, best.counts.rows_greedy) == (2, 3)
+    assert best.counts.fill_rate_of("greedy") == pytest.approx(15 / 24)
+
+
+def test_long_text_is_left_out_by_choice() -> None:
+    rows = pack_small([text(19, where="f:1"), text(4)], long_text="drop")
+    counts = rows.counts
+    assert (counts.dropped, counts.dropped_text, counts.dropped_tokens, counts.first_dropped) == (1, 1, 19, "f:1")
+    assert (counts.rows, counts.split, counts.tokens) == (1, 0, 4)
+    with pytest.raises(DataError, match="f:1: none of the 1 plain text documents fits"):
+        pack_small([text(19, where="f:1")], long_text="drop")
+
+
+def lengths_of(rows: PackedRows) -> list[int]:
+    batch = rows.batch(range(len(rows)))
+    return (batch.document_BL != PADDING).sum(1).tolist()
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "greedy"])
+def test_a_share_of_the_rows_is_shorter(packing: str) -> None:
+    long = [text(64 * 400)]
+    held = lengths_of(pack_small(long, row_length=64, random_length=0.3, packing=packing, seed=1))
+    short = [length for length in held[:-1] if length < 64]
+    assert 0.2 < len(short) / len(held) < 0.4
+    assert min(short) < 12
+    assert max(short) > 50
+    small = [text(2 + index % 5) for index in range(3000)]
+    held = lengths_of(pack_small(small, row_length=64, random_length=0.3, packing=packing, seed=1))
+    assert 0.2 < sum(length < 58 for length in held) / len(held) < 0.4
+    assert all(length == 64 for length in lengths_of(pack_small(long, row_length=64, packing=packing)))
+
+
+def test_random_rooms_are_a_function_of_the_seed_and_lose_nothing() -> None:
+    given_documents = [text(40), answer(3, 20), text(100), answer(1, 30)]
+    one, again, other = (
+        pack_small(given_documents, row_length=32, random_length=0.5, seed=seed, fill_multiple=8) for seed in (1, 1, 2)
+    )
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    assert one.counts.tokens - one.counts.fill == 190
+    batch = one.batch(range(len(one)))
+    assert int((batch.document_BL != PADDING).sum()) == one.counts.tokens
+    assert int(batch.trainable_BL.sum()) == one.counts.trainable
+
+
+def test_labels_decide_what_is_learnt_and_such_rows_are_never_cut() -> None:
+    learnt = [False, True, False, True]
+    labelled = TokenDocument(token=[5, 6, 7, EOS], num_prompt=1, is_answer=True, trainable=learnt, where="f:1")
+    rows = pack_small([labelled, text(3)], fill_multiple=4)
+    assert rows.batch([0]).trainable_BL.tolist() == [[False, True, False, True, True, True, True, False]]
+    assert (rows.counts.trainable, rows.counts.fill) == (5, 0)
+    # An end that is not learnt is not repeated: that would teach nothing but the repetition.
+    for document in (
+        TokenDocument(token=[5, EOS], is_answer=True, trainable=[True, False]),
+        TokenDocument(token=[5, 6], num_prompt=1, is_answer=True),
+    ):
+        assert pack_small([document], fill_multiple=4).counts.fill == 0
+
+
+def test_pieces_of_labelled_rows_read_the_right_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given_documents = []
+    for length in (3, 9, 17, 8, 5):
+        learnt = (torch.rand(length, generator=generator) < 0.5).tolist()
+        learnt[-1] = True
+        given_documents.append(TokenDocument(token=[*range(10, 9 + length), EOS], is_answer=True, trainable=learnt))
+    rows = pack_small(given_documents, row_length=24, packing="greedy")
+    batch = rows.batch(range(len(rows)))
+    assert batch.trainable_BL[batch.document_BL != PADDING].tolist() == [
+        each for document in given_documents for each in document.trainable or ()
+    ]
