@@ -61,6 +61,7 @@ def model_card(config: Mapping[str, Any]) -> str:
     values = {name: json.dumps(config.get(name), ensure_ascii=False) for name in DIFFUSION_FIELDS}
     facts = {
         "parent": parent.get("name", "unknown"),
+        **({"revision of the parent": parent["revision"]} if parent.get("revision") else {}),
         **{f"sha256 of {name}": digest for name, digest in (parent.get("sha256") or {}).items()},
         "mask row": record.get("mask_init", "unknown"),
         "recipe": json.dumps(record.get("recipe"), ensure_ascii=False),

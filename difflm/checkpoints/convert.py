@@ -71,6 +71,7 @@ def convert(
     licence: str | None = None,
     recipe: str | Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    revision: str | None = None,
 ) -> Conversion:
     """Write a block-diffusion checkpoint made from an AR one; streams, one weight file in memory.
 
@@ -78,7 +79,7 @@ def convert(
     the paper's parametrisation: no shift, block-causal clean stream, bidirectional blocks.
 
     Args:
-        source: HF folder, GGUF file or a folder with one GGUF file.
+        source: HF folder, GGUF file, a folder with one GGUF file, or a hub id (see `load_model`).
         target: an absent or empty folder.
         mask_token: string of a spare token to reuse as mask; None appends `<|mask|>` after the tokenizer's last id.
         mask_token_id: id of the mask in a checkpoint without tokenizer; None adds a row.
@@ -91,6 +92,7 @@ def convert(
         licence: SPDX id to record; None takes it from the parent's model card or GGUF metadata.
         recipe: name or description of what made or will train the checkpoint, recorded as it is.
         max_shard_bytes: largest weight file, bytes.
+        revision: commit of a hub id; recorded with it.
 
     Raises:
         CheckpointError: the parent cannot be used, `target` is not free, or the mask token is not possible.
@@ -100,7 +102,7 @@ def convert(
     _check_options(mask_init, block_size)
     target, stored = Path(target), None if dtype is None else resolve_dtype(dtype)
     require_free(target)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, revision=revision)
     tokenizer = checkpoint.tokenizer()
     config = _parent_config(checkpoint, tokenizer)
     if block_size > config.model.max_positions:
@@ -133,7 +135,8 @@ class _Plan:
         parameters = MaskedParameters(checkpoint.parameters(self.config.model), choice, self.mask_init)
         architecture = replace(self.config.model, vocab_size=choice.vocab_size)
         hashes = {file.name: file_sha256(file) for file in checkpoint.weights.files}
-        parent = {"name": checkpoint.name, "sha256": hashes}
+        commit = {} if checkpoint.hub is None else {"revision": checkpoint.hub.revision}
+        parent = {"name": checkpoint.name, **commit, "sha256": hashes}
         raw = updated_config(checkpoint.raw, architecture, checkpoint.where) | dict(self.fields)
         raw["difflm"] = {"version": difflm.__version__, "parent": parent, **self.record}
         with staged_folder(target) as stage:

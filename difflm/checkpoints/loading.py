@@ -124,24 +124,26 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = "float32",
     rope_scaling: Mapping[str, Any] | None = None,
+    revision: str | None = None,
 ) -> LoadedModel:
-    """Load a checkpoint: an HF folder, a GGUF file, or a folder with one GGUF file.
+    """Load a checkpoint: an HF folder, a GGUF file, a folder with one GGUF file, or a hub id at a commit.
 
     Reads safetensors and GGUF only; pickle files are never opened and code of a checkpoint is never run.
 
     Args:
-        path: local folder or file.
+        path: local folder or file; or, where there is none of that name, a hub id: "org/name", "org/name/file.gguf".
         device: where the parameters go.
         dtype: of the parameters: "float32", "bfloat16", "float16" or "float64".
         rope_scaling: replaces the checkpoint's rope scaling, as in config.json: {"rope_type": "linear", "factor": 2.0}
             or {"rope_type": "yarn", "factor": 4.0}; the longest context grows with it. None leaves it as it is.
+        revision: commit of a hub id, 40 hexadecimal digits. Without one nothing is ever downloaded.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file or field, its value and the fix.
-        ConfigError: a device or dtype that torch does not know.
+        ConfigError: a device or dtype that torch does not know, or a revision that is no commit.
     """
     check_device(device, field="device")
-    source = open_checkpoint(path)
+    source = open_checkpoint(path, revision=revision)
     architecture = model_config(source.raw, source.where)
     if rope_scaling is not None:
         architecture = with_rope_scaling(architecture, rope_scaling)
@@ -155,13 +157,17 @@ def load_model(
     return LoadedModel(model, tokenizer, config, source.path)
 
 
-def load_without_weights(path: str | Path) -> LoadedModel:
+def load_without_weights(path: str | Path, *, revision: str | None = None) -> LoadedModel:
     """Open a checkpoint for its tokenizer and configuration; its model stays on the meta device, nothing is read.
+
+    Args:
+        path: as in `load_model`.
+        revision: commit of a hub id.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
     """
-    source = open_checkpoint(path)
+    source = open_checkpoint(path, revision=revision)
     architecture = model_config(source.raw, source.where)
     tokenizer = source.tokenizer()
     config = checkpoint_config(

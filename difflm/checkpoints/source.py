@@ -16,6 +16,7 @@ from difflm.checkpoints.config import TokenizerFacts, check_files
 from difflm.checkpoints.families import Family, find_family, mtp_layers
 from difflm.checkpoints.fields import read_json, read_optional_json
 from difflm.checkpoints.gguf import gguf_config, open_gguf
+from difflm.checkpoints.hub import HubOrigin, locate
 from difflm.checkpoints.rules import IGNORED_ON_DISK, KeyRule, Shape, key_map
 from difflm.checkpoints.tokens import load_tokenizer, special_token_ids, vocabulary
 from difflm.errors import CheckpointError
@@ -47,6 +48,7 @@ class Checkpoint:
         weights: opened weight files.
         licence: licence that the parent's model card or metadata states, if any.
         has_gguf_tokenizer: the GGUF file holds a tokenizer.
+        hub: where it came from, None for a local one.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Checkpoint:
     weights: WeightFiles
     licence: str | None
     has_gguf_tokenizer: bool = False
+    hub: HubOrigin | None = None
 
     @property
     def where(self) -> str:
@@ -65,8 +68,8 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Name of the folder or file, without its path."""
-        return self.path.resolve().name
+        """Hub id, or name of the folder or file without its path."""
+        return self.hub.repository if self.hub else self.path.resolve().name
 
     def tokenizer(self) -> Any | None:
         """Return the transformers tokenizer, None where the checkpoint has none."""
@@ -83,13 +86,24 @@ class Checkpoint:
         return stored_parameters(self.weights, rules, config, left_out=tuple(f"model.layers.{n}." for n in layers))
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
     """Open a checkpoint; which kind it is, is decided by the files.
+
+    Args:
+        source: HF folder, GGUF file, folder with one GGUF file, or a hub id (see `difflm.checkpoints.hub`).
+        revision: commit of a hub id.
 
     Raises:
         CheckpointError: nothing there that can be used.
+        ConfigError: `revision` is no commit.
     """
-    path = Path(path)
+    path, hub = locate(source, revision)
+    opened = _open(path)
+    opened.hub = hub
+    return opened
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_file():
         if path.suffix != ".gguf":
             pickled = "; pickle files are never opened" if path.suffix in hf.PICKLE_SUFFIXES else ""

@@ -60,6 +60,7 @@ from difflm.cli.options import DTYPES, folder
 @click.option(
     "--licence", metavar="SPDX", show_default="the parent's model card", help="Licence to record in card and config."
 )
+@click.option("--revision", metavar="COMMIT", show_default="none", help="Commit of SOURCE, if that is a hub id.")
 @click.option("--recipe", metavar="TEXT", show_default="none", help="What will train TARGET, recorded as it is.")
 def convert(
     source: Path,
@@ -75,11 +76,13 @@ def convert(
     dtype: str | None,
     licence: str | None,
     recipe: str | None,
+    revision: str | None,
 ) -> None:
     """Write a block-diffusion checkpoint made from an AR one.
 
-    SOURCE is a folder with config.json and safetensors, a GGUF file, or a folder with one; TARGET an absent or
-    empty folder. The weights stay bit for bit, only the mask token's row is new; training starts from TARGET.
+    SOURCE is a folder with config.json and safetensors, a GGUF file, a folder with one, or a hub id such as org/name
+    with --revision; TARGET an absent or empty folder. The weights stay bit for bit, only the mask token's row is new;
+    training starts from TARGET.
     """
     from difflm.checkpoints.convert import convert as convert_checkpoint
 
@@ -96,6 +99,7 @@ def convert(
         dtype=dtype,
         licence=licence,
         recipe=recipe,
+        revision=revision,
     )
     row = "new embedding row" if done.adds_row else "row that was there"
     click.echo(f"{done.target}: {done.family}, mask token {done.mask_token or ''} id {done.mask_token_id} ({row})")
