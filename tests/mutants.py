@@ -620,8 +620,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/merge.py",
-        "total = tensor.to(torch.float32, copy=True) if total is None else total.add_(tensor)",
-        "total = tensor.clone() if total is None else total.add_(tensor)",
+        "total = first.to(torch.float32, copy=True).mul_(parts[0][1])",
+        "total = first.clone().mul_(parts[0][1])",
         "tests/checkpoints/test_merge.py::test_the_mean_is_that_of_float32",
     ),
     Mutant(
@@ -644,8 +644,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/training/optim.py",
-        "limit = self.config.max_grad_norm or math.inf",
-        "limit = math.inf",
+        "self.config.max_grad_norm or math.inf",
+        "math.inf",
         "tests/training/test_optim.py::test_clipping_returns_the_norm_before_it",
     ),
     Mutant(
@@ -677,6 +677,120 @@ MUTANTS = (
         "return [folder for _, folder in sorted(scored)[:count]]",
         "return [folder for _, folder in sorted(scored, reverse=True)[:count]]",
         "tests/training/test_merging.py::test_the_mean_of_the_best_of_the_last_block_size",
+    ),
+    Mutant(
+        "difflm/training/muon.py",
+        "product(gram, gram, gram, beta=second, alpha=third)",
+        "product(gram, gram, gram, beta=third, alpha=second)",
+        "tests/training/test_muon.py::test_a_matrix_moves_as_with_torch_bit_for_bit",
+    ),
+    Mutant(
+        "difflm/training/muon.py",
+        'gradient.lerp(mean, group["momentum"])',
+        "mean",
+        "tests/training/test_muon.py::test_steps_equal_the_explicit_ones",
+    ),
+    Mutant(
+        "difflm/training/muon.py",
+        "vector_norm(wide, dim=(-2, -1), keepdim=True)",
+        "vector_norm(wide)",
+        "tests/training/test_muon.py::test_a_stack_is_its_matrices",
+    ),
+    Mutant(
+        "difflm/training/muon.py",
+        "math.sqrt(max(parameter.shape[-2:]))",
+        "math.sqrt(max(parameter.shape))",
+        "tests/training/test_muon.py::test_the_scale_of_a_stack_is_that_of_its_matrices",
+    ),
+    Mutant(
+        "difflm/training/parameters.py",
+        "return num_layers if any(",
+        "return num_layers - 1 if any(",
+        "tests/training/test_parameters.py::test_layer_decay_counts_layers_below_the_last",
+    ),
+    Mutant(
+        "difflm/training/parameters.py",
+        "next((each for each in config.groups if",
+        "next((each for each in reversed(config.groups) if",
+        "tests/training/test_parameters.py::test_the_first_group_that_matches_counts_and_multiplies_the_layer",
+    ),
+    Mutant(
+        "difflm/training/parameters.py",
+        "named_parameters(remove_duplicate=False)",
+        "named_parameters()",
+        "tests/training/test_parameters.py::test_one_of_a_tied_pair_freezes_both",
+    ),
+    Mutant(
+        "difflm/training/optim.py",
+        'group["lr"] = group["peak"] * ratio',
+        'group["lr"] = self.config.learning_rate * ratio',
+        "tests/training/test_optim.py::test_steps_equal_the_explicit_ones",
+    ),
+    Mutant(
+        "difflm/training/optim.py",
+        "plan.parameter.requires_grad_(not plan.frozen)",
+        "plan.parameter.requires_grad_(True)",
+        "tests/training/test_optim.py::test_a_muon_run_resumes_bit_for_bit",
+    ),
+    Mutant(
+        "difflm/training/optim.py",
+        '("unknown", state.keys() - mine.keys())',
+        '("unknown", [])',
+        "tests/training/test_optim.py::test_other_states_are_refused_in_one_line_and_change_nothing",
+    ),
+    Mutant(
+        "difflm/training/optim.py",
+        "if isinstance(part, Muon):",
+        "if False:",
+        "tests/training/test_optim.py::test_a_muon_run_resumes_bit_for_bit",
+    ),
+    Mutant(
+        "difflm/training/merge_methods.py",
+        "newer.tokens // every - older.tokens // every > 1",
+        "newer.tokens // every - older.tokens // every > 9",
+        "tests/training/test_merge_methods.py::test_the_window_is_the_last_ones_without_a_gap",
+    ),
+    Mutant(
+        "difflm/training/merge_methods.py",
+        "(1.0 - self.decay if index else 1.0)",
+        "(1.0 - self.decay)",
+        "tests/training/test_merge_methods.py::test_the_moving_average_is_the_recursion",
+    ),
+    Mutant(
+        "difflm/training/merge_methods.py",
+        "[shapes[decay](index / count) for",
+        "[shapes[decay](index / (count + 1)) for",
+        "tests/training/test_merge_methods.py::test_weights_of_the_window_emulate_their_decay",
+    ),
+    Mutant(
+        "difflm/training/merging.py",
+        "if state.stage >= first]",
+        "if state.block_size == sizes[-1]]",
+        "tests/training/test_merging.py::test_an_earlier_stage_of_the_same_block_size_is_no_candidate",
+    ),
+    Mutant(
+        "difflm/training/merging.py",
+        "        for each, _ in members:\n            self._verify(each.folder)\n",
+        "",
+        "tests/training/test_merging.py::test_a_damaged_member_is_named_and_nothing_is_written",
+    ),
+    Mutant(
+        "difflm/checkpoints/merge.py",
+        "total.add_(member[name].to(torch.float32), alpha=factor)",
+        "total.add_(member[name].to(torch.float32))",
+        "tests/checkpoints/test_merge.py::test_a_weighted_mean_is_that_of_float32",
+    ),
+    Mutant(
+        "difflm/recipes/resolving.py",
+        "sizes[sizes.index(max(sizes))] += tokens - sum(sizes)",
+        "pass",
+        "tests/recipes/test_resolving.py::test_scaled_budgets_add_up_and_keep_their_proportions",
+    ),
+    Mutant(
+        "difflm/recipes/resolving.py",
+        "    tree = override(tree, assignments(overrides))\n",
+        "    tree = override(tree, overrides)\n",
+        "tests/recipes/test_resolving.py::test_functions_return_trees_and_configurations",
     ),
 )
 
