@@ -76,7 +76,9 @@ class Trainer:
         check_run(config, resume)
         set_threads(config.threads)
         check_device(config.device, field="train.device")
-        parent = load_model(config.model, device=config.device)
+        parent = load_model(
+            config.model, device=config.device, rope_scaling=config.rope_scaling, revision=config.revision
+        )
         check_model(config, parent)
         self.parametrisation = parent.config.parametrisation
         self.mask_id = parent.config.mask_token_id
