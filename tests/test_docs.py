@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,32 @@ def test_extending(tmp_path: Path) -> None:
     for language, code in FENCES["extending.md"]:
         printed = execute(language, code, tmp_path)
         assert (tmp_path / printed.strip() / "model.safetensors").is_file()
+
+
+def write_pairs(path: Path) -> None:
+    """Write prompts with completions, as JSONL."""
+    names = ["ada", "bob", "cleo", "dan", "eve", "finn", "gus", "hana"]
+    rows = [
+        {"prompt": f"{name} has {number} of them: ", "completion": f"{number} of {name}"}
+        for number in range(8)
+        for name in names
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("write", [write_texts, pytest.param(write_pairs, marks=pytest.mark.slow)])
+def test_quickstart(write: Callable[[Path], object], tmp_path: Path) -> None:
+    write_parent(tmp_path / "parent")
+    write(tmp_path / "data.jsonl")
+    command_in(tmp_path)
+    printed = [execute(language, code, tmp_path) for language, code in FENCES["quickstart.md"]]
+    assert all(printed)
+    commands = [code.split()[1] for language, code in FENCES["quickstart.md"] if language == "bash"]
+    assert commands == ["prepare", "prepare", "convert", "train", "merge", "generate"]
+    assert ("ada" if write is write_pairs else "beginning") in re.sub(r"[^a-z]", "", printed[0])
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        each.name for each in (tmp_path / "merged").iterdir()
+    }
 
 
 def test_the_objective_of_the_page_is_that_of_the_example_and_about_thirty_lines() -> None:
