@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import LoadedModel, load_model
@@ -29,6 +30,7 @@ from difflm.scoring import forward_hidden, logits, score, score_input
 from difflm.training.config_io import as_config, read_tree
 from difflm.training.trainer import Trainer
 from difflm.types import PADDING, Batch, Layout
+from tests.checkpoints.tiny import ling_folder, make_tokenizer
 from tests.decode.tiny import MASK, tiny
 from tests.rows import batch_of
 from tests.standins import word_tokenizer, write_parent, write_texts
@@ -261,3 +263,22 @@ def test_report_33_padding_and_document_masks_do_not_add_up_to_nan_in_bfloat16()
         gradients = [each.grad for each in loaded.model.parameters() if each.grad is not None]
         assert gradients
         assert all(bool(each.isfinite().all()) for each in gradients)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_report_36_expert_biases_survive_conversion_training_and_merge(dtype: str, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    size = len(tokenizer)
+    parent = ling_folder(tmp_path / "parent", tokenizer=tokenizer, vocab_size=size, eos_token_id=2, pad_token_id=2)
+    convert(parent, tmp_path / "model", block_size=4)
+    trained = train(tree_of(tmp_path, dtype=dtype, optimizer={"learning_rate": 1e-2}))
+    average_checkpoints([trained, trained], tmp_path / "mean")
+    before = load_file(parent / "model.safetensors")
+    names = [name for name in before if name.endswith("expert_bias")]
+    assert len(names) == 2
+    for folder in (tmp_path / "model", trained, tmp_path / "mean"):
+        after = load_file(folder / "model.safetensors")
+        assert all(torch.equal(before[name], after[name].float()) for name in names), folder
+        assert {after[name].dtype for name in names} == {torch.float32}
+    moved = load_file(trained / "model.safetensors")
+    assert not torch.equal(before["model.norm.weight"], moved["model.norm.weight"])
