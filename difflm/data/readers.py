@@ -14,7 +14,7 @@ from difflm.data.formats import delimiter_of
 from difflm.data.streams import RECORD_BYTES, decode, lines, open_stream
 from difflm.errors import DataError
 
-TEXT_PIECE_BYTES = 4 << 20
+TEXT_PIECE_BYTES = 1 << 20
 """A text file longer than this is read in pieces that end at a line."""
 _CHUNK = 1 << 18
 _STRUCTURE = re.compile(rb'["\\{}\[\]]')

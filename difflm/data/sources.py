@@ -37,7 +37,7 @@ def read_documents(
 
     A record has `text`, or `prompt` and `completion`, or `input_ids` (with `labels` and `attention_mask` if need be);
     further fields (metadata) are ignored unless they belong to another format. A plain text file is one document,
-    in pieces where it is longer than 4 MiB. All documents of one call must be of one kind.
+    in pieces where it is longer than 1 MiB. All documents of one call must be of one kind.
 
     Args:
         paths: file, folder or pattern, or several of them; folders and patterns are sorted by name.

@@ -36,6 +36,12 @@ def load_rows(config: TrainConfig, loaded: LoadedModel) -> tuple[PackedRows, Pac
     if data.validation_paths or len(sources) > 1:
         _check_disjoint(train, held)
     options = pack_options(config, loaded)
+    for source, (_, index) in zip(sources, train, strict=True):
+        if not len(index):
+            raise DataError(
+                f"{source.name}: every document of this source went to validation; lower validation_fraction, or give "
+                "the source more documents"
+            )
     packed = [pack_store(store, options, index) for store, index in train]
     rows = packed[0]
     if len(packed) > 1:

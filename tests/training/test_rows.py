@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 
 from difflm.checkpoints.loading import LoadedModel, load_model
+from difflm.data import Document, PackedRows
+from difflm.data.mixture import row_order
+from difflm.data.splitting import Split
 from difflm.errors import ConfigError, DataError
 from difflm.training.config import DataConfig, StageConfig, TrainConfig
-from difflm.training.rows import load_rows
+from difflm.training.prepare import prepare
+from difflm.training.rows import describe_rows, load_rows
 from tests.standins import write_parent, write_texts
 
 
@@ -89,3 +93,96 @@ def test_checkpoints_without_tokenizer_or_eos_are_refused(loaded: LoadedModel, t
             config(path),
             LoadedModel(model=loaded.model, tokenizer=loaded.tokenizer, config=endless, path=loaded.path),
         )
+
+
+def tensors(rows: PackedRows) -> list[Any]:
+    batch = rows.batch(range(len(rows)))
+    return [batch.token_BL.tolist(), batch.document_BL.tolist(), batch.trainable_BL.tolist()]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+@pytest.mark.parametrize("kind", ["text", "pairs", "ids"])
+def test_prepared_rows_equal_raw_ones(loaded: LoadedModel, tmp_path: Path, kind: str, fraction: float) -> None:
+    path = write_texts(tmp_path / "texts.jsonl")
+    texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
+    if kind == "pairs":
+        pairs(path, *((text[:9], text[9:]) for text in texts))
+    if kind == "ids":
+        ids = [[*loaded.encode(text[:20]), 256] for text in texts]
+        labels = [[token if place % 3 else -100 for place, token in enumerate(row)] for row in ids]
+        records = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    prepare(path, model=loaded.path, output=tmp_path / "p", validation_fraction=fraction, shard_tokens=300)
+    settings: dict[str, Any] = {"row_length": 64, "validation_fraction": fraction}
+    raw, raw_held = load_rows(config(path, **settings), loaded)
+    stored, stored_held = load_rows(config(tmp_path / "p", **settings), loaded)
+    assert raw.fingerprint == stored.fingerprint
+    assert raw.counts == stored.counts
+    assert tensors(raw) == tensors(stored)
+    assert (raw_held is None) == (stored_held is None) == (fraction == 0.0)
+    if raw_held is not None and stored_held is not None:
+        assert tensors(raw_held) == tensors(stored_held)
+        assert len(raw_held) > 1
+
+
+def test_a_prepared_folder_without_a_split_is_split_like_raw_files(loaded: LoadedModel, tmp_path: Path) -> None:
+    path = write_texts(tmp_path / "texts.jsonl")
+    prepare(path, model=loaded.path, output=tmp_path / "p")
+    for split_seed in (0, 1):
+        settings: dict[str, Any] = {"validation_fraction": 0.25, "split_seed": split_seed}
+        raw, stored = (load_rows(config(each, **settings), loaded) for each in (path, tmp_path / "p"))
+        assert [rows.fingerprint for rows in raw if rows] == [rows.fingerprint for rows in stored if rows]
+
+
+def test_a_mixture_has_a_source_for_each_path(loaded: LoadedModel, tmp_path: Path) -> None:
+    paths = [write_texts(tmp_path / f"{name}.jsonl", documents=count) for name, count in (("a", 30), ("b", 12))]
+    mixed = config(paths[0], paths=tuple(paths), weights=(1.0, 3.0), validation_fraction=0.2)
+    rows, held = load_rows(mixed, loaded)
+    assert held is not None
+    assert held.sources[0].weight is None, "validation takes every row once"
+    assert [source.weight for source in rows.sources] == [1.0, 3.0]
+    order = row_order(rows, seed=0, shuffle=True)
+    first = rows.sources[0].counts.rows
+    assert sum(row >= first for row in order.epoch(0)) == pytest.approx(0.75 * order.num_rows, abs=1)
+    lines = describe_rows(rows)
+    assert lines[0].startswith(f"data: {paths[0]}: jsonl (")
+    assert f"25.0% {paths[0]} ({first} rows), 75.0% {paths[1]}" in lines[-1]
+    prepare(paths, model=loaded.path, output=tmp_path / "p", weights=(1.0, 3.0), validation_fraction=0.2)
+    stored, stored_held = load_rows(config(tmp_path / "p"), loaded)
+    assert stored.fingerprint == rows.fingerprint
+    assert stored_held is not None
+    assert stored_held.fingerprint == held.fingerprint
+
+
+def test_a_source_that_validates_whole_is_named(loaded: LoadedModel, tmp_path: Path) -> None:
+    one, two = write_texts(tmp_path / "a.jsonl"), tmp_path / "b.jsonl"
+    two.write_text('{"text": "b"}\n')
+    seed = next(seed for seed in range(99) if Split(fraction=0.5, seed=seed).rank(Document(text="b").content) < 2**63)
+    mixed = config(one, paths=(one, two), weights=(1.0, 1.0), validation_fraction=0.5, split_seed=seed)
+    with pytest.raises(DataError, match=r"b.jsonl: every document of this source went to validation"):
+        load_rows(mixed, loaded)
+
+
+def test_the_description_names_packing_fill_and_losses(loaded: LoadedModel, tmp_path: Path) -> None:
+    path = pairs(tmp_path / "pairs.jsonl", ("abc", "xy"), ("a" * 40, "b"), ("abcdefgh", "uvwxyz"))
+    line = describe_rows(load_rows(config(path, packing="greedy"), loaded)[0])[-1]
+    assert line.startswith(
+        "data: 3 documents, 24 tokens (13 trainable) in 1 rows of 32, fill 75.0% (greedy; best_fit 75.0%"
+    )
+    assert line.endswith(f"1 dropped (first: {path}:2)")
+
+
+def test_options_of_packing_reach_the_rows(loaded: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"text": "x" * 2000}) + "\n" + json.dumps({"text": "y" * 20}) + "\n")
+    assert load_rows(config(path), loaded)[0].counts.split == 1
+    assert load_rows(config(path, long_text="drop"), loaded)[0].counts.dropped_text == 1
+    short = load_rows(config(path, random_length=0.5), loaded)[0]
+    assert short.counts.rows > short.counts.rows_best_fit
+    held = (
+        load_rows(config(path, random_length=0.5, validation_paths=(path.with_name("v.jsonl"),)), loaded)[1]
+        if (path.with_name("v.jsonl").write_text(json.dumps({"text": "z" * 2000}) + "\n"))
+        else None
+    )
+    assert held is not None
+    assert held.counts.rows == held.counts.rows_best_fit, "validation rows have full room"
