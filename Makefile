@@ -8,10 +8,13 @@
 #   make docs        the documentation, strictly, into site/ (a broken link or a docstring that lies is an error)
 #   make dist        sdist and wheel into dist/
 #   make cli-options records commands and options in tests/data/cli_options.json, after a change that is meant
+#   make gpu-check PYTHON=python3 GPU_OPTIONS="--output benchmarks/gpu.json"    on a machine with CUDA: parity, timings;
+#                    runs that python from the source tree, installs nothing, needs no network
 #   make clean       remove .venv and everything that was built
 #   make setup TORCH=torch==2.12.1         another version of torch; TORCH= keeps the one that is in .venv already
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu    torch from another index, e.g. without CUDA
 PYTHON ?= python3
+GPU_OPTIONS ?=
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
@@ -25,7 +28,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LINT_STAMP := $(VENV)/.ready-check
 
-.PHONY: setup test test-full demo demo-quick check format mutants docs dist cli-options clean
+.PHONY: setup test test-full demo demo-quick check format mutants docs dist cli-options gpu-check clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -81,6 +84,10 @@ dist: $(STAMP)
 
 cli-options: $(STAMP)
 	$(BIN)/python -m tests.cli_options
+
+# No .venv: the python at hand, with the CUDA torch that it has.
+gpu-check:
+	PYTHONPATH=. $(PYTHON) -m difflm.bench.gpu_check $(GPU_OPTIONS)
 
 clean:
 	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,18 +6,25 @@ import json
 import math
 import sys
 from dataclasses import asdict
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from difflm.bench.decode import DecodeBench
-from difflm.bench.train import TrainBench
+if TYPE_CHECKING:
+    from difflm.bench.decode import DecodeBench
+    from difflm.bench.train import TrainBench
 
 
-def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Return an aligned plain-text table: the first column to the left, the others to the right."""
+def table(headings: tuple[str, ...], rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0,)) -> str:
+    """Return an aligned plain-text table.
+
+    Args:
+        headings: of the columns.
+        rows: cells.
+        left: columns that are aligned to the left; the others to the right.
+    """
     widths = [max(len(line[i]) for line in [headings, *rows]) for i in range(len(headings))]
     lines = [
         "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         )
         for line in [headings, tuple("-" * w for w in widths), *rows]
     ]

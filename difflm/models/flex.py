@@ -2,26 +2,31 @@
 
 The mask function reads the layout's key ranges (`difflm.models.ranges`), which are data: a new block size, other
 documents or a narrowed view reuse the compiled kernels. Compiled once are a number of rows, a row length, a dtype and
-whether gradients are wanted.
+whether gradients are wanted. The block mask (which tiles are empty, full or mixed) is counted from the ranges in
+O(N^2 / 128) without the N x N mask that `create_block_mask` fills; the two are equal (tested), and no compiler is
+needed to make it.
 
-Shape legend: see `difflm.types`; H query heads, G key/value heads, E head dimension.
+Shape legend: see `difflm.types`; H query heads, G key/value heads, E head dimension, K tiles of `TILE` model rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from difflm.errors import ConfigError
-from difflm.models.ranges import key_ranges, ranges_mask
+from difflm.models.ranges import KeyRanges, key_ranges, ranges_mask
 from difflm.types import Layout
+
+TILE = 128
+"""Model rows and keys of a tile of the block mask."""
 
 SHAPES = 64
 """Shapes that may be compiled in one process. torch stops at 8 and then runs the unfused form without a word; with
@@ -31,38 +36,63 @@ SMALLEST_HEAD, OLDEST_GPU = 16, (8, 0)
 """Limits of the Triton kernels: head dimension, compute capability."""
 
 
-@dataclass(frozen=True, slots=True)
-class FlexKernels:
-    """The two functions of FlexAttention, compiled or not.
-
-    Attributes:
-        block_mask: as `create_block_mask`.
-        attend: as `flex_attention`.
-    """
-
-    block_mask: Callable[..., BlockMask]
-    attend: Callable[..., Any]
+FlexKernel = Callable[..., Any]
+"""As `flex_attention`, compiled or not."""
 
 
-EAGER = FlexKernels(create_block_mask, flex_attention)
-
-
-def compiled_kernels(backend: str | Callable[..., Any] = "inductor") -> FlexKernels:
-    """Return both functions compiled for fixed shapes.
+def compiled_kernel(backend: str | Callable[..., Any] = "inductor") -> FlexKernel:
+    """Return `flex_attention` compiled for fixed shapes.
 
     Args:
         backend: of torch.compile; tests count with another one.
     """
-    return FlexKernels(
-        torch.compile(create_block_mask, dynamic=False, fullgraph=True, backend=backend),
-        torch.compile(flex_attention, dynamic=False, fullgraph=True, backend=backend),
-    )
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True, backend=backend)
 
 
 @cache
-def kernels_for(device_type: str) -> FlexKernels:
-    """Return the functions for a type of device: compiled on CUDA, eager elsewhere (no compiler is needed on CPU)."""
-    return compiled_kernels() if device_type == "cuda" else EAGER
+def kernel_for(device_type: str) -> FlexKernel:
+    """Return the kernel for a type of device: compiled on CUDA, eager elsewhere (no compiler is needed on CPU)."""
+    return compiled_kernel() if device_type == "cuda" else flex_attention
+
+
+def block_mask_of(ranges: KeyRanges) -> BlockMask:
+    """Return the block mask of ranges, equal to `create_block_mask` of their predicate.
+
+    Args:
+        ranges: on the device of the queries.
+    """
+    rows, length = ranges.own_start_BN.shape
+    tiles = -(-length // TILE)
+    start_K = TILE * torch.arange(tiles, device=ranges.own_start_BN.device)
+    seen_BNK = _overlap(ranges.own_start_BN, ranges.own_stop_BN, start_K)
+    seen_BNK += _overlap(ranges.before_start_BN, ranges.before_stop_BN, start_K)
+    padded_BNK = F.pad(seen_BNK, (0, 0, 0, tiles * TILE - length))
+    seen_BKK = padded_BNK.view(rows, tiles, TILE, tiles).sum(dim=2)
+    full_BKK = seen_BKK == TILE * TILE
+    mixed_count, mixed_order = _listed(((seen_BKK > 0) & ~full_BKK)[:, None])
+    full_count, full_order = _listed(full_BKK[:, None])
+    return BlockMask.from_kv_blocks(
+        mixed_count,
+        mixed_order,
+        full_count,
+        full_order,
+        BLOCK_SIZE=TILE,
+        mask_mod=ranges_mask(ranges),
+        seq_lengths=(length, length),
+    )
+
+
+def _overlap(start_BN: Tensor, stop_BN: Tensor, tile_start_K: Tensor) -> Tensor:
+    """Return how many keys of each tile lie in each range, [B, N, K]."""
+    last = torch.minimum(stop_BN[..., None], tile_start_K + TILE)
+    return (last - torch.maximum(start_BN[..., None], tile_start_K)).clamp_(min=0)
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the number of chosen tiles in each row of tiles, and all tiles, the chosen ones first, in order."""
+    number = chosen.to(torch.int32)
+    order = number.argsort(dim=-1, descending=True, stable=True)
+    return number.sum(dim=-1, dtype=torch.int32), order.to(torch.int32)
 
 
 def flex_refusal(device: torch.device | str, *, dtype: torch.dtype, head_dim: int | None) -> str | None:
@@ -98,18 +128,13 @@ class FlexAttention:
     Args:
         layout: attention structure of the batch.
         device: of the queries.
-        kernels: compiled or eager functions; None: those of the device.
+        kernel: compiled or eager; None: the one of the device.
     """
 
-    def __init__(self, layout: Layout, *, device: torch.device | str, kernels: FlexKernels | None = None) -> None:
+    def __init__(self, layout: Layout, *, device: torch.device | str, kernel: FlexKernel | None = None) -> None:
         device = torch.device(device)
-        self.kernels = kernels or kernels_for(device.type)
-        ranges = key_ranges(layout).to(device)
-        rows, length = ranges.own_start_BN.shape
-        with torch.compiler.config.patch(recompile_limit=SHAPES):  # type: ignore[attr-defined]
-            self.block_mask = self.kernels.block_mask(
-                ranges_mask(ranges), rows, None, length, length, device=str(device)
-            )
+        self.kernel = kernel or kernel_for(device.type)
+        self.block_mask = block_mask_of(key_ranges(layout).to(device))
 
     def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
         """Return the mixed values, [B, H, N, E]; on padding the mixture of its run.
@@ -126,4 +151,4 @@ class FlexAttention:
                 )
             inputs = tuple(each.detach() for each in inputs)  # torch refuses such inputs even without gradients
         with torch.compiler.config.patch(recompile_limit=SHAPES):  # type: ignore[attr-defined]
-            return self.kernels.attend(*inputs, block_mask=self.block_mask, enable_gqa=True)
+            return self.kernel(*inputs, block_mask=self.block_mask, enable_gqa=True)

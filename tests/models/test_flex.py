@@ -10,12 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from difflm.diffusion.masks import block_numbers, layout_mask, materialise
 from difflm.errors import ConfigError
 from difflm.models.attention import DenseAttention
-from difflm.models.flex import FlexAttention, FlexKernels, compiled_kernels, flex_refusal, kernels_for
+from difflm.models.flex import (
+    FlexAttention,
+    FlexKernel,
+    block_mask_of,
+    compiled_kernel,
+    flex_refusal,
+    kernel_for,
+)
+from difflm.models.ranges import key_ranges, ranges_mask
 from difflm.types import Layout
 from tests.models.test_ranges import layouts
 from tests.rows import batch_of
@@ -71,15 +79,41 @@ def test_bfloat16_differs_by_rounding_only() -> None:
     assert largest_difference(layout, dtype=torch.bfloat16) < 2e-2
 
 
-def counted() -> tuple[FlexKernels, CompileCounter]:
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 170), min_size=1, max_size=3), min_size=1, max_size=2),
+    padding=st.integers(0, 9),
+    block_size=st.integers(1, 200),
+    lookahead=st.none() | st.integers(0, 9),
+    which=st.integers(0, 15),
+)
+def test_the_block_mask_equals_the_one_of_torch(
+    sizes: list[list[int]], padding: int, block_size: int, lookahead: int | None, which: int
+) -> None:
+    layout = layouts(sizes, padding=padding, block_size=block_size, lookahead=lookahead)[which]
+    ranges = key_ranges(layout)
+    rows, length = ranges.own_start_BN.shape
+    expected = create_block_mask(ranges_mask(ranges), rows, None, length, length, device="cpu")
+    found = block_mask_of(ranges)
+    assert found.seq_lengths == expected.seq_lengths
+    assert found.BLOCK_SIZE == expected.BLOCK_SIZE
+    names = ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices")
+    names += ("q_num_blocks", "q_indices", "full_q_num_blocks", "full_q_indices")
+    for name in names:
+        one, other = vars(found)[name], vars(expected)[name]
+        assert one.dtype == other.dtype, name
+        assert torch.equal(one, other), name
+
+
+def counted() -> tuple[FlexKernel, CompileCounter]:
     torch._dynamo.reset()
     counter = CompileCounter()
-    return compiled_kernels(counter), counter
+    return compiled_kernel(counter), counter
 
 
-def attend(layout: Layout, kernels: FlexKernels) -> None:
+def attend(layout: Layout, kernel: FlexKernel) -> None:
     rows, length = layout.document_BL.shape
-    FlexAttention(layout, device="cpu", kernels=kernels)(0, *inputs_of(rows, length * (1 + layout.two_streams)))
+    FlexAttention(layout, device="cpu", kernel=kernel)(0, *inputs_of(rows, length * (1 + layout.two_streams)))
 
 
 def layout_at(block_size: int, *, length: int = 150, causal: bool = False) -> Layout:
@@ -91,20 +125,20 @@ def layout_at(block_size: int, *, length: int = 150, causal: bool = False) -> La
 
 
 def test_a_curriculum_over_the_block_size_compiles_once() -> None:
-    kernels, counter = counted()
+    kernel, counter = counted()
     for size in (1, 4, 32, 64, 150, 32):
         for causal in (False, True):
-            attend(layout_at(size, causal=causal), kernels)
-        attend(replace(layout_at(size), lookahead=size // 2), kernels)
-    assert counter.frame_count == 2  # one block mask, one attention
+            attend(layout_at(size, causal=causal), kernel)
+        attend(replace(layout_at(size), lookahead=size // 2), kernel)
+    assert counter.frame_count == 1
 
 
 def test_more_shapes_than_dynamo_allows_are_compiled_not_run_unfused() -> None:
-    kernels, counter = counted()
+    kernel, counter = counted()
     with torch.compiler.config.patch(recompile_limit=1):  # type: ignore[attr-defined]
         for length in (61, 62, 63):
-            attend(layout_at(4, length=length), kernels)
-    assert counter.frame_count == 6
+            attend(layout_at(4, length=length), kernel)
+    assert counter.frame_count == 3
 
 
 def test_backward_on_cpu_is_refused_in_one_line() -> None:
@@ -124,10 +158,10 @@ def test_upstream_still_has_no_backward_on_cpu() -> None:
         flex_attention(query, query, query)
 
 
-def test_kernels_are_compiled_on_cuda_only_and_kept() -> None:
-    assert kernels_for("cuda") is kernels_for("cuda")
-    assert kernels_for("cuda").attend is not flex_attention
-    assert kernels_for("cpu").attend is flex_attention
+def test_the_kernel_is_compiled_on_cuda_only_and_kept() -> None:
+    assert kernel_for("cuda") is kernel_for("cuda")
+    assert kernel_for("cuda") is not flex_attention
+    assert kernel_for("cpu") is flex_attention
 
 
 def test_refusals_name_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
