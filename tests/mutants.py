@@ -505,6 +505,30 @@ MUTANTS = (
         "tests/bench/test_train.py::test_activation_checkpointing_takes_less_memory",
     ),
     Mutant(
+        "difflm/models/flex.py",
+        "full_BKK = seen_BKK == TILE * TILE",
+        "full_BKK = seen_BKK > 0",
+        "tests/models/test_flex.py::test_the_block_mask_equals_the_one_of_torch",
+    ),
+    Mutant(
+        "difflm/bench/gpu_check.py",
+        "return 1 if counts[\"failed\"] else 0",
+        "return 0",
+        "tests/bench/test_gpu_check.py::test_the_table_then_one_json_document",
+    ),
+    Mutant(
+        "difflm/bench/gpu_suite.py",
+        "not any(graphs[1:])",
+        "not any(graphs[2:2])",
+        "tests/bench/test_gpu_suite.py::test_the_curriculum_compiles_at_its_first_size_only",
+    ),
+    Mutant(
+        "difflm/bench/train.py",
+        "ratios = [other / mine for",
+        "ratios = [mine / other for",
+        "tests/bench/test_train.py::test_ratios_are_paired_by_repeat",
+    ),
+    Mutant(
         "difflm/models/attention.py",
         "shares = not new_document or prefix == start",
         "shares = True",
