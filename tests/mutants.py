@@ -710,8 +710,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/training/muon.py",
-        'gradient.lerp(mean, group["momentum"])',
-        "mean",
+        'update = gradient.lerp(mean, group["momentum"])',
+        "update = mean",
         "tests/training/test_muon.py::test_steps_equal_the_explicit_ones",
     ),
     Mutant(
@@ -722,9 +722,15 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/training/muon.py",
-        "math.sqrt(max(parameter.shape[-2:]))",
-        "math.sqrt(max(parameter.shape))",
+        "math.sqrt(max(update.shape[-2:]))",
+        "math.sqrt(max(update.shape))",
         "tests/training/test_muon.py::test_the_scale_of_a_stack_is_that_of_its_matrices",
+    ),
+    Mutant(
+        "difflm/training/muon.py",
+        'if group["parts"] > 1:',
+        "if False:",
+        "tests/training/test_muon.py::test_matrices_one_below_the_other_are_updated_apart",
     ),
     Mutant(
         "difflm/training/parameters.py",

@@ -46,7 +46,8 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum made orthogonal, decoupled weight decay; for parameters of two or three dimensions.
 
     Args:
-        params: parameter groups; `lr` and `weight_decay` of a group as in AdamW.
+        params: parameter groups; `lr` and `weight_decay` of a group as in AdamW; "parts": how many matrices stand one
+            below the other in each matrix of its parameters (2 where gate and up projection share a tensor), default 1.
         lr: learning rate, on the scale of AdamW's.
         momentum: decay of the running mean of gradients, in [0, 1).
         weight_decay: decoupled.
@@ -55,7 +56,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, params: Iterable[dict[str, Any]], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "parts": 1})
         for group in self.param_groups:
             assert all(parameter.dim() in (2, 3) for parameter in group["params"])
 
@@ -77,6 +78,10 @@ class Muon(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         mean = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        update = orthogonal(gradient.lerp(mean, group["momentum"]))
+        update = gradient.lerp(mean, group["momentum"])
+        if group["parts"] > 1:
+            update = update.unflatten(-2, (group["parts"], -1)).flatten(end_dim=-3)
+        scale = 0.2 * math.sqrt(max(update.shape[-2:]))
+        update = orthogonal(update).reshape(parameter.shape)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape[-2:])))
+        parameter.add_(update, alpha=-group["lr"] * scale)

@@ -183,12 +183,12 @@ class Optimizer:
 
 def _groups(plans: Iterable[ParameterPlan], peak: float) -> list[dict[str, Any]]:
     """Return parameter groups of equal learning rate and decay; "peak" is the group's rate at ratio 1."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for plan in plans:
-        groups.setdefault((plan.lr_scale, plan.weight_decay), []).append(plan.parameter)
+        groups.setdefault((plan.lr_scale, plan.weight_decay, plan.parts), []).append(plan.parameter)
     return [
-        {"params": parameters, "lr": peak * scale, "peak": peak * scale, "weight_decay": decay}
-        for (scale, decay), parameters in groups.items()
+        {"params": parameters, "lr": peak * scale, "peak": peak * scale, "weight_decay": decay, "parts": parts}
+        for (scale, decay, parts), parameters in groups.items()
     ]
 
 

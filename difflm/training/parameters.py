@@ -16,6 +16,7 @@ from difflm.training.config import OptimizerConfig
 from difflm.training.config_optimizer import ParameterGroupConfig
 
 _IN_LAYER = re.compile(r"layers\.(\d+)\.")
+_GATE_ABOVE_UP = ".experts.gate_up"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,6 +27,7 @@ class ParameterPlan:
         names: of the parameter; two where head and embedding are one tensor.
         parameter: of the float32 masters.
         matrix: a matrix, or a stack of matrices, inside a layer: it decays, and Muon may update it.
+        parts: how many matrices stand one below the other in it (see `Muon`).
         frozen: it does not learn.
         lr_scale: factor on the learning rate: that of its layer times that of its group.
         weight_decay: decoupled.
@@ -34,6 +36,7 @@ class ParameterPlan:
     names: tuple[str, ...]
     parameter: nn.Parameter
     matrix: bool
+    parts: int
     frozen: bool
     lr_scale: float
     weight_decay: float
@@ -89,6 +92,7 @@ def _plan(names: tuple[str, ...], parameter: nn.Parameter, config: OptimizerConf
         names=names,
         parameter=parameter,
         matrix=matrix,
+        parts=2 if names[0].endswith(_GATE_ABOVE_UP) else 1,
         frozen=any(_matches(pattern, names) for pattern in config.freeze),
         lr_scale=config.layer_decay ** _depth(names, num_layers) * group.lr_scale,
         weight_decay=decay if group.weight_decay is None else group.weight_decay,

@@ -89,6 +89,21 @@ def test_the_scale_of_a_stack_is_that_of_its_matrices() -> None:
     torch.testing.assert_close(stack[0], single, atol=1e-3, rtol=0.02)
 
 
+@pytest.mark.parametrize("shape", [(10, 7), (3, 10, 7)])
+def test_matrices_one_below_the_other_are_updated_apart(shape: tuple[int, ...]) -> None:
+    """Gate and up projection of an expert share a tensor and are two maps."""
+    joint = nn.Parameter(torch.zeros(shape))
+    halves = [nn.Parameter(torch.zeros(*shape[:-2], 5, 7)) for _ in range(2)]
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    joint.grad = gradient.clone()
+    for half, part in zip(halves, gradient.chunk(2, dim=-2), strict=True):
+        half.grad = 8 * part.clone()  # the length of a gradient does not matter, if it is a matrix's own
+    Muon([{"params": [joint], "weight_decay": 0.0, "parts": 2}], lr=0.1).step()
+    Muon([{"params": halves, "weight_decay": 0.0}], lr=0.1).step()
+    apart = torch.cat([each.detach() for each in halves], dim=-2)
+    torch.testing.assert_close(joint.detach(), apart, atol=0.05 * 0.1 * 0.2 * 7**0.5, rtol=0)
+
+
 def test_a_closure_is_called_with_gradients() -> None:
     parameter = nn.Parameter(torch.ones(2, 2))
     muon = Muon([{"params": [parameter], "weight_decay": 0.0}], lr=0.1)

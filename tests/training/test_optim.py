@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from difflm.errors import CheckpointError
+from difflm.models.config import MoEConfig
 from difflm.models.transformer import Transformer
 from difflm.training.config import LearningRateConfig, OptimizerConfig
 from difflm.training.config_optimizer import ParameterGroupConfig
@@ -206,15 +207,25 @@ def test_muon_updates_the_matrices_inside_the_layers_only() -> None:
     assert "Muon on 14 tensors" in optimizer.describe()
 
 
-def test_stacked_experts_are_updated_by_muon() -> None:
-    model = random_transformer(architecture(), seed=0).float()
-    model.layers[0].register_parameter("experts", nn.Parameter(torch.ones(4, 6, 8)))
-    optimizer = Optimizer(model, MUON, mask_id=None)
-    assert optimizer.named_state()["layers.0.experts.momentum_buffer"].shape == (4, 6, 8)
+def test_experts_are_updated_by_muon_each_by_itself() -> None:
+    moe = MoEConfig(num_experts=4, experts_per_token=2, expert_size=6, score="softmax")
+    model = Transformer(replace(architecture(), moe=moe))
+    config = OptimizerConfig(kind="muon", learning_rate=0.1)
+    optimizer = Optimizer(model, config, mask_id=None)
+    experts = dict(model.named_parameters())["layers.1.mlp.experts.gate_up"]
+    assert optimizer.named_state()["layers.1.mlp.experts.gate_up.momentum_buffer"].shape == (4, 12, 16)
+    before = experts.detach().clone()
     set_gradients(model, 0)
+    assert experts.grad is not None
+    experts.grad[2] = 0.0
+    gradient = experts.grad.clone()
     optimizer.step(1.0)
-    experts = dict(model.named_parameters())["layers.0.experts"]
-    assert len({float(each.sum()) for each in experts}) == 4
+    assert torch.equal(experts[2], before[2]), "an expert that saw no token"
+    for expert in (0, 1, 3):
+        for half in (slice(0, 6), slice(6, 12)):
+            update = slow_orthogonal(gradient[expert, half]) * 0.1 * 0.2 * 16**0.5
+            moved = (before[expert, half] - experts[expert, half]).detach().double()
+            torch.testing.assert_close(moved, update, atol=0.04 * 0.08, rtol=0)
 
 
 def test_frozen_parameters_have_no_gradient_no_moments_and_no_share_in_the_norm() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from difflm.errors import ConfigError
+from difflm.models.config import MoEConfig
 from difflm.models.transformer import Transformer
 from difflm.training.config_optimizer import OptimizerConfig, ParameterGroupConfig
 from difflm.training.parameters import ParameterPlan, plan_parameters
@@ -26,6 +27,16 @@ def test_every_parameter_is_planned_once() -> None:
         inside = name.startswith("layers.") and plan.parameter.dim() > 1
         assert (plan.matrix, plan.weight_decay) == (inside, 0.1 if inside else 0.0), name
         assert (plan.frozen, plan.lr_scale) == (False, 1.0)
+
+
+def test_experts_are_stacks_of_matrices_and_gate_and_up_are_two() -> None:
+    moe = MoEConfig(num_experts=4, experts_per_token=2, expert_size=6, score="sigmoid", expert_bias=True)
+    model = Transformer(replace(architecture(), moe=moe))
+    made = {plan.names[0]: plan for plan in plan_parameters(model, OptimizerConfig(kind="muon", weight_decay=0.1))}
+    parts = {name.removeprefix("layers.1.mlp."): made[name].parts for name in made if name.startswith("layers.1.mlp.")}
+    assert parts == {"router.weight": 1, "experts.gate_up": 2, "experts.down": 1}
+    assert all(made[f"layers.1.mlp.{name}"].matrix for name in parts)
+    assert not any("expert_bias" in name for name in made), "no gradient reaches it"
 
 
 def test_layer_decay_counts_layers_below_the_last() -> None:
