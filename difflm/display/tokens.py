@@ -129,7 +129,7 @@ def _source_table(summary: PrepareSummary) -> Table:
     for source in summary.sources:
         formats = ", ".join(
             dict.fromkeys(
-                f"{found.format}{'.' + found.compression if found.compression else ''}" for found in source.files
+                f"{found.format}{' ' + found.compression if found.compression else ''}" for found in source.files
             )
         )
         table.add_row(

@@ -10,10 +10,11 @@ import torch
 
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.fields import read_json, read_optional_json, write_json
-from difflm.checkpoints.loading import load_model, resolve_dtype
+from difflm.checkpoints.loading import load_model, load_without_weights, resolve_dtype
 from difflm.errors import CheckpointError, ConfigError, DataError
 from difflm.models.config import RopeConfig
 from tests.checkpoints.tiny import LLAMA3_SCALING, hf_folder, make_tokenizer
+from tests.standins import write_parent
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", torch.float64])
@@ -154,3 +155,11 @@ def test_auto_map_is_never_followed_nor_carried(name: str, tmp_path: Path) -> No
     assert not canary.exists()
     assert not list((tmp_path / "b").glob("*.py"))
     assert "auto_map" not in read_json(tmp_path / "b" / name)
+
+
+def test_a_checkpoint_opens_without_its_weights(tmp_path: Path) -> None:
+    folder = write_parent(tmp_path / "parent")
+    whole, bare = load_model(folder), load_without_weights(folder)
+    assert bare.config == whole.config
+    assert bare.encode("text") == whole.encode("text")
+    assert all(parameter.is_meta for parameter in bare.model.parameters())

@@ -15,6 +15,7 @@ from difflm.checkpoints.tokens import (
     carried_text_files,
     load_tokenizer,
     special_token_ids,
+    tokenizer_fingerprint,
     turn_token_ids,
     vocabulary,
 )
@@ -22,6 +23,7 @@ from difflm.errors import CheckpointError, DataError
 from tests.checkpoints.tiny import SPECIAL, TEXT, make_tokenizer
 
 MASK = "<spare_0>"
+SHARED = make_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +157,37 @@ def test_text_that_cannot_be_told_from_the_mask_is_refused() -> None:
 
 def test_without_mask_token_nothing_changes(tokenizer: Any) -> None:
     assert SafeEncoder(tokenizer, None, None).encode(MASK) == [vocabulary(tokenizer)[MASK]]
+
+
+@given(
+    st.lists(
+        st.lists(st.sampled_from([*TEXT, MASK, SPECIAL[0], " ", "caf\u00e9"]), max_size=4).map("".join), max_size=5
+    )
+)
+@settings(max_examples=40)
+def test_a_batch_is_encoded_text_by_text(texts: list[str]) -> None:
+    encoder = SafeEncoder(SHARED, MASK, SHARED.convert_tokens_to_ids(MASK))
+    assert encoder.encode_batch(texts) == [encoder.encode(text) for text in texts]
+
+
+def test_a_batch_is_not_cut_or_padded_by_the_backend_and_names_bad_text(tokenizer: Any) -> None:
+    encoder = SafeEncoder(tokenizer, MASK, tokenizer.convert_tokens_to_ids(MASK))
+    texts = [TEXT[0] * 4, "a"]
+    expected = [encoder.encode(text) for text in texts]
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=9)
+    assert encoder.encode_batch(texts) == expected
+    with pytest.raises(DataError, match="half a surrogate pair"):
+        encoder.encode_batch(["a", "\ud800"])
+
+
+def test_the_fingerprint_leaves_out_the_mask_token_and_what_changes_no_ids() -> None:
+    one, other = make_tokenizer(), make_tokenizer()
+    plain = tokenizer_fingerprint(one, None)
+    other.add_special_tokens({"additional_special_tokens": ["<|mask|>"]})
+    mask_id = other.convert_tokens_to_ids("<|mask|>")
+    assert tokenizer_fingerprint(other, mask_id) == plain
+    assert tokenizer_fingerprint(other, None) != plain
+    one.backend_tokenizer.enable_truncation(7)
+    assert tokenizer_fingerprint(one, None) == plain
+    assert tokenizer_fingerprint(word_tokenizer(), None) != tokenizer_fingerprint(word_tokenizer(lower=True), None)
