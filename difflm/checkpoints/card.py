@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from difflm.checkpoints.config import DIFFUSION_FIELDS
+from difflm.checkpoints.config import DIFFUSION_FIELDS, DIFFUSION_TYPES
 
 _CARD = """---
 license: {license}
@@ -22,10 +22,8 @@ tags:
 
 Made by difflm from the autoregressive checkpoint `{parent}`.
 
-> **Warning: do not decode this model left to right.** The folder keeps the parent's `model_type`
-> (`{model_type}`), so an autoregressive library or server (transformers `generate`, vLLM, llama.cpp, ...) loads it
-> without complaint and would decode it next token by next token. That is wrong: the model predicts masked tokens
-> of a block, from both sides. Use difflm:
+> **Warning: do not decode this model left to right.** {warning}
+> It predicts masked tokens of a block, from both sides. Use difflm:
 >
 > ```python
 > import difflm
@@ -50,6 +48,13 @@ The licence is that of the parent unless stated otherwise; check it before you p
 """
 
 
+_KEEPS_TYPE = """The folder keeps the parent's `model_type`
+> (`{model_type}`), so an autoregressive library or server (transformers `generate`, vLLM, llama.cpp, ...) loads it
+> without complaint and would decode it next token by next token. That is wrong."""
+_OWN_TYPE = """Its `model_type` is `{model_type}`; the tensors
+> have the names of its autoregressive parent, whose class would load them and decode next token by next token."""
+
+
 def model_card(config: Mapping[str, Any]) -> str:
     """Return README.md for a converted checkpoint.
 
@@ -63,6 +68,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         "parent": parent.get("name", "unknown"),
         **({"revision of the parent": parent["revision"]} if parent.get("revision") else {}),
         **{f"sha256 of {name}": digest for name, digest in (parent.get("sha256") or {}).items()},
+        **({"left out": f"{len(record['left_out'])} tensors"} if record.get("left_out") else {}),
         "mask row": record.get("mask_init", "unknown"),
         "recipe": json.dumps(record.get("recipe"), ensure_ascii=False),
         "licence": record.get("license") or "unknown",
@@ -70,10 +76,11 @@ def model_card(config: Mapping[str, Any]) -> str:
     }
     if record.get("merged"):
         facts["mean of"] = ", ".join(str(each["name"]) for each in record["merged"])
+    own = config.get("model_type") in DIFFUSION_TYPES
     return _CARD.format(
         license=record.get("license") or "unknown",
         parent=parent.get("name", "unknown"),
-        model_type=config.get("model_type"),
+        warning=(_OWN_TYPE if own else _KEEPS_TYPE).format(model_type=config.get("model_type")),
         rows=_table({f"`{name}`": value for name, value in values.items()}),
         provenance=_table(facts),
     )

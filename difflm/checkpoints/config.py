@@ -14,6 +14,8 @@ from difflm.types import CleanAttention, NoisyAttention, Parametrisation
 
 DIFFUSION_FIELDS = ("block_size", "mask_token_id", "mask_token", "logit_shift", "clean_attention", "noisy_attention")
 """Top-level fields of config.json that make a checkpoint a diffusion model."""
+DIFFUSION_TYPES = ("llada2_moe", "llada21_moe")
+"""Values of `model_type` that only diffusion models have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,7 @@ def checkpoint_config(
             raise CheckpointError(
                 f"{where}: {name}_token_id is {token_id}; expected an id below vocab_size ({architecture.vocab_size})"
             )
-    mask_token_id = _mask_token_id(fields, architecture.vocab_size, eos, all_pad)
+    mask_token_id = _mask_token_id(_with_mask(fields, tokenizer), architecture.vocab_size, eos, all_pad)
     taken = set(tokenizer.ids.values()) if tokenizer else set(range(architecture.vocab_size))
     return CheckpointConfig(
         family=find_family(raw, where).name,
@@ -167,6 +169,15 @@ def check_files(raw: Mapping[str, Any], generation: Mapping[str, Any], where: st
     model_config(raw, where)
     for name in ("eos", "bos", "pad"):
         named_token_ids(name, raw, generation, {}, where)
+
+
+def _with_mask(fields: Fields, tokenizer: TokenizerFacts | None) -> Fields:
+    """Return the fields with the mask id that published LLaDA2 files leave to the tokenizer, found by its string."""
+    raw = fields.raw
+    if raw.get("mask_token_id") is not None or raw.get("model_type") not in DIFFUSION_TYPES or tokenizer is None:
+        return fields
+    found = tokenizer.special.get("mask_token", tokenizer.ids.get("<|mask|>"))
+    return fields if found is None else Fields({**raw, "mask_token_id": found}, fields.where)
 
 
 def _mask_token_id(fields: Fields, vocab_size: int, eos: Collection[int], pad: Collection[int]) -> int | None:

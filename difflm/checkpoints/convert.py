@@ -12,7 +12,7 @@ import torch
 import difflm
 from difflm.checkpoints.card import model_card
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config, named_token_ids
-from difflm.checkpoints.families import updated_config
+from difflm.checkpoints.families import converted_config
 from difflm.checkpoints.fields import write_json
 from difflm.checkpoints.folders import require_free, staged_folder
 from difflm.checkpoints.hf import MAX_SHARD_BYTES, file_sha256
@@ -39,12 +39,13 @@ class Conversion:
 
     Attributes:
         target: the folder written.
-        family: model family.
+        family: model family that was written.
         mask_token: string of the mask token, None without a tokenizer.
         mask_token_id: its id.
         vocab_size: rows of the embedding.
         adds_row: the embedding grew by one row.
         parent_sha256: hash of each weight file of the parent.
+        left_out: tensors of the parent that a diffusion model has no use for (multi-token-prediction layers).
     """
 
     target: Path
@@ -54,6 +55,7 @@ class Conversion:
     vocab_size: int
     adds_row: bool
     parent_sha256: Mapping[str, str]
+    left_out: tuple[str, ...] = ()
 
 
 def convert(
@@ -75,7 +77,8 @@ def convert(
 ) -> Conversion:
     """Write a block-diffusion checkpoint made from an AR one; streams, one weight file in memory.
 
-    The parent's weights are kept bit for bit outside the mask row (unless `dtype` changes them). The defaults are
+    The parent's weights are kept bit for bit outside the mask row (unless `dtype` changes them). A Ling 2.0 parent
+    becomes LLaDA2, without layers for multi-token prediction. The defaults are
     the paper's parametrisation: no shift, block-causal clean stream, bidirectional blocks.
 
     Args:
@@ -132,18 +135,23 @@ class _Plan:
     def write(self, target: Path, *, dtype: torch.dtype | None, max_shard_bytes: int) -> Conversion:
         """Write the folder."""
         checkpoint, choice = self.checkpoint, self.choice
-        parameters = MaskedParameters(checkpoint.parameters(self.config.model), choice, self.mask_init)
+        stored = checkpoint.parameters(self.config.model)
+        parameters = MaskedParameters(stored, choice, self.mask_init)
         architecture = replace(self.config.model, vocab_size=choice.vocab_size)
         hashes = {file.name: file_sha256(file) for file in checkpoint.weights.files}
         commit = {} if checkpoint.hub is None else {"revision": checkpoint.hub.revision}
         parent = {"name": checkpoint.name, **commit, "sha256": hashes}
-        raw = updated_config(checkpoint.raw, architecture, checkpoint.where) | dict(self.fields)
-        raw["difflm"] = {"version": difflm.__version__, "parent": parent, **self.record}
+        family, raw = converted_config(checkpoint.raw, architecture, checkpoint.where)
+        if family is not checkpoint.family:
+            raw |= _named_ids(raw, self.config)
+        raw |= self.fields
+        left_out = {"left_out": sorted(stored.left_out)} if stored.left_out else {}
+        raw["difflm"] = {"version": difflm.__version__, "parent": parent, **self.record, **left_out}
         with staged_folder(target) as stage:
             write_model(
                 stage,
                 parameters,
-                checkpoint.family,
+                family,
                 architecture,
                 raw=raw,
                 dtype=dtype,
@@ -152,13 +160,22 @@ class _Plan:
             _write_texts(stage, checkpoint, self.tokenizer, choice, model_card(raw))
         return Conversion(
             target=target,
-            family=checkpoint.family.name,
+            family=family.name,
             mask_token=choice.token,
             mask_token_id=choice.token_id,
             vocab_size=choice.vocab_size,
             adds_row=choice.adds_row,
             parent_sha256=hashes,
+            left_out=stored.left_out,
         )
+
+
+def _named_ids(raw: Mapping[str, Any], config: CheckpointConfig) -> dict[str, int]:
+    """Return the ids that a configuration leaves to class defaults; padding is the end of a text where unnamed."""
+    eos = next(iter(config.eos_token_ids), None)
+    pad = eos if config.pad_token_id is None else config.pad_token_id
+    found = {"eos_token_id": eos, "bos_token_id": config.bos_token_id, "pad_token_id": pad}
+    return {name: value for name, value in found.items() if value is not None and raw.get(name) is None}
 
 
 def _parametrisation(logit_shift: bool, clean_attention: str, noisy_attention: str) -> Parametrisation:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from difflm.checkpoints.fields import Fields
-from difflm.checkpoints.moe_fields import ExpertFields, hf_experts, moe_config
+from difflm.checkpoints.moe_fields import LING_CONSTANTS, MTP_FIELDS, ExpertFields, hf_experts, moe_config
 from difflm.checkpoints.rope_fields import ROPE_FIELDS, hf_rope, longest_context, rope_config
 from difflm.checkpoints.rules import GGUF_DENSE, GGUF_LLAMA, HF_DENSE, HF_LING, HF_QWEN3_MOE, KeyRule
 from difflm.errors import CheckpointError
@@ -33,6 +33,7 @@ class Family:
         max_positions: context length where config.json is silent, tokens.
         hf_rules: names of tensors in safetensors files.
         gguf_rules: names of tensors in GGUF files; None where GGUF has no architecture of this name.
+        diffusion: name of the family that a converted checkpoint belongs to; None keeps this one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Family:
     max_positions: int = 32_768
     hf_rules: tuple[KeyRule, ...] = HF_DENSE
     gguf_rules: tuple[KeyRule, ...] | None = GGUF_DENSE
+    diffusion: str | None = None
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -84,6 +86,7 @@ FAMILIES: Mapping[str, Family] = {
         experts="ling",
         hf_rules=HF_LING,
         gguf_rules=None,
+        diffusion="llada2_moe",
     ),
     "llada2_moe": Family(
         name="llada2_moe",
@@ -212,6 +215,25 @@ def updated_config(raw: Mapping[str, Any], config: ModelConfig, where: str) -> d
         updated["num_nextn_predict_layers"] = 0  # their tensors are not written
     assert model_config(updated, where) == config, "config.json cannot express the architecture"
     return updated
+
+
+def converted_config(raw: Mapping[str, Any], config: ModelConfig, where: str) -> tuple[Family, dict[str, Any]]:
+    """Return the family of a converted checkpoint, and its config.json before the diffusion fields.
+
+    A family with a diffusion model of its own becomes that: every field is written, for its class defaults describe no
+    released model, and fields of parts that are not carried over are gone.
+
+    Args:
+        raw: config.json of the parent.
+        config: architecture of the converted model.
+        where: file of `raw`, for errors.
+    """
+    family, updated = find_family(raw, where), updated_config(raw, config, where)
+    if family.diffusion is None:
+        return family, updated
+    target = FAMILIES[family.diffusion]
+    kept = {name: value for name, value in updated.items() if name not in (*ROPE_FIELDS, *MTP_FIELDS)}
+    return target, LING_CONSTANTS | kept | hf_config(target, config) | {"use_cache": False}
 
 
 def mtp_layers(raw: Mapping[str, Any], where: str) -> int:

@@ -23,6 +23,18 @@ LING_REQUIRED = (
 )
 """Fields outside of the experts that Ling's classes default to something no release uses."""
 
+LING_CONSTANTS = {
+    "embedding_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "output_dropout": 0.0,
+    "initializer_range": 0.02,
+    "use_rmsnorm": True,
+    "output_router_logits": False,
+}
+"""What every release says in fields that do not decide about the network; the class defaults differ."""
+MTP_FIELDS = ("num_nextn_predict_layers", "mtp_loss_scaling_factor")
+"""Fields of multi-token prediction, which a diffusion model has not."""
+
 
 def moe_config(style: ExpertFields, fields: Fields) -> MoEConfig | None:
     """Return the mixture of experts that a config.json describes, None for a dense family.

@@ -102,4 +102,10 @@ def convert(
         revision=revision,
     )
     row = "new embedding row" if done.adds_row else "row that was there"
+    if done.left_out:
+        layers = sorted({int(name.split(".")[2]) for name in done.left_out})
+        named = ", ".join(f"model.layers.{layer}" for layer in layers)
+        click.echo(
+            f"left out: {len(done.left_out)} tensors of {named} (multi-token prediction, which diffusion has not)"
+        )
     click.echo(f"{done.target}: {done.family}, mask token {done.mask_token or ''} id {done.mask_token_id} ({row})")
