@@ -121,7 +121,7 @@ def test_a_published_llada2_leaves_its_mask_to_the_tokenizer(tmp_path: Path) -> 
     write_json(tmp_path / "b" / "config.json", raw | {"model_type": "bailing_moe"})
     assert load_model(tmp_path / "b").config.mask_token_id is None, "an AR model has none, whatever its tokenizer says"
     write_json(tmp_path / "b" / "config.json", raw | {"eos_token_id": mask_id})
-    with pytest.raises(CheckpointError, match="mask_token_id is .*; expected an id that does not end a text"):
+    with pytest.raises(CheckpointError, match=r"mask_token_id is .*; expected an id that does not end a text"):
         load_model(tmp_path / "b")
 
 
