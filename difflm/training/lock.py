@@ -21,7 +21,7 @@ LOCK = ".lock"
 
 
 class RunLock:
-    """Holds a run folder from construction to `release` (or until it is collected).
+    """Holds a run folder from construction to `close` (or until it is collected).
 
     The file `.lock` names the holder; what counts is the lock on it (flock), so the file of a process that was killed
     is simply taken over.
@@ -38,7 +38,7 @@ class RunLock:
         self.note = ""
         self._file: IO[str] | None = self._acquire()
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give the folder back; the file goes."""
         if self._file is not None:
             self.path.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from difflm.errors import CheckpointError
 from difflm.plots import read_rows
 
 Metrics = Mapping[str, Any]
@@ -85,6 +86,13 @@ class MetricsLog:
         aside.replace(path)
 
     def write(self, row: Metrics) -> None:
-        """Append a row."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append a row.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror}); free space and resume") from None

@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from difflm.checkpoints.folders import staged_folder
 from difflm.checkpoints.hf import listed, save_tensors
 from difflm.data.rows import PackedRows
-from difflm.errors import DifflmError
+from difflm.errors import CheckpointError, DifflmError
 from difflm.models.transformer import Transformer
 from difflm.training.config import TrainConfig
 from difflm.training.config_io import config_to_tree
@@ -106,9 +107,6 @@ def examine(bad: BadStep, *, config: TrainConfig, model: Transformer, rows: Pack
         model: what computed it; its weights are those before the step.
         rows: training rows.
         score: forward of the step, of one micro-batch.
-
-    Raises:
-        CheckpointError: the dump cannot be written.
     """
     weights = [name for name, each in model.named_parameters() if not bool(torch.isfinite(each).all())]
     gradients = [
@@ -118,11 +116,28 @@ def examine(bad: BadStep, *, config: TrainConfig, model: Transformer, rows: Pack
         found = [row for each in bad.inputs for row in row_losses(each, score(each), rows)]
     dump = config.output / "dumps" / f"step-{bad.step:08d}"
     text = _text(bad, weights, found, config=config)
+    try:
+        _write_dump(dump, bad, found, reason=text, weights=weights, gradients=gradients, config=config)
+    except CheckpointError as error:
+        return Diagnosis(text=f"{text}; no dump: {error}", hopeless=bool(weights))
+    return Diagnosis(text=f"{text}; dump in {dump}", hopeless=bool(weights))
+
+
+def _write_dump(
+    dump: Path,
+    bad: BadStep,
+    found: Sequence[RowLoss],
+    *,
+    reason: str,
+    weights: Sequence[str],
+    gradients: Sequence[str],
+    config: TrainConfig,
+) -> None:
     with staged_folder(dump, replace=True) as folder:
         save_tensors(folder / "tensors.safetensors", _tensors(bad.inputs))
         record = {
             "step": bad.step,
-            "reason": text,
+            "reason": reason,
             "loss": {name: _number(value) for name, value in bad.losses.items()},
             "grad_norm": _number(bad.norm),
             "rows": [
@@ -140,7 +155,6 @@ def examine(bad: BadStep, *, config: TrainConfig, model: Transformer, rows: Pack
             "config": config_to_tree(config),
         }
         (folder / "step.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return Diagnosis(text=f"{text}; dump in {dump}", hopeless=bool(weights))
 
 
 def require_budget(found: Diagnosis, settings: NonFiniteConfig, *, skipped: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,10 +88,10 @@ def open_run(config: TrainConfig, resume: Resume) -> OpenRun:
         checkpoint, skipped = run_state.newest_verified(run)
         replace_text(run / RECORD, dump_config(config))
     except OSError as error:
-        lock.release()
+        lock.close()
         raise ConfigError(f"train.output: {run} cannot be written ({error.strerror}); choose another path") from None
     except BaseException:
-        lock.release()
+        lock.close()
         raise
     notes += [f"skipped a checkpoint: {reason}" for reason in skipped]
     return OpenRun(lock, checkpoint, tuple([lock.note] * bool(lock.note) + notes))
@@ -100,7 +101,7 @@ def finished_checkpoint(config: TrainConfig) -> Path | None:
     """Return the last checkpoint of a run that has nothing left to do, None for any other run.
 
     Raises:
-        ConfigError: a field that may not change.
+        ConfigError: a field that may not change, or another process is about to finish the run.
     """
     folders = run_state.checkpoint_folders(config.output)
     if not folders or not (config.output / RECORD).is_file():
@@ -112,7 +113,13 @@ def finished_checkpoint(config: TrainConfig) -> Path | None:
         checkpoint, _ = run_state.newest_verified(config.output)
     except CheckpointError:
         return None  # damage is reported where the run is opened
-    return checkpoint if checkpoint == folders[-1] else None
+    if checkpoint is None or checkpoint != folders[-1]:
+        return None
+    if any(checkpoint.parent.glob(".*")):
+        # The process was killed as it tidied up.
+        with contextlib.closing(RunLock(config.output)):
+            clear_leftovers(checkpoint.parent)
+    return checkpoint
 
 
 def _compare(config: TrainConfig, record: Path) -> list[str]:

@@ -162,11 +162,17 @@ def save_checkpoint(
         CheckpointError: too little space, or the disk fails; earlier checkpoints are untouched.
     """
     target = run / "checkpoints" / f"step-{state.step:08d}"
-    require_space(run, loaded, optimizer)
-    with staged_folder(target, replace=True, seal=seal_folder) as stage:
-        write_loaded(loaded, stage, config_updates=updates)
-        save_tensors(stage / MOMENTS, {name: each.cpu().contiguous() for name, each in optimizer.named_state().items()})
-        (stage / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+    try:
+        require_space(run, loaded, optimizer)
+        with staged_folder(target, replace=True, seal=seal_folder) as stage:
+            write_loaded(loaded, stage, config_updates=updates)
+            moments = {name: each.cpu().contiguous() for name, each in optimizer.named_state().items()}
+            save_tensors(stage / MOMENTS, moments)
+            (stage / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+    except CheckpointError as error:
+        earlier = [each.name for each in checkpoint_folders(run) if each != target]
+        rest = f"; {earlier[-1]} is as it was, resume from it" if earlier else "; there is no earlier checkpoint"
+        raise CheckpointError(f"{error}{rest}") from error
     return target
 
 

@@ -107,7 +107,7 @@ class Trainer:
 
     def close(self) -> None:
         """Give the run folder back to other processes."""
-        self.run.lock.release()
+        self.run.lock.close()
 
     @property
     def finished(self) -> bool:

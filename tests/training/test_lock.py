@@ -49,9 +49,9 @@ def test_another_process_is_refused_and_named_until_it_dies(tmp_path: Path) -> N
         lock.note == f"took over the run folder from process {process.pid} on {socket.gethostname()}, which has ended"
     )
     assert json.loads((tmp_path / LOCK).read_text()) == {"pid": os.getpid(), "host": socket.gethostname()}
-    lock.release()
+    lock.close()
     assert list(tmp_path.iterdir()) == []
-    lock.release()
+    lock.close()
 
 
 def test_a_lock_that_was_let_go_between_opening_and_locking_is_no_lock(
@@ -64,7 +64,7 @@ def test_a_lock_that_was_let_go_between_opening_and_locking_is_no_lock(
     def let_go(handle: int, operation: int) -> None:
         if not calls:
             calls.append(handle)
-            first.release()
+            first.close()
         real(handle, operation)
 
     monkeypatch.setattr(fcntl, "flock", let_go)
@@ -72,22 +72,22 @@ def test_a_lock_that_was_let_go_between_opening_and_locking_is_no_lock(
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="is in use by"):
         RunLock(tmp_path)
-    second.release()
+    second.close()
 
 
 def test_two_trainers_of_one_process_are_two(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
     with pytest.raises(ConfigError, match=rf"in use by process {os.getpid()}"):
         RunLock(tmp_path)
-    lock.release()
-    RunLock(tmp_path).release()
+    lock.close()
+    RunLock(tmp_path).close()
 
 
 def test_an_unreadable_lock_file_is_taken_over(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text("{half")
     lock = RunLock(tmp_path)
     assert lock.note == ""
-    lock.release()
+    lock.close()
 
 
 def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(fcntl, "flock", unsupported)
     lock = RunLock(tmp_path)
     assert "no locks (No locks available)" in lock.note
-    lock.release()
+    lock.close()
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
