@@ -127,6 +127,12 @@ class TrainConfig:
         )
 
     @property
+    def final_stage(self) -> int:
+        """Return the number of the first of the last stages that share the last block size."""
+        sizes = self.block_sizes
+        return next((index + 1 for index in reversed(range(len(sizes))) if sizes[index] != sizes[-1]), 0)
+
+    @property
     def fill_multiple(self) -> int | None:
         """Return the multiple up to which documents are filled with EOS, tokens; None for no fill."""
         return self.block_sizes[-1] if self.data.fill == "eos" else None

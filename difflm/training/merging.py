@@ -124,11 +124,10 @@ class _Run:
                 f"{run}: no config.yaml, so not a run folder; give a run, or the checkpoints themselves"
             )
         self.config: TrainConfig = load_config(record)
-        sizes = self.config.block_sizes
-        first = next((index + 1 for index in reversed(range(len(sizes))) if sizes[index] != sizes[-1]), 0)
+        first = self.config.final_stage
         self.facts = RunFacts(
             folder=run,
-            block_size=sizes[-1],
+            block_size=self.config.block_sizes[-1],
             every_tokens=self.config.checkpoint.every_tokens,
             last_tokens=sum(stage.tokens for stage in self.config.curriculum[first:]),
         )

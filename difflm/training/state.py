@@ -188,7 +188,7 @@ def keep_checkpoint(
     updates["difflm"] = {"recipe": config.recipe}
     folder = save_checkpoint(config.output, loaded, optimizer, state, updates=updates)
     settings, final = config.checkpoint, config.block_sizes[-1]
-    return folder, prune(config.output, folder, keep=settings.keep, keep_best=settings.keep_best, block_size=final)
+    return folder, prune(config.output, folder, keep=settings.keep, keep_best=settings.keep_best, block_size=final, first_stage=config.final_stage)
 
 
 def require_space(run: Path, loaded: LoadedModel, optimizer: Optimizer) -> None:
@@ -221,21 +221,24 @@ def load_moments(checkpoint: Path, optimizer: Optimizer) -> None:
     optimizer.load_named_state(moments, where=str(path))
 
 
-def best_checkpoints(run: Path, *, block_size: int | None, count: int) -> list[Path]:
+def best_checkpoints(run: Path, *, block_size: int | None, count: int, first_stage: int = 0) -> list[Path]:
     """Return the `count` checkpoints with the lowest validation perplexity among those of one block size.
 
     Args:
         run: run folder.
         block_size: final block size of the curriculum; checkpoints of other stages are never candidates.
         count: k.
+        first_stage: earlier stages are never candidates, though they may have had that block size.
     """
-    return _ranked(checkpoint_folders(run), block_size)[:count]
+    return _ranked(checkpoint_folders(run), block_size, first_stage)[:count]
 
 
-def _ranked(folders: Sequence[Path], block_size: int | None) -> list[Path]:
+def _ranked(folders: Sequence[Path], block_size: int | None, first_stage: int) -> list[Path]:
     scored = []
     for folder in folders:
         state = read_state(folder)
+        if state.stage < first_stage:
+            continue
         key = str(block_size)
         value = state.ar_perplexity if block_size is None else state.validation.get(key)
         if state.block_size == block_size and value is not None and not math.isnan(value):
@@ -243,7 +246,9 @@ def _ranked(folders: Sequence[Path], block_size: int | None) -> list[Path]:
     return [folder for _, folder in sorted(scored)]
 
 
-def prune(run: Path, newest: Path, *, keep: int, keep_best: int, block_size: int | None) -> list[str]:
+def prune(
+    run: Path, newest: Path, *, keep: int, keep_best: int, block_size: int | None, first_stage: int = 0
+) -> list[str]:
     """Delete what is no longer needed, once `newest` is safely on the disk; return a line on each failure.
 
     Of the `keep` newest checkpoints everything stays, of merge candidates everything but the optimiser's moments.
@@ -256,10 +261,11 @@ def prune(run: Path, newest: Path, *, keep: int, keep_best: int, block_size: int
         keep: newest checkpoints that stay resumable.
         keep_best: merge candidates that stay.
         block_size: final block size (see `best_checkpoints`).
+        first_stage: of the last part of the run (see `best_checkpoints`).
     """
     folders = [each for each in checkpoint_folders(run) if each.name <= newest.name and _is_sound(each)]
     resumable = set([each for each in folders if MOMENTS in read_manifest(each)][-keep:])
-    candidates = set(_ranked(folders, block_size)[:keep_best])
+    candidates = set(_ranked(folders, block_size, first_stage)[:keep_best])
     failures = []
     for folder in folders:
         try:

@@ -107,3 +107,10 @@ def test_every_field_is_documented_with_its_default() -> None:
                 assert "No default." in text, f"{section.__name__}.{name}"
             elif plain and section.__name__ != "StageConfig":
                 assert "Default " in text, f"{section.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "first"), [((8,), 0), ((8, 8), 0), ((1, 4, 8), 2), ((8, 4, 8, 8), 2), ((4, "row", 64), 1)]
+)
+def test_the_last_part_of_a_run_is_its_last_stages_of_one_block_size(sizes: tuple[Any, ...], first: int) -> None:
+    assert run(tuple(StageConfig(tokens=10, block_size=size) for size in sizes)).final_stage == first

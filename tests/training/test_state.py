@@ -160,6 +160,19 @@ def test_an_earlier_stage_is_no_candidate_however_good_it_is(tmp_path: Path) -> 
     assert best_checkpoints(tmp_path, block_size=8, count=2) == [late]
 
 
+def test_an_earlier_stage_of_the_last_block_size_is_no_candidate(tmp_path: Path) -> None:
+    """The report's ladder passes block size 32 on its way up and ends with it."""
+    early, late = write(tmp_path, 1, 8, 1.0), write(tmp_path, 2, 8, 3.0)
+    for number, folder in enumerate((early, late)):
+        state = json.loads((folder / STATE).read_text())
+        (folder / STATE).write_text(json.dumps(state | {"stage": 2 * number}))
+        seal_folder(folder)
+    assert best_checkpoints(tmp_path, block_size=8, count=1, first_stage=2) == [late]
+    newest = write(tmp_path, 3, 8, None)
+    prune(tmp_path, newest, keep=1, keep_best=1, block_size=8, first_stage=2)
+    assert checkpoint_folders(tmp_path) == [late, newest]
+
+
 def test_space_is_checked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
