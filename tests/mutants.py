@@ -793,9 +793,15 @@ MUTANTS = (
         "tests/training/test_merge_methods.py::test_weights_of_the_window_emulate_their_decay",
     ),
     Mutant(
+        "difflm/training/state.py",
+        "        if state.stage < first_stage:\n            continue\n",
+        "",
+        "tests/training/test_state.py::test_an_earlier_stage_of_the_last_block_size_is_no_candidate",
+    ),
+    Mutant(
         "difflm/training/merging.py",
         "if state.stage >= first]",
-        "if state.block_size == sizes[-1]]",
+        "if state.block_size == self.facts.block_size]",
         "tests/training/test_merging.py::test_an_earlier_stage_of_the_same_block_size_is_no_candidate",
     ),
     Mutant(

@@ -188,7 +188,14 @@ def keep_checkpoint(
     updates["difflm"] = {"recipe": config.recipe}
     folder = save_checkpoint(config.output, loaded, optimizer, state, updates=updates)
     settings, final = config.checkpoint, config.block_sizes[-1]
-    return folder, prune(config.output, folder, keep=settings.keep, keep_best=settings.keep_best, block_size=final, first_stage=config.final_stage)
+    return folder, prune(
+        config.output,
+        folder,
+        keep=settings.keep,
+        keep_best=settings.keep_best,
+        block_size=final,
+        first_stage=config.final_stage,
+    )
 
 
 def require_space(run: Path, loaded: LoadedModel, optimizer: Optimizer) -> None:
