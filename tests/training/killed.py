@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import save_file
 
 from difflm.checkpoints import hf
-from difflm.plots import read_rows
+from difflm.checkpoints.loading import load_model
+from difflm.plots import plot_training, read_rows
 from difflm.runs import train
 from difflm.training.config_io import load_config
 from difflm.training.metrics import MetricsLog
@@ -144,6 +145,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     draw, work = random.Random(options.seed), options.config.parent
+    # What a run imports as it goes, once for all children; no step is done here, so there are no threads to lose.
+    load_model(load_config(options.config).model)
+    (work / "warm.jsonl").write_text(json.dumps({"kind": "train", "num_tokens": 1, "loss": 1.0}))
+    plot_training(work / "warm.jsonl", work / "warm.png")
     started = time.perf_counter()
     _, text = attempt(options.config, work / "whole")
     duration = time.perf_counter() - started
