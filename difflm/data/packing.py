@@ -83,52 +83,28 @@ def pack_store(store: TokenStore, options: PackOptions, chosen: Array | None = N
     Raises:
         DataError: no document, none that fits, or one that is too long under `overlong="refuse"`.
     """
-    index = np.arange(len(store), dtype=np.int64) if chosen is None else chosen
-    if not len(index):
-        raise DataError("data: there is no document to pack; give at least one")
-    lengths = store.column("length").astype(np.int64)[index]
-    flags = store.column("flags")[index]
-    is_answer = (flags & ANSWER) != 0
-    over = lengths > options.row_length
-    dropped = over & (is_answer | (options.long_text == "drop"))
-    first = int(np.argmax(dropped)) if dropped.any() else -1
-    where = store.where(int(index[first])) if first >= 0 else ""
-    answers_over = np.flatnonzero(over & is_answer)
-    if options.overlong == "refuse" and len(answers_over):
-        refused = int(answers_over[0])
-        raise DataError(
-            f"{store.where(int(index[refused]))}: prompt and completion have {lengths[refused]} tokens, more than a "
-            f"row; raise row_length ({options.row_length}) or shorten the document"
-        )
-    if dropped.all():
-        raise DataError(
-            f"{where}: none of the {len(index)} {_kinds(is_answer)} documents fits into a row; "
-            f"raise row_length ({options.row_length} tokens)"
-        )
+    given = _given(store, options, np.arange(len(store), dtype=np.int64) if chosen is None else chosen)
     rooms = _Rooms(options)
-    pieces = _cut(lengths, dropped, rooms)
-    fill = _fill(pieces.length, (flags & FILLED)[pieces.document] != 0, options.fill_multiple)
-    order, row_start = row_table(_assign(pieces, fill, rooms))
-    best, greedy = _rows_of_both(pieces.length + fill, options.row_length)
-    document, start, length, fill = (
-        index[pieces.document][order],
-        pieces.start[order],
-        pieces.length[order],
-        fill[order],
-    )
+    pieces = _cut(given.length, given.dropped, rooms)
+    added = _fill(pieces.length, given.is_filled[pieces.document], options.fill_multiple)
+    order, row_start = row_table(_assign(pieces, added, rooms))
+    document, start = given.index[pieces.document][order], pieces.start[order]
+    length, fill = pieces.length[order], added[order]
+    best, greedy = _rows_of_both(pieces.length + added, options.row_length)
+    split = int((given.length > options.row_length).sum() - given.dropped.sum())
     counts = PackCounts(
-        documents=len(index),
+        documents=len(given.index),
         rows=len(row_start) - 1,
         row_length=options.row_length,
         tokens=int(length.sum() + fill.sum()),
         trainable=_trainable(store, document, start, length) + int(fill.sum()),
         fill=int(fill.sum()),
-        split=int((over & ~dropped).sum()),
+        split=split,
         pieces=len(document),
-        dropped=int(dropped.sum()),
-        dropped_text=int((dropped & ~is_answer).sum()),
-        dropped_tokens=int(lengths[dropped].sum()),
-        first_dropped=where,
+        dropped=int(given.dropped.sum()),
+        dropped_text=int((given.dropped & ~given.is_answer).sum()),
+        dropped_tokens=int(given.length[given.dropped].sum()),
+        first_dropped=given.first_dropped,
         packing=options.packing,
         rows_best_fit=best,
         rows_greedy=greedy,
@@ -143,6 +119,49 @@ def pack_store(store: TokenStore, options: PackOptions, chosen: Array | None = N
         options=options,
         counts=counts,
         fingerprint=_fingerprint(store, options, row_start, document, start, length, fill),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Given:
+    """The documents to pack: their numbers in the store, lengths and flags, which are left out, the first of those."""
+
+    index: Array
+    length: Array
+    is_answer: NDArray[np.bool_]
+    is_filled: NDArray[np.bool_]
+    dropped: NDArray[np.bool_]
+    first_dropped: str
+
+
+def _given(store: TokenStore, options: PackOptions, index: Array) -> _Given:
+    """Return the documents with those that are too long marked, or refuse them."""
+    if not len(index):
+        raise DataError("data: there is no document to pack; give at least one")
+    length = store.column("length").astype(np.int64)[index]
+    flags = store.column("flags")[index]
+    is_answer = (flags & ANSWER) != 0
+    over = length > options.row_length
+    if options.overlong == "refuse" and (over & is_answer).any():
+        refused = int(np.argmax(over & is_answer))
+        raise DataError(
+            f"{store.where(int(index[refused]))}: prompt and completion have {length[refused]} tokens, more than a "
+            f"row; raise row_length ({options.row_length}) or shorten the document"
+        )
+    dropped = over & (is_answer | (options.long_text == "drop"))
+    first_dropped = store.where(int(index[np.argmax(dropped)])) if dropped.any() else ""
+    if dropped.all():
+        raise DataError(
+            f"{first_dropped}: none of the {len(index)} {_kinds(is_answer)} documents fits into a row; "
+            f"raise row_length ({options.row_length} tokens)"
+        )
+    return _Given(
+        index=index,
+        length=length,
+        is_answer=is_answer,
+        is_filled=(flags & FILLED) != 0,
+        dropped=dropped,
+        first_dropped=first_dropped,
     )
 
 

@@ -171,9 +171,12 @@ def prepare(
         row_length=row_length,
         report=report or (lambda _: None),
     )
-    loaded = load_without_weights(model)
+    return _run(plan, load_without_weights(model), Path(output), started)
+
+
+def _run(plan: Plan, loaded: LoadedModel, output: Path, started: float) -> PrepareSummary:
     special = special_ids(loaded, field="model")
-    with staged_folder(Path(output)) as stage:
+    with staged_folder(output) as stage:
         scratch = stage / "scratch"
         scratch.mkdir()
         plan.report("pass 1 of 2: reading, hashing, looking for duplicates")
@@ -181,7 +184,7 @@ def prepare(
         shutil.rmtree(scratch)
         plan.report("pass 2 of 2: tokenising, writing")
         written = second_pass(plan, scan, loaded, special, stage)
-        summary = _summary(plan, scan, written, folder=Path(output), seconds=time.perf_counter() - started)
+        summary = _summary(plan, scan, written, folder=output, seconds=time.perf_counter() - started)
         write_manifest(stage, _manifest(plan, scan, written, loaded, special, summary))
     return summary
 
