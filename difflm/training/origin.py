@@ -84,8 +84,8 @@ def continued_state(
     state = read_state(checkpoint)
     origin.check(state, model=model, where=checkpoint)
     # Only the weights come from the checkpoint: it may be pruned, while later ones carry the parent's files.
-    device = loaded.model.embedding.weight.device
-    loaded.model.load_state_dict(load_model(checkpoint, device=device).model.state_dict())
+    # By way of the CPU: an accelerator need not hold the model twice.
+    loaded.model.load_state_dict(load_model(checkpoint).model.state_dict())
     return state
 
 

@@ -25,11 +25,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from difflm.checkpoints.fields import one_line
-from difflm.checkpoints.folders import remove_folder, staged_folder
+from difflm.checkpoints.folders import remove_folder, staged_folder, sync
 from difflm.checkpoints.hf import listed, save_tensors
 from difflm.checkpoints.loading import LoadedModel
 from difflm.checkpoints.manifest import drop_file, read_manifest, seal_folder, verify_folder
 from difflm.checkpoints.saving import write_loaded
+from difflm.checkpoints.tokens import carried_text_files
 from difflm.errors import CheckpointError
 from difflm.training.config import TrainConfig
 from difflm.training.optim import Optimizer
@@ -165,6 +166,8 @@ def save_checkpoint(
     try:
         require_space(run, loaded, optimizer)
         with staged_folder(target, replace=True, seal=seal_folder) as stage:
+            for log in sorted(run.glob("*.jsonl")):
+                sync(log)  # before the checkpoint that says these steps are done
             write_loaded(loaded, stage, config_updates=updates)
             moments = {name: each.cpu().contiguous() for name, each in optimizer.named_state().items()}
             save_tensors(stage / MOMENTS, moments)
@@ -206,6 +209,8 @@ def require_space(run: Path, loaded: LoadedModel, optimizer: Optimizer) -> None:
     """
     tensors = [*loaded.model.parameters(), *optimizer.named_state().values()]
     needed = sum(each.numel() * each.element_size() for each in tensors) + _MARGIN_BYTES
+    if loaded.path.is_dir():
+        needed += sum(file.stat().st_size for file in carried_text_files(loaded.path))
     free = shutil.disk_usage(run).free
     if free < needed:
         raise CheckpointError(

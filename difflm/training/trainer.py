@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflm.checkpoints.folders import sync
 from difflm.checkpoints.loading import LoadedModel, check_device, load_model
 from difflm.data.loader import Loader, LoaderState
 from difflm.data.mixture import row_order
@@ -337,7 +336,6 @@ class Trainer:
         self._record({**where, **summary_row(found)})
 
     def _save(self) -> Path:
-        sync(self.log.path)
         folder, problems = run_state.keep_checkpoint(self.config, self.loaded, self.optimizer, self.state)
         for text in [f"checkpoint {folder}", *problems]:
             self.observer.message(text)

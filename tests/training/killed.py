@@ -92,9 +92,9 @@ def watch_everything(events: Events) -> None:
         events.happen("metrics", half)
         write_row(log, data)
 
-    Path.write_text = text
+    Path.write_text = text  # pyright: ignore[reportAttributeAccessIssue]
     hf.save_file = tensors
-    MetricsLog.write = row
+    MetricsLog.write = row  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def attempt(

@@ -68,7 +68,8 @@ def poisoned(
     **extra: Any,
 ) -> tuple[Trainer, tuple[int, ...]]:
     """Return a trainer in which the first `rows` rows of the second step have a loss of NaN, and those rows."""
-    config = config_of(files, output, **({"accumulation": 2, "rows_per_batch": 2} | extra))
+    options: dict[str, Any] = {"accumulation": 2, "rows_per_batch": 2} | extra
+    config = config_of(files, output, **options)
     bad: list[int] = []
     trainer = Trainer(config, resume=resume, observer=notes, objective=lambda inner: Poison(inner, tuple(bad)))
     bad += Loader(trainer.loader.order).next(8).row_B[4 : 4 + rows]

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import os
 import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from difflm.plots import read_rows
 from difflm.runs import train
 from difflm.training.config import TrainConfig
 from difflm.training.metrics import Metrics
-from difflm.training.state import MOMENTS, read_state
+from difflm.training.state import MOMENTS, checkpoint_folders, read_state
 from difflm.training.trainer import Trainer
 from tests.standins import write_texts
 from tests.training.runs import Notes, config_of
@@ -119,6 +120,17 @@ def test_a_signal_saves_once_and_gives_the_folder_and_the_handlers_back(files: d
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert sum("step-00000002" in line for line in notes.lines) == 1
     assert not (config.output / ".lock").exists()
+
+
+def test_a_run_in_a_thread_of_its_own(files: dict[str, Path], tmp_path: Path) -> None:
+    """Handlers cannot be set there, and are not needed."""
+    config = config_of(files, tmp_path / "run")
+    found: list[Path] = []
+    thread = threading.Thread(target=lambda: found.append(train(config)))
+    thread.start()
+    thread.join()
+    assert found == checkpoint_folders(config.output)[-1:]
+    assert found
 
 
 def test_a_run_goes_back_to_the_newest_whole_checkpoint_and_ends_the_same(

@@ -33,7 +33,7 @@ def finished(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 def changed(config: TrainConfig, **fields: Any) -> TrainConfig:
     tree = config_to_tree(config)
     for path, value in fields.items():
-        here = tree
+        here: Any = tree
         *above, last = path.split("__")
         for name in above:
             here = here[int(name) if name.isdecimal() else name]

@@ -176,9 +176,11 @@ def test_an_earlier_stage_of_the_last_block_size_is_no_candidate(tmp_path: Path)
 def test_space_is_checked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    model: Any = SimpleNamespace(model=torch.nn.Linear(512, 512, bias=False))
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}")
+    model: Any = SimpleNamespace(model=torch.nn.Linear(512, 512, bias=False), path=tmp_path)
     optimizer: Any = SimpleNamespace(named_state=lambda: {"a": torch.zeros(1024, 512)})
-    needed = 3 * 512 * 512 * 4 + 2**20
+    needed = 3 * 512 * 512 * 4 + 2**20 + 2
     for free, message in ((needed - 1, r"4\.0 MiB free, a checkpoint takes 4\.0 MiB"), (2**20, r"1\.0 MiB free")):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         with pytest.raises(CheckpointError, match=rf"train\.output: .*{message}.*train\.checkpoint\.keep"):
