@@ -76,7 +76,13 @@ def describe_samples(metrics: Metrics) -> str:
     return f"samples at {metrics.get('num_tokens', 0)} tokens: {metrics['samples']} completions, {figures}"
 
 
-ASIDE = {"validation": describe_validation, "samples": describe_samples}
+def describe_skipped(metrics: Metrics) -> str:
+    """Return what was wrong with a step that was left out as one line."""
+    count = f"{metrics['skipped']} of {metrics['budget']} that train.nonfinite.budget allows"
+    return f"skipped {metrics['reason']} ({count})"
+
+
+ASIDE = {"validation": describe_validation, "samples": describe_samples, "skipped": describe_skipped}
 """Kinds of rows that get a line of their own."""
 
 

@@ -157,8 +157,8 @@ def _write_dump(
         (folder / "step.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def require_budget(found: Diagnosis, settings: NonFiniteConfig, *, skipped: int) -> str:
-    """Return the line for a step that may be left out.
+def require_budget(found: Diagnosis, settings: NonFiniteConfig, *, skipped: int) -> None:
+    """Check that a step may be left out.
 
     Args:
         found: of `examine`.
@@ -175,7 +175,6 @@ def require_budget(found: Diagnosis, settings: NonFiniteConfig, *, skipped: int)
             f"{found.text}; {skipped} steps were skipped before it, which is all that train.nonfinite.budget "
             f"({settings.budget}) allows"
         )
-    return f"skipped {found.text} ({skipped + 1} of {settings.budget} that train.nonfinite.budget allows)"
 
 
 def row_losses(inputs: ModelInput, scores: Sequence[TokenScores], rows: PackedRows) -> list[RowLoss]:

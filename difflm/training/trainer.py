@@ -208,9 +208,11 @@ class Trainer:
         bad = BadStep(step=step, first=self.state.step == self.began, inputs=inputs, losses=losses, norm=norm)
         found = examine(bad, config=self.config, model=self.loaded.model, rows=self.rows, score=self._score)
         self.loaded.model.zero_grad(set_to_none=True)
-        self.observer.message(require_budget(found, self.config.nonfinite, skipped=self.state.skipped))
+        settings = self.config.nonfinite
+        require_budget(found, settings, skipped=self.state.skipped)
         self.state = replace(self.state, skipped=self.state.skipped + 1)
-        return {"kind": "skipped", "step": step, "skipped": self.state.skipped, "reason": found.text}
+        counts = {"skipped": self.state.skipped, "budget": settings.budget}
+        return {"kind": "skipped", "step": step, **counts, "reason": found.text}
 
     def _score(self, inputs: ModelInput) -> tuple[TokenScores, ...]:
         return score_input(

@@ -15,6 +15,14 @@ STEP = {
 }  # fmt: skip
 VALIDATION = {"kind": "validation", "num_tokens": 400, "perplexity": {"1": 20.0, "8": 61.234}, "ar_perplexity": 19.5}
 SAMPLES = {"kind": "samples", "num_tokens": 400, "samples": 2, "tokens_per_forward": 2.5}
+SKIPPED = {
+    "kind": "skipped",
+    "step": 3,
+    "num_tokens": 400,
+    "skipped": 1,
+    "budget": 10,
+    "reason": "step 3: the loss is nan",
+}
 
 
 def terminal(width: int = 60) -> Console:
@@ -57,6 +65,7 @@ def test_the_bar_shows_loss_speed_eta_and_stage() -> None:
     bar.start(1000, 200)
     bar.update(STEP)
     bar.update(VALIDATION)
+    bar.update(SKIPPED)
     bar.update(SAMPLES)
     bar.message("[bold]data[/bold]")
     bar.close()
@@ -70,6 +79,7 @@ def test_the_bar_shows_loss_speed_eta_and_stage() -> None:
         "ETA 0:00:12",
         "AR 19.50",
         "2.50 tokens",
+        "skipped step 3: the loss is nan (1 of 10 that",
         "[bold]data",
     ):
         assert part in drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import shutil
 from dataclasses import dataclass
@@ -17,14 +18,16 @@ from torch import Tensor
 from difflm.data.loader import Loader
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import Objective
+from difflm.display.progress import TrainingLines
 from difflm.errors import DifflmError
 from difflm.plots import read_rows
+from difflm.runs import train
 from difflm.training.nonfinite import NonFiniteError, is_bad, row_losses, sources_of
 from difflm.training.run_folder import Resume
 from difflm.training.state import checkpoint_folders, read_state
 from difflm.training.trainer import Trainer
 from difflm.types import Batch, ModelInput, TokenScores
-from tests.training.runs import Notes, config_of
+from tests.training.runs import config_of
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,13 @@ def poisoned(
     *,
     rows: int = 1,
     resume: Resume = "never",
-    notes: Notes | None = None,
     **extra: Any,
 ) -> tuple[Trainer, tuple[int, ...]]:
     """Return a trainer in which the first `rows` rows of the second step have a loss of NaN, and those rows."""
     options: dict[str, Any] = {"accumulation": 2, "rows_per_batch": 2} | extra
     config = config_of(files, output, **options)
     bad: list[int] = []
-    trainer = Trainer(config, resume=resume, observer=notes, objective=lambda inner: Poison(inner, tuple(bad)))
+    trainer = Trainer(config, resume=resume, objective=lambda inner: Poison(inner, tuple(bad)))
     bad += Loader(trainer.loader.order).next(8).row_B[4 : 4 + rows]
     return trainer, tuple(bad)
 
@@ -107,8 +109,7 @@ def test_a_loss_that_is_not_finite_stops_with_rows_lines_and_a_dump(files: dict[
 
 
 def test_a_skipped_step_touches_nothing_but_the_counters(files: dict[str, Path], tmp_path: Path) -> None:
-    notes = Notes()
-    trainer, (row,) = poisoned(files, tmp_path / "run", notes=notes, nonfinite={"action": "skip"})
+    trainer, (row,) = poisoned(files, tmp_path / "run", nonfinite={"action": "skip"})
     trainer.train_step()
     before, tokens = snapshot(trainer), trainer.state.tokens
     metrics = trainer.train_step()
@@ -118,8 +119,8 @@ def test_a_skipped_step_touches_nothing_but_the_counters(files: dict[str, Path],
     assert (trainer.state.step, trainer.state.skipped) == (2, 1)
     assert trainer.state.tokens == metrics["num_tokens"] > tokens
     assert (trainer.state.epoch, trainer.state.position) == (trainer.loader.state.epoch, trainer.loader.state.position)
-    assert notes.lines[-1].startswith(f"skipped step 2: the loss of rows {row} is not finite")
-    assert notes.lines[-1].endswith("(1 of 10 that train.nonfinite.budget allows)")
+    assert metrics["reason"].startswith(f"step 2: the loss of rows {row} is not finite")
+    assert metrics["budget"] == 10
     assert trainer.train_step()["kind"] == "train"
     assert not same(before, snapshot(trainer))
 
@@ -135,8 +136,7 @@ def test_the_budget_is_of_the_whole_run_resumes_included(files: dict[str, Path],
     first.close()
     folder = checkpoint_folders(config.output)[-1]
     assert (read_state(folder).skipped, read_state(folder).step) == (1, 1)
-    notes = Notes()
-    second = Trainer(config, resume="auto", observer=notes, objective=lambda inner: Poison(inner, every))
+    second = Trainer(config, resume="auto", objective=lambda inner: Poison(inner, every))
     assert second.state.skipped == 1
     with pytest.raises(
         NonFiniteError, match=r"2 steps were skipped before it, .*train\.nonfinite\.budget \(2\) allows"
@@ -145,6 +145,21 @@ def test_the_budget_is_of_the_whole_run_resumes_included(files: dict[str, Path],
     assert second.state.skipped == 2
     assert [row["step"] for row in read_rows(config.output / "metrics.jsonl") if row["kind"] == "skipped"] == [2]
     second.close()
+
+
+def test_a_whole_run_with_a_skipped_step_is_shown_and_logged(files: dict[str, Path], tmp_path: Path) -> None:
+    trainer, bad = poisoned(files, tmp_path / "order")
+    trainer.close()
+    config = config_of(files, tmp_path / "run", rows_per_batch=2, accumulation=2, nonfinite={"action": "skip"})
+    told = io.StringIO()
+    checkpoint = train(config, observer=TrainingLines(told), objective=lambda inner: Poison(inner, bad))
+    (line,) = [each for each in told.getvalue().splitlines() if each.startswith("skipped")]
+    assert line.startswith(f"skipped step 2: the loss of rows {bad[0]} is not finite")
+    assert line.endswith("dumps/step-00000002 (1 of 10 that train.nonfinite.budget allows)")
+    rows = [row for row in read_rows(config.output / "metrics.jsonl") if row["kind"] in ("train", "skipped")]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert [row["kind"] for row in rows].index("skipped") == 1
+    assert read_state(checkpoint).skipped == 1
 
 
 def test_a_run_with_skipped_steps_resumes_bit_for_bit(files: dict[str, Path], tmp_path: Path) -> None:
