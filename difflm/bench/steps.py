@@ -71,7 +71,7 @@ def random_model(
         model = Transformer(config)
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in model.stored_tensors().items():
         drawn = torch.ones(parameter.shape)
         if parameter.dim() > 1:
             drawn.normal_(std=std, generator=generator)

@@ -153,10 +153,18 @@ def answer(conversation: Conversation, line: str) -> str | None:
 @sampling_options
 @model_options
 def chat(
-    model: Path, *, system: str | None, show: bool, params: SamplingParams, device: str, dtype: str, threads: int | None
+    model: Path,
+    *,
+    system: str | None,
+    show: bool,
+    params: SamplingParams,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    revision: str | None,
 ) -> None:
     """Talk to MODEL. Its chat template is used if it has one, else each line is a prompt. /help lists commands."""
-    loaded = open_model(model, device=device, dtype=dtype, threads=threads)
+    loaded = open_model(model, device=device, dtype=dtype, threads=threads, revision=revision)
     conversation = Conversation(loaded, params, replier(loaded, show=show))
     if system:
         conversation.messages.append({"role": "system", "content": system})

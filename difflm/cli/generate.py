@@ -44,10 +44,11 @@ def generate(
     device: str,
     dtype: str,
     threads: int | None,
+    revision: str | None,
 ) -> None:
     """Complete prompts with MODEL. The completions go to stdout, everything else to stderr."""
     prompts = list(prompt) or [read_stdin()]
-    loaded = open_model(model, device=device, dtype=dtype, threads=threads)
+    loaded = open_model(model, device=device, dtype=dtype, threads=threads, revision=revision)
     encoded = [encode_prompt(loaded, text, chat_template=chat_template) for text in prompts]
     if show:
         from difflm.decode.engine import Engine

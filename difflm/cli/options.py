@@ -34,7 +34,7 @@ def folder(**settings: Any) -> click.Path:
 
 
 def model_options(command: Decorated) -> Decorated:
-    """Add --device, --dtype and --threads to a command."""
+    """Add --device, --dtype, --threads and --revision to a command."""
     for option in reversed(
         [
             click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cpu or cuda."),
@@ -45,6 +45,7 @@ def model_options(command: Decorated) -> Decorated:
                 show_default="all cores this process may use",
                 help="CPU threads.",
             ),
+            click.option("--revision", metavar="COMMIT", show_default="none", help="Commit of MODEL, if a hub id."),
         ]
     ):
         command = option(command)
@@ -106,12 +107,12 @@ def sampling_options(command: Decorated) -> Decorated:
     return decorated
 
 
-def open_model(path: Path, *, device: str, dtype: str, threads: int | None) -> LoadedModel:
-    """Return the model in `path`, on `threads` CPU threads.
+def open_model(path: Path, *, device: str, dtype: str, threads: int | None, revision: str | None = None) -> LoadedModel:
+    """Return the model in `path` (or of a hub id, at a commit), on `threads` CPU threads.
 
     Raises:
         CheckpointError: a folder that cannot be read.
-        ConfigError: a device that torch does not know.
+        ConfigError: a device that torch does not know, or a revision that is no commit.
     """
     import torch
 
@@ -120,4 +121,4 @@ def open_model(path: Path, *, device: str, dtype: str, threads: int | None) -> L
     if threads:
         torch.set_num_threads(threads)
     check_device(device, field="--device")
-    return load_model(path, device=device, dtype=dtype)
+    return load_model(path, device=device, dtype=dtype, revision=revision)

@@ -11,6 +11,7 @@ import torch
 from difflm.bench.steps import Forward, random_batch, random_model, shape_of, synchronise
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import ConfigError
+from tests.checkpoints.tiny import ling_folder
 from tests.standins import write_parent
 
 
@@ -35,6 +36,11 @@ def test_random_models_are_equal_on_every_call_and_tied(tmp_path: Path) -> None:
     assert torch.equal(half.embedding.weight, one.embedding.weight.bfloat16())
     other = random_model(config, device="cpu", dtype=torch.float32, seed=1)
     assert not torch.equal(other.embedding.weight, one.embedding.weight)
+
+
+def test_nothing_of_a_mixture_of_experts_stays_without_memory(tmp_path: Path) -> None:
+    model = random_model(shape_of(str(ling_folder(tmp_path))), device="cpu", dtype=torch.float32)
+    assert not any(tensor.is_meta for tensor in model.stored_tensors().values())
 
 
 def test_batches_have_the_documents_and_the_padding_that_were_asked_for() -> None:

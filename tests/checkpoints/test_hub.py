@@ -17,8 +17,11 @@ from difflm.checkpoints.convert import convert
 from difflm.checkpoints.fields import read_json
 from difflm.checkpoints.hub import DATA_FILES, NOT_THE_MODEL, HubOrigin, is_offline, locate
 from difflm.checkpoints.loading import load_model, load_without_weights
+from difflm.cli.main import run
 from difflm.errors import CheckpointError, ConfigError, DifflmError
+from difflm.runs import train
 from tests.checkpoints.tiny import hf_folder, make_tokenizer
+from tests.standins import write_texts
 from tests.test_layers import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -148,6 +151,36 @@ def test_provenance_carries_id_and_commit(hub: Hub, tmp_path: Path) -> None:
     assert "revision" not in read_json(tmp_path / "local" / "config.json")["difflm"]["parent"]
 
 
+def test_a_command_takes_the_commit(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert(hub.remote, tmp_path / "converted", block_size=4)
+    hub.remote = tmp_path / "converted"
+    options = ["--prompt", "the fox", "--max-new-tokens", "2", "--no-stats"]
+    assert run(["generate", "org/name", *options, "--revision", COMMIT]) == 0
+    assert hub.asked[0][1]["revision"] == COMMIT
+    assert run(["generate", "org/name", *options]) != 0
+    assert "a hub id needs its commit" in capsys.readouterr().err
+
+
+def test_training_starts_from_a_commit(hub: Hub, tmp_path: Path) -> None:
+    """`model`, `revision` and `rope_scaling` of a configuration; the trained checkpoint records the scaling."""
+    convert(hub.remote, tmp_path / "converted", block_size=4)
+    hub.remote = tmp_path / "converted"
+    last = train(
+        {
+            "model": "org/name",
+            "revision": COMMIT,
+            "rope_scaling": {"rope_type": "yarn", "factor": 2.0},
+            "output": str(tmp_path / "run"),
+            "data": {"paths": [str(write_texts(tmp_path / "texts.jsonl"))], "row_length": 64},
+            "curriculum": [{"block_size": 4, "tokens": 100}],
+            "threads": 1,
+        }
+    )
+    assert hub.asked
+    config = load_model(last).config.model
+    assert (config.rope.kind, config.rope.factor, config.max_positions) == ("yarn", 2.0, 256)
+
+
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_mode_asks_for_nothing(name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_offline()
@@ -193,14 +226,14 @@ def test_the_real_cache_offline(hub: Hub, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
 
-    def run(target: str, commit: str) -> subprocess.CompletedProcess[str]:
+    def convert_in_process(target: str, commit: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "difflm", "convert", "org/name", target, "--revision", commit]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    done = run("out", COMMIT)
+    done = convert_in_process("out", COMMIT)
     assert done.returncode == 0, done.stderr
     assert read_json(tmp_path / "out" / "config.json")["difflm"]["parent"]["revision"] == COMMIT
-    missing = run("other", "f" * 40)
+    missing = convert_in_process("other", "f" * 40)
     assert missing.returncode != 0
     assert "org/name@ffffffffffff: not complete in the hub's cache, and HF_HUB_OFFLINE is set" in missing.stderr
     assert "Traceback" not in missing.stderr
