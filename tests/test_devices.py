@@ -95,8 +95,8 @@ def test_an_optimizer_step(model: Transformer, kind: Any) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     weights.collect()
-    assert optimizer.clip().is_meta
-    optimizer.step(0.5)
+    optimizer.step(0.5)  # clip() asks whether the norm is finite: a number, which "meta" has not
+    assert all(value.is_meta for name, value in optimizer.named_state().items() if not name.endswith(".step"))
 
 
 def request(**changes: Any) -> Request:
