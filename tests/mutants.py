@@ -856,7 +856,7 @@ MUTANTS = (
         "difflm/training/state.py",
         "return [folder for _, folder in sorted(scored)]",
         "return [folder for _, folder in sorted(scored, reverse=True)]",
-        "tests/training/test_merging.py::test_the_mean_of_the_best_of_the_last_block_size",
+        "tests/training/test_state.py::test_candidates_have_the_final_block_size_and_a_perplexity",
     ),
     Mutant(
         "difflm/checkpoints/folders.py",

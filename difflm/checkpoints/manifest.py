@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from difflm.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_READERS = 4  # files that are hashed at once; hashing leaves the interpreter free
 _READ_BY_LOADERS = (".safetensors", ".json", ".gguf")
 
 
@@ -35,8 +37,11 @@ class FileFact:
 
 
 def hash_files(files: Iterable[Path], *, root: Path) -> dict[str, FileFact]:
-    """Return the facts of files by their path relative to `root`; each is read in pieces."""
-    return {file.relative_to(root).as_posix(): FileFact(file.stat().st_size, file_sha256(file)) for file in files}
+    """Return the facts of files by their path relative to `root`; each is read in pieces, several at once."""
+    paths = list(files)
+    with ThreadPoolExecutor(_READERS) as pool:
+        facts = pool.map(lambda file: FileFact(file.stat().st_size, file_sha256(file)), paths)
+        return {path.relative_to(root).as_posix(): fact for path, fact in zip(paths, facts, strict=True)}
 
 
 def write_manifest(folder: Path) -> None:
@@ -94,23 +99,27 @@ def verify_folder(folder: Path, *, spare: Collection[str] = ()) -> dict[str, Fil
         CheckpointError: the first file that is missing, cut short, changed, unreadable or not recorded.
     """
     facts = read_manifest(folder)
-    for name, fact in facts.items():
-        file = folder / name
-        try:
-            size = file.stat().st_size
-            if size != fact.size:
-                raise CheckpointError(f"{file}: damaged (it has {size} bytes, {fact.size} were written)")
-            if file_sha256(file) != fact.sha256:
-                raise CheckpointError(f"{file}: damaged (its content is not what was written)")
-        except FileNotFoundError:
-            raise CheckpointError(f"{file}: missing") from None
-        except OSError as error:
-            raise CheckpointError(f"{file}: cannot be read ({error.strerror or one_line(error)})") from None
+    with ThreadPoolExecutor(_READERS) as pool:
+        for _ in pool.map(_verify_file, (folder / name for name in facts), facts.values()):
+            pass
     for file in sorted(folder.iterdir()):
         known = file.name in facts or file.name in (MANIFEST, *spare) or file.name.startswith(".")
         if file.suffix in _READ_BY_LOADERS and not known:
             raise CheckpointError(f"{file}: not part of the checkpoint; move it elsewhere")
     return facts
+
+
+def _verify_file(file: Path, fact: FileFact) -> None:
+    try:
+        size = file.stat().st_size
+        if size != fact.size:
+            raise CheckpointError(f"{file}: damaged (it has {size} bytes, {fact.size} were written)")
+        if file_sha256(file) != fact.sha256:
+            raise CheckpointError(f"{file}: damaged (its content is not what was written)")
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: missing") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or one_line(error)})") from None
 
 
 def drop_file(folder: Path, name: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from difflm.checkpoints.hf import listed
 from difflm.checkpoints.loading import LoadedModel
 from difflm.diffusion.curriculum import BlockCurriculum, Stage, lookahead_at
 from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount, LinearSchedule, Noise
@@ -14,6 +15,7 @@ from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
 from difflm.errors import ConfigError
 from difflm.models.attention import backend_for
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
+from difflm.training.nonfinite import weights_not_finite
 from difflm.types import Parametrisation
 
 ObjectiveWrapper = Callable[[Objective], Objective]
@@ -77,10 +79,15 @@ def check_model(config: TrainConfig, loaded: LoadedModel) -> None:
     """Refuse a model that a run cannot be done with.
 
     Raises:
-        ConfigError: no mask token for a block-diffusion run, a context shorter than a row, or an attention backend that
-            does not work for it.
+        ConfigError: weights that are not finite, no mask token for a block-diffusion run, a context shorter than a row,
+            or an attention backend that does not work for it.
     """
     model = loaded.config.model
+    broken = weights_not_finite(loaded.model)
+    if broken:
+        raise ConfigError(
+            f"train.model: {config.model} has weights that are not finite ({listed(broken, 3)}); use another checkpoint"
+        )
     if isinstance(config.objective, BlockDiffusionConfig) and loaded.config.mask_token_id is None:
         raise ConfigError(f"train.model: {config.model} has no mask token; convert it first (difflm convert)")
     if model.max_positions < config.data.row_length:

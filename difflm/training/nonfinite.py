@@ -93,6 +93,11 @@ class Diagnosis:
     hopeless: bool
 
 
+def weights_not_finite(model: Transformer) -> list[str]:
+    """Return the names of parameters that hold a NaN or an infinity."""
+    return [name for name, each in model.named_parameters() if not bool(torch.isfinite(each).all())]
+
+
 def is_bad(losses: dict[str, float], norm: float) -> bool:
     """Return whether a step's losses or the norm of its gradient are not finite."""
     return not all(map(math.isfinite, (*losses.values(), norm)))
@@ -108,7 +113,7 @@ def examine(bad: BadStep, *, config: TrainConfig, model: Transformer, rows: Pack
         rows: training rows.
         score: forward of the step, of one micro-batch.
     """
-    weights = [name for name, each in model.named_parameters() if not bool(torch.isfinite(each).all())]
+    weights = weights_not_finite(model)
     gradients = [
         name for name, each in model.named_parameters() if each.grad is not None and not torch.isfinite(each.grad).all()
     ]
@@ -213,14 +218,10 @@ def sources_of(rows: PackedRows, row: int) -> tuple[str, ...]:
 def _text(bad: BadStep, weights: Sequence[str], found: Sequence[RowLoss], *, config: TrainConfig) -> str:
     """Return what is not finite, and whether the weights, the data or the learning rate are the likely cause."""
     step = f"step {bad.step}"
-    if weights and bad.first:
-        where = f"train.model: {config.model}" if bad.step == 1 else f"{config.output}: the checkpoint resumed from"
-        return (
-            f"{where} has weights that are not finite ({listed(weights, 3)}), found at {step}; use another checkpoint"
-        )
     if weights:
+        since = "of the checkpoint it resumed from" if bad.first else "have overflowed in the steps before it: they"
         return (
-            f"{step}: weights are no longer finite ({listed(weights, 3)}); "
+            f"{step}: weights {since} are not finite ({listed(weights, 3)}); "
             "lower train.optimizer.learning_rate and resume from an earlier checkpoint"
         )
     guilty = [each for each in found if not each.finite]

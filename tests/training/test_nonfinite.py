@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from difflm.data.loader import Loader
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import Objective
 from difflm.display.progress import TrainingLines
-from difflm.errors import DifflmError
+from difflm.errors import ConfigError, DifflmError
 from difflm.plots import read_rows
 from difflm.runs import train
 from difflm.training.nonfinite import NonFiniteError, is_bad, row_losses, sources_of
@@ -195,21 +196,30 @@ def test_a_gradient_alone_is_enough(files: dict[str, Path], tmp_path: Path) -> N
     assert record["gradients_not_finite"] == [name]
 
 
-@pytest.mark.parametrize("action", ["stop", "skip"])
-def test_weights_that_were_never_finite_are_told_from_data(files: dict[str, Path], tmp_path: Path, action: str) -> None:
+def test_weights_that_were_never_finite_are_told_from_data(files: dict[str, Path], tmp_path: Path) -> None:
     shutil.copytree(files["paper"], tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
     weights = load_file(path)
     weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
     save_file(weights, path, metadata={"format": "pt"})
-    config = config_of(files | {"paper": tmp_path / "model"}, tmp_path / "run", nonfinite={"action": action})
-    trainer = Trainer(config)
-    with pytest.raises(NonFiniteError) as caught:
-        trainer.train_step()
-    message = (
-        f"train.model: {tmp_path / 'model'} has weights that are not finite (layers.1.mlp.up.weight), found at step 1"
-    )
-    assert str(caught.value).startswith(message)
+    message = f"train.model: {tmp_path / 'model'} has weights that are not finite (layers.1.mlp.up.weight); use another"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Trainer(config_of(files | {"paper": tmp_path / "model"}, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("action", ["stop", "skip"])
+def test_weights_that_stopped_being_finite_stop_the_run(files: dict[str, Path], tmp_path: Path, action: str) -> None:
+    """No step can be finite any more: nothing to skip to."""
+    for steps, words in ((0, "of the checkpoint it resumed from are"), (1, "have overflowed in the steps before it: ")):
+        trainer = Trainer(config_of(files, tmp_path / f"{action}-{steps}", nonfinite={"action": action}))
+        for _ in range(steps):
+            trainer.train_step()
+        with torch.no_grad():
+            dict(trainer.loaded.model.named_parameters())["layers.0.mlp.up.weight"][0, 0] = float("inf")
+        with pytest.raises(NonFiniteError, match=rf"step {steps + 1}: weights {words}.*\(layers\.0\.mlp\.up\.weight\)"):
+            trainer.train_step()
+        trainer.close()
 
 
 def test_weights_that_overflowed_point_to_the_learning_rate(files: dict[str, Path], tmp_path: Path) -> None:

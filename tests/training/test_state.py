@@ -60,8 +60,8 @@ def test_candidates_have_the_final_block_size_and_a_perplexity(tmp_path: Path) -
 
 
 def test_pruning_keeps_the_newest_and_the_candidates(tmp_path: Path) -> None:
-    folders = [write(tmp_path, step, 8, value) for step, value in enumerate((2.0, 5.0, 1.5, 4.0, 3.0), start=1)]
-    assert prune(tmp_path, folders[-1], keep=2, keep_best=2, block_size=8) == []
+    folders = [write(tmp_path, step, 8, value) for step, value in enumerate((2.0, 5.0, 1.5, 4.0, 1.0), start=1)]
+    assert prune(tmp_path, folders[-1], keep=2, keep_best=3, block_size=8) == []
     assert checkpoint_folders(tmp_path) == [folders[0], folders[2], folders[3], folders[4]]
     assert [MOMENTS in verify_folder(each) for each in checkpoint_folders(tmp_path)] == [False, False, True, True]
     assert newest_verified(tmp_path) == (folders[4], [])
