@@ -37,6 +37,7 @@ and record it came from, where its trainable bits begin, hash of what it says (i
 of its ids."""
 ANSWER, FILLED, BITS = 1, 2, 4
 """Flags: never cut; filled with EOS up to a block; which tokens are learnt stands in bits, not in `prompt`."""
+_SCAN = 1 << 22
 _RECORD = struct.Struct("<qiiiiiqq32s16s")
 assert _RECORD.size == DOCUMENT.itemsize, "the two descriptions of a record differ"
 
@@ -84,6 +85,17 @@ class TokenStore:
         file, number = int(record["file"]), int(record["record"])
         name = shard.files[file] if file >= 0 else ""
         return f"{name}:{number}" if number >= 0 else name
+
+    def first_with(self, token_id: int) -> int | None:
+        """Return the first document that holds an id, reading every shard until then; None where there is none."""
+        base = 0
+        for shard in self.shards:
+            for start in range(0, len(shard.token), _SCAN):
+                found = np.flatnonzero(shard.token[start : start + _SCAN] == token_id)
+                if len(found):
+                    return base + int(np.searchsorted(shard.document["start"], start + int(found[0]), side="right")) - 1
+            base += len(shard.document)
+        return None
 
     def read(self, index: int, start: int, length: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         """Return (ids, which of them are learnt) of `length` tokens of a document from its token `start` on."""

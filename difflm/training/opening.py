@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from difflm.checkpoints.loading import LoadedModel
 from difflm.checkpoints.tokens import tokenizer_fingerprint
@@ -143,7 +142,7 @@ def _noting(documents: Iterable[Document], kinds: set[str]) -> Iterator[Document
 def _prepared_sources(prepared: Prepared, data: DataConfig, loaded: LoadedModel, special: Special) -> list[Source]:
     """Return the sources of a prepared folder, after the checks that it belongs to this model and this run."""
     manifest, folder = prepared.manifest, prepared.folder
-    check_tokenizer(manifest, folder, loaded, special)
+    check_tokenizer(prepared, loaded, special)
     split = manifest["validation"]
     if split["fraction"]:
         if data.validation_paths:
@@ -170,12 +169,13 @@ def _prepared_sources(prepared: Prepared, data: DataConfig, loaded: LoadedModel,
     ]
 
 
-def check_tokenizer(manifest: Any, folder: Path, loaded: LoadedModel, special: Special) -> None:
+def check_tokenizer(prepared: Prepared, loaded: LoadedModel, special: Special) -> None:
     """Refuse a prepared folder whose ids mean something else to this model.
 
     Raises:
-        DataError: another tokenizer, EOS or mask token.
+        DataError: another tokenizer or EOS, or a document that holds the mask id.
     """
+    manifest, folder = prepared.manifest, prepared.folder
     made = manifest["tokenizer"]
     if made["sha256"] != tokenizer_fingerprint(loaded.tokenizer, special.mask):
         raise DataError(
@@ -186,10 +186,14 @@ def check_tokenizer(manifest: Any, folder: Path, loaded: LoadedModel, special: S
         raise DataError(
             f"{folder}: was prepared with EOS {made['eos_id']}, {loaded.path} has {special.eos}; prepare it again"
         )
-    # Ids of a model without a mask token were not checked for it; a mask id behind the largest id cannot occur.
-    largest = max(source[side]["largest_id"] for source in manifest["sources"] for side in ("train", "validation"))
-    if special.mask is not None and special.mask != made["mask_id"] and special.mask <= largest:
-        raise DataError(
-            f"{folder}: was prepared with mask token {made['mask_id']}, {loaded.path} has {special.mask}, which may "
-            "stand in the data; prepare it again with this model"
-        )
+    # Ids made for a model without this mask token were not checked for it.
+    if special.mask is None or special.mask == made["mask_id"]:
+        return
+    for source, entry in zip(prepared.sources, manifest["sources"], strict=True):
+        for side, store in (("train", source.train), ("validation", source.validation)):
+            found = store.first_with(special.mask) if special.mask <= entry[side]["largest_id"] else None
+            if found is not None:
+                raise DataError(
+                    f"{folder}: {store.where(found)} holds id {special.mask}, the mask token of {loaded.path}; prepare "
+                    "the data again with this model"
+                )

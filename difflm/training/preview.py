@@ -140,7 +140,7 @@ def _beginning(
     most = tokens * _ROWS_READ_FOR_ONE
     if is_prepared(path):
         prepared = open_prepared(path, hashes=False)
-        check_tokenizer(prepared.manifest, path, loaded, special)
+        check_tokenizer(prepared, loaded, special)
         store = prepared.sources[0].train
         total = np.cumsum(store.column("length"))
         return store, min(int(np.searchsorted(total, most)) + 1, _MOST_DOCUMENTS, len(store))

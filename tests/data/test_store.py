@@ -7,6 +7,7 @@ from array import array
 import numpy as np
 import pytest
 
+from difflm.data import store as store_module
 from difflm.data.store import ANSWER, BITS, DOCUMENT, FILLED, MemoryStore, RecordMaker, TokenStore, joined
 from difflm.data.tokens import TokenDocument
 
@@ -73,3 +74,10 @@ def test_a_record_has_the_fields_of_its_type() -> None:
     assert token == array("i", [7, 8, 9, EOS])
     assert (bits, fields["start"], fields["length"], fields["prompt"]) == (b"", 3, 4, 2)
     assert (fields["file"], fields["record"]) == (1, -1)
+
+
+def test_the_first_document_with_an_id_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = joined([store_of(*DOCUMENTS[:2]), store_of(), store_of(*DOCUMENTS[2:])])
+    for scan in (1, 3, 1 << 22):
+        monkeypatch.setattr(store_module, "_SCAN", scan)
+        assert [whole.first_with(token) for token in (5, 6, 9, 4, 3, 99)] == [0, 0, 1, 2, 3, None]

@@ -103,18 +103,18 @@ def test_prepared_ids_belong_to_one_tokenizer(parent: Path, loaded: LoadedModel,
     other = load_model(write_parent(tmp_path / "other", tokenizer=tokenizer))
     with pytest.raises(DataError, match=r"p: was prepared with another tokenizer \(that of parent\)"):
         opened(data(tmp_path / "p"), other)
-    for changed, message in (
-        ({"eos_token_ids": (5,)}, "with EOS 256"),
-        ({"mask_token_id": 97}, "with mask token None"),
-    ):
-        odd = LoadedModel(loaded.model, loaded.tokenizer, dataclasses.replace(loaded.config, **changed), loaded.path)
-        with pytest.raises(DataError, match=message):
-            opened(data(tmp_path / "p"), odd)
-    # A mask id that no text can have: what was prepared for the parent serves the converted model.
-    odd = LoadedModel(
-        loaded.model, loaded.tokenizer, dataclasses.replace(loaded.config, mask_token_id=257), loaded.path
-    )
-    assert opened(data(tmp_path / "p"), odd) == [("p", None, 3)]
+
+    def with_facts(**changed: Any) -> LoadedModel:
+        facts = dataclasses.replace(loaded.config, **changed)
+        return LoadedModel(loaded.model, loaded.tokenizer, facts, loaded.path)
+
+    with pytest.raises(DataError, match="with EOS 256"):
+        opened(data(tmp_path / "p"), with_facts(eos_token_ids=(5,)))
+    with pytest.raises(DataError, match=r"p: .*a\.jsonl:3 holds id \d+, the mask token of"):
+        opened(data(tmp_path / "p"), with_facts(mask_token_id=loaded.encode("2")[0]))
+    # A mask id that no document has, among the others or behind them: what the parent's tokenizer made will do.
+    for mask_id in (loaded.encode("~")[0], 257):
+        assert opened(data(tmp_path / "p"), with_facts(mask_token_id=mask_id)) == [("p", None, 3)]
 
 
 def test_a_split_is_made_once(parent: Path, loaded: LoadedModel, tmp_path: Path) -> None:
