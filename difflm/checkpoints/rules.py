@@ -6,6 +6,7 @@ one, a fused query/key/value matrix is one to many.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -111,8 +112,13 @@ class StackExperts:
 
     def to_model(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
         """Return the stack."""
-        experts = [torch.cat(list(tensors[at : at + self.parts])) for at in range(0, len(tensors), self.parts)]
-        return [torch.stack(experts)]
+        rows, columns = tensors[0].shape
+        dtype = functools.reduce(torch.promote_types, (each.dtype for each in tensors))
+        stack = torch.empty(len(tensors) // self.parts, self.parts * rows, columns, dtype=dtype)
+        # One copy, part by part: a layer of a large model is gigabytes.
+        for place, part in zip(stack.view(-1, rows, columns), tensors, strict=True):
+            place.copy_(part)
+        return [stack]
 
     def to_disk(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
         """Return the matrices of each expert."""

@@ -17,6 +17,7 @@ from difflm.checkpoints.folders import staged_folder
 from difflm.checkpoints.hf import MAX_SHARD_BYTES, write_safetensors
 from difflm.checkpoints.loading import LoadedModel, resolve_dtype
 from difflm.checkpoints.rules import key_map, stored_dtype
+from difflm.checkpoints.source import parameter_shapes
 from difflm.checkpoints.tokens import carried_text_files
 from difflm.models.config import ModelConfig
 
@@ -105,6 +106,8 @@ def write_model(
         max_shard_bytes: largest weight file, bytes.
     """
     written: set[torch.dtype] = set()
+    absent = set(parameter_shapes(config)) - set(parameters)
+    assert not absent, f"{sorted(absent)} would be missing from the files"
 
     def stream() -> Iterator[tuple[str, Tensor]]:
         shapes = {name: () for name in parameters}

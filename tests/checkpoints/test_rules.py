@@ -19,6 +19,7 @@ from difflm.checkpoints.rules import (
     InterleaveRotary,
     KeyRule,
     Rename,
+    StackExperts,
     key_map,
     stored_dtype,
 )
@@ -159,6 +160,12 @@ def test_where_the_parts_of_experts_and_projections_lie() -> None:
     assert torch.equal(fused[:24], model["layers.0.attention.query.weight"])
     assert torch.equal(fused[24:36], model["layers.0.attention.key.weight"])
     assert torch.equal(fused[36:], model["layers.0.attention.value.weight"])
+
+
+def test_a_stack_is_as_wide_as_its_widest_expert() -> None:
+    wide, narrow = torch.full((2, 3), 1 + 2**-20), torch.ones(2, 3, dtype=torch.bfloat16)
+    stack = StackExperts().to_model([narrow, wide], sparse())[0]
+    assert torch.equal(stack, torch.stack([narrow.float(), wide]))
 
 
 def test_biases_of_experts_are_never_narrowed() -> None:
