@@ -130,7 +130,7 @@ def test_a_long_document_beside_short_ones_in_small_tiles(ahead: int | None) -> 
     """A tile that begins inside a document holds that document alone; the view is narrowed in both streams."""
     for two in (False, True):
         layout = layout_of(
-            [[30, 3, 5, 2], [7, 20, 9, 4]],
+            [[30, 3, 5, 2], [7, 20, 2, 4]],
             row_length=42,
             block_size=8,
             two=two,
