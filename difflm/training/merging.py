@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -134,6 +133,8 @@ class _Run:
         states = [(folder, read_state(folder)) for folder in checkpoint_folders(run)]
         self.candidates = [self._candidate(folder, state) for folder, state in states if state.stage >= first]
         self.verified: set[Path] = set()
+        self.rows: PackedRows | None = None
+        self.rows_read = False
 
     def _candidate(self, folder: Path, state: TrainingState) -> Candidate:
         size = self.facts.block_size
@@ -164,7 +165,7 @@ class _Run:
 
     def _perplexity(self, candidate: Candidate) -> float | None:
         """Return a candidate's figure; one that the run left out (it was interrupted there) is measured now."""
-        if candidate.perplexity is not None or self.rows is None:
+        if candidate.perplexity is not None or (self.rows_read and self.rows is None):
             return candidate.perplexity
         return self.measure(load_model(candidate.folder, device=self.config.device, dtype=self.config.dtype))
 
@@ -179,14 +180,11 @@ class _Run:
                 state[name].copy_(parameters[name])
         return loaded
 
-    @cached_property
-    def rows(self) -> PackedRows | None:
-        """Return the run's validation rows, None if it has none."""
-        return load_rows(self.config, load_model(self.candidates[-1].folder))[1]
-
     def measure(self, loaded: LoadedModel) -> float | None:
         """Return the validation perplexity of a model as the run measured its checkpoints."""
         size, config = self.facts.block_size, self.config
+        if not self.rows_read:
+            self.rows, self.rows_read = load_rows(config, loaded)[1], True
         if self.rows is None:
             return None
         diffusion = isinstance(config.objective, BlockDiffusionConfig)
