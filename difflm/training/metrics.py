@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from difflm.checkpoints.folders import replace_text
 from difflm.errors import CheckpointError
 from difflm.plots import read_rows
 
@@ -75,15 +77,17 @@ class MetricsLog:
         path: the file; created if absent.
         step: optimiser steps of the checkpoint that the run continues from; later rows of an interrupted run
             are cut off, so that every step stands once.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
 
     def __init__(self, path: Path, *, step: int) -> None:
         self.path = path
         rows = read_rows(path) if path.exists() else []
         kept = [row for row in rows if row["step"] <= step and step > 0]
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        aside.replace(path)
+        with _one_line(path):
+            replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: Metrics) -> None:
         """Append a row.
@@ -91,8 +95,13 @@ class MetricsLog:
         Raises:
             CheckpointError: the file cannot be written.
         """
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written ({error.strerror}); free space and resume") from None
+        with _one_line(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); free space and resume") from None
