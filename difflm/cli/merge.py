@@ -75,9 +75,12 @@ def merge(
     for name in sorted(given & {*_OPTION_OF}):
         if _OPTION_OF[name] != method and not compare:
             raise ConfigError(f"--{name}: has no meaning for --method {method}; set --method {_OPTION_OF[name]}")
+    from difflm.checkpoints.folders import require_free
     from difflm.training.merge_methods import Best, Ema, Window
     from difflm.training.merging import compare_merges, merge_run
 
+    if output is not None:
+        require_free(output)  # before the comparison, which takes its time
     methods: dict[str, MergeMethod] = {"best": Best(best), "window": Window(window, shape), "ema": Ema(decay)}
     if compare:
         _print_comparison(compare_merges(run, [Window(1), *methods.values()]))

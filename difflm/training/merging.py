@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from difflm.checkpoints.folders import require_free
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.checkpoints.manifest import MANIFEST, verify_folder
 from difflm.checkpoints.merge import average_checkpoints, mean_parameters
@@ -77,6 +78,7 @@ def merge_run(run: Path, target: Path, *, method: MergeMethod | None = None) -> 
     Raises:
         CheckpointError: no run, a damaged member, or its checkpoints do not suffice for the method.
     """
+    require_free(target)
     source = _Run(run)
     method = method or Best()
     members = source.choose(method)

@@ -173,7 +173,8 @@ class Optimizer:
         frozen = [plan for plan in self.plans if plan.frozen]
         counted = [("Muon on", self.by_muon), ("AdamW on", self.by_adam), ("frozen:", frozen)]
         parts = [
-            f"{word} {len(plans)} tensors ({sum(plan.parameter.numel() for plan in plans)} parameters)"
+            f"{word} {len(plans)} tensor{'s' * (len(plans) > 1)} "
+            f"({sum(plan.parameter.numel() for plan in plans)} parameters)"
             for word, plans in counted
             if plans
         ]

@@ -98,6 +98,7 @@ def test_the_comparison_stands_side_by_side(trained: Path, tmp_path: Path, capsy
         (["RUN", "--output", "new", "--method", "ema", "--best", "2"], "--best: has no meaning for --method ema; set"),
         (["RUN", "--output", "new", "--weights", "1,2"], "--weights: weighs checkpoints that are named; a run's are"),
         (["RUN"], "Missing option '--output'."),
+        (["RUN", "--output", "ONE", "--compare"], "ONE: output folder is not empty; choose another path or remove it"),
         (["RUN", "--output", "new", "--best", "0"], "best: 0 is below 1; give the number of checkpoints to average"),
         (["RUN", "--output", "new", "--method", "ema", "--decay", "1"], "decay: 1.0 is not in [0, 1); give the share"),
         (["RUN", "--output", "new", "--method", "window", "--window", "50"], "RUN: window of 50, but only the last"),
