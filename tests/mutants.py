@@ -158,7 +158,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        "count=(masked_BL if uniform else counted_BL).sum()",
+        'count=(counted_BL if self.weighting == "elbo" else masked_BL).sum()',
         "count=masked_BL.sum()",
         "tests/diffusion/test_objectives.py::test_loss_equals_a_loop_over_eq_1_2_and_5",
     ),
@@ -350,14 +350,14 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/masks.py",
-        "clean = key <= query if layout.clean_causal else difference >= 0",
-        "clean = difference >= 0",
+        "clean = key <= query if layout.clean_causal else (difference > 0) | near",
+        "clean = (difference > 0) | near",
         "tests/diffusion/test_masks.py::test_predicate_equals_the_loop",
     ),
     Mutant(
         "difflm/diffusion/masks.py",
-        "return same & (key <= query) if layout.causal_inside else same",
-        "return same",
+        "return same & (key - query <= (0 if layout.causal_inside else ahead))",
+        "return same & (key - query <= ahead)",
         "tests/diffusion/test_masks.py::test_predicate_equals_the_loop",
     ),
     Mutant(
@@ -380,8 +380,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        "count=(masked_BL if uniform else counted_BL)",
-        "count=masked_BL",
+        'count=(counted_BL if self.weighting == "elbo" else masked_BL)',
+        "count=(masked_BL)",
         "tests/diffusion/test_noise.py::test_tokens_of_an_empty_complement_leave_the_normaliser",
     ),
     Mutant(
@@ -527,6 +527,24 @@ MUTANTS = (
         "ratios = [other / mine for",
         "ratios = [mine / other for",
         "tests/bench/test_train.py::test_ratios_are_paired_by_repeat",
+    ),
+    Mutant(
+        "difflm/inspection.py",
+        "return glyphs.earlier if query_stream == 0 else glyphs.clean",
+        "return glyphs.earlier if query_stream == 1 else glyphs.clean",
+        "tests/test_inspection.py::test_a_small_mask_line_by_line",
+    ),
+    Mutant(
+        "difflm/inspection.py",
+        "mask_NN[stream * length + place]",
+        "mask_NN[place]",
+        "tests/test_inspection.py::test_the_picture_is_the_predicate",
+    ),
+    Mutant(
+        "difflm/inspection.py",
+        "parts == 1 else",
+        "parts > 0 else",
+        "tests/test_inspection.py::test_the_key_map_says_what_changes",
     ),
     Mutant(
         "difflm/models/attention.py",
