@@ -17,7 +17,7 @@ LAYERS = [
     {"diffusion", "models"},
     {"checkpoints", "data", "scoring", "plots"},
     {"training", "decode"},
-    {"bench", "display", "runs"},
+    {"bench", "display", "inspection", "runs"},
     {"recipes", "cli"},
     {"__main__"},
 ]

@@ -54,6 +54,16 @@ bench = LazyGroup(
     },
 )
 
+inspect = LazyGroup(
+    "inspect",
+    help="Look inside: an attention mask, a packed row, the key map of a checkpoint.",
+    homes={
+        "mask": ("difflm.cli.inspect:mask", "Draw who sees whom, of a made-up row or of a row of a data file."),
+        "row": ("difflm.cli.inspect:row", "A packed row: documents, positions, blocks, roles, masks."),
+        "keys": ("difflm.cli.inspect:keys", "Where each tensor of a checkpoint goes."),
+    },
+)
+
 cli = click.version_option(__version__, prog_name="difflm")(
     LazyGroup(
         "difflm",
@@ -66,6 +76,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "merge": ("difflm.cli.merge:merge", "Average the best checkpoints of a run."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
+            "inspect": ("difflm.cli.main:inspect", "Draw a mask, show a packed row or a key map."),
             "bench": ("difflm.cli.main:bench", "Measure the speed of decoding and of training."),
         },
     )
