@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,7 @@ SUFFIXES: dict[str, FileFormat] = {
     ".feather": "arrow",
 }
 """What a file in a folder has to be called to count as data; each also with .gz or .zst behind it."""
+_LISTED = 3
 DELIMITERS = ",\t;"
 
 
@@ -54,6 +56,14 @@ class Found:
         """Return the conclusion in one line."""
         packed = f", {self.compression}" if self.compression else ""
         return f"{self.file}: {self.format}{packed} ({self.reason})"
+
+
+def listed(found: Sequence[Found]) -> list[str]:
+    """Return the conclusions about the files of one source, one line each; after a few, the rest in one."""
+    lines = [str(each) for each in found[:_LISTED]]
+    if len(found) > _LISTED:
+        lines.append(f"and {len(found) - _LISTED} more files: {found[0].format}")
+    return lines
 
 
 def named_format(file: Path) -> FileFormat | None:

@@ -197,9 +197,9 @@ def read_text(file: Path) -> Iterator[Document]:
             waiting.append(text)
             size += len(text)
         rest = "".join(waiting)
-    if rest.strip():
+    if rest.strip() or not empty:  # white space behind the last piece still ends the text
         yield Document(text=rest, where=str(file))
-    elif empty:
+    else:
         raise DataError(f"{file}: the file is empty; a plain text file is one document and needs text")
 
 

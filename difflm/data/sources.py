@@ -16,6 +16,8 @@ from difflm.data.formats import SUFFIXES, FileFormat, Format, Found, check_forma
 from difflm.data.readers import read_csv, read_json, read_jsonl, read_text
 from difflm.errors import DataError
 
+_METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+"""What the datasets library writes beside Arrow files; no data."""
 _READERS: dict[FileFormat, Callable[[Path, str], Iterator[Document]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
@@ -151,7 +153,7 @@ def _expand(entry: str, format: Format) -> list[Path]:
 
 def _is_data(file: Path, folder: Path, format: Format) -> bool:
     """Return whether a file found in a folder counts as data: known suffix, nothing hidden on the way."""
-    if any(part.startswith(".") for part in file.relative_to(folder).parts):
+    if any(part.startswith(".") for part in file.relative_to(folder).parts) or file.name in _METADATA:
         return False
     found = named_format(file)
     # The content may differ from the name among the formats of text; tables of Parquet and Arrow keep to theirs.

@@ -10,7 +10,7 @@ from pathlib import Path
 from difflm.checkpoints.loading import LoadedModel
 from difflm.checkpoints.tokens import tokenizer_fingerprint
 from difflm.data.documents import Document
-from difflm.data.formats import Found
+from difflm.data.formats import Found, listed
 from difflm.data.shards import Prepared, is_prepared, open_prepared
 from difflm.data.sources import list_files, read_documents
 from difflm.data.store import MemoryStore, TokenStore, joined
@@ -130,7 +130,7 @@ def _open(paths: list[Path], data: DataConfig, loaded: LoadedModel, special: Spe
     for document in token_stream(_noting(documents, kinds), loaded.encode_batch, special):
         collected.add(document)
     name = ", ".join(map(str, paths))
-    return [Source(name=name, kind=kinds.pop(), store=collected.finish(), notes=tuple(map(str, found)))]
+    return [Source(name=name, kind=kinds.pop(), store=collected.finish(), notes=tuple(listed(found)))]
 
 
 def _noting(documents: Iterable[Document], kinds: set[str]) -> Iterator[Document]:

@@ -17,12 +17,12 @@ import difflm
 from difflm.checkpoints.folders import require_free, staged_folder
 from difflm.checkpoints.loading import LoadedModel, load_without_weights
 from difflm.checkpoints.tokens import tokenizer_fingerprint
-from difflm.data.formats import Format, Found, check_format
-from difflm.data.shards import write_manifest
+from difflm.data.formats import Format, Found, check_format, listed
+from difflm.data.shards import is_prepared, write_manifest
 from difflm.data.sources import detect_all, list_files
 from difflm.data.splitting import Split
 from difflm.data.tokens import Special
-from difflm.errors import ConfigError
+from difflm.errors import ConfigError, DataError
 from difflm.training.opening import special_ids
 from difflm.training.passes import Plan, Report, Scan, Written, first_pass, second_pass, token_dtype
 
@@ -219,6 +219,9 @@ def check_plan(
         if value < 1:
             raise ConfigError(f"{name}: {value} is not usable; give at least 1 token")
     check_format(format)
+    for entry in entries:
+        if is_prepared(Path(entry)):
+            raise DataError(f"{entry}: is a prepared folder already; train on it (data.paths), or name the raw files")
     files = [list_files(entry, format=format) for entry in entries]
     list_files(entries, format=format)  # over all of them: none twice, at least one
     if weights:
@@ -226,8 +229,9 @@ def check_plan(
     else:
         every = iter(detect_all([file for each in files for file in each], format=format, text_field=text_field))
         found = [[next(every) for _ in each] for each in files]
-    for each in (each for group in found for each in group):
-        report(f"format: {each}")
+    for group in found:
+        for line in listed(group):
+            report(f"format: {line}")
     return Plan(
         sources=tuple(
             (entry, weights[number] if weights else None, tuple(found[number])) for number, entry in enumerate(entries)

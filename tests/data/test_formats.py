@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from difflm.data.formats import Found, detect
+from difflm.data.formats import Found, detect, listed
 from difflm.errors import DataError
 
 
@@ -77,3 +77,9 @@ def test_what_could_be_anything_is_refused(tmp_path: Path, name: str, content: b
         detect(file)
     assert str(caught.value).startswith(f"{file}: ")
     assert message in str(caught.value)
+
+
+def test_many_files_are_listed_in_a_few_lines() -> None:
+    found = [Found(file=Path(f"{name}.csv"), format="csv", compression="", reason="as told") for name in range(9)]
+    assert listed(found[:3]) == [str(each) for each in found[:3]]
+    assert listed(found)[3:] == ["and 6 more files: csv"]

@@ -127,6 +127,15 @@ def test_a_very_long_text_comes_in_pieces_that_end_at_a_line(tmp_path: Path, mon
     assert (pieces[0].text or "").endswith("\n")
 
 
+def test_white_space_behind_the_last_piece_still_ends_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "TEXT_PIECE_BYTES", 10)
+    (tmp_path / "a.txt").write_text("x" * 9 + "\n \n")
+    assert [(each.text, each.complete) for each in read_text(tmp_path / "a.txt")] == [
+        ("x" * 9 + "\n", False),
+        (" \n", True),
+    ]
+
+
 def test_bad_bytes_of_a_text_are_placed_over_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "TEXT_PIECE_BYTES", 10)
 

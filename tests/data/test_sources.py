@@ -169,6 +169,26 @@ def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
     assert "twice" in failure([tmp_path, file])
 
 
+def test_metadata_of_the_datasets_library_is_no_data(tmp_path: Path) -> None:
+    for name in ("dataset_info.json", "state.json", "train/state.json", "train/data.jsonl"):
+        write(tmp_path / name, '{"text": "x"}\n')
+    assert list_files(tmp_path) == [tmp_path / "train" / "data.jsonl"]
+
+
+def test_files_of_two_formats_are_refused_with_file_and_line(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", '{"text": "x"}\n')
+    other = write(tmp_path / "b.csv", "text,n\nx,1\n")
+    assert failure(tmp_path).startswith(f"{other}:1: csv in data that began with jsonl ({tmp_path / 'a.jsonl'})")
+
+
+def test_what_is_concluded_is_reported_before_the_first_document(tmp_path: Path) -> None:
+    files = [write(tmp_path / f"{name}.jsonl", '{"text": "x"}\n') for name in "ab"]
+    seen: list[Path] = []
+    read = read_documents(files, report=lambda found: seen.append(found.file))
+    assert [next(read).where for _ in files] == [f"{file}:1" for file in files]
+    assert seen == files
+
+
 def test_unknown_format_is_refused(tmp_path: Path) -> None:
     assert "'orc' is unknown" in failure(write(tmp_path / "a.txt", "x"), format="orc")
 

@@ -166,6 +166,12 @@ def test_a_file_that_changes_meanwhile_is_refused(model: Path, tmp_path: Path, m
         prepare(path, model=model, output=tmp_path / "p")
 
 
+def test_a_prepared_folder_is_not_prepared_again(model: Path, tmp_path: Path) -> None:
+    prepare(write(tmp_path / "a.jsonl", "x"), model=model, output=tmp_path / "p")
+    with pytest.raises(DataError, match="p: is a prepared folder already"):
+        prepare(tmp_path / "p", model=model, output=tmp_path / "q")
+
+
 def test_formats_are_reported_before_the_work(model: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     path = write(tmp_path / "a.jsonl", "x", "y")
