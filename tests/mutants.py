@@ -394,7 +394,7 @@ MUTANTS = (
         "difflm/diffusion/objectives.py",
         "source: Noise = FullMask() if self.block_size == 1 else self.noise",
         "source: Noise = self.noise",
-        "tests/diffusion/test_noise.py::test_a_pair_masks_every_trainable_token_exactly_once",
+        "tests/diffusion/test_objectives.py::test_block_size_one_is_mask_rate_one_and_weight_one_for_any_noise",
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
