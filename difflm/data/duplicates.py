@@ -61,12 +61,14 @@ class Pair:
     Attributes:
         index: the later one.
         first: the earlier one.
-        similarity: estimated Jaccard similarity of their stretches, 1 for equal documents.
+        similarity: estimated Jaccard similarity of their stretches, 1 for equal documents (and for some others).
+        exact: they are equal.
     """
 
     index: int
     first: int
     similarity: float = 1.0
+    exact: bool = False
 
 
 class ExactDuplicates:
@@ -93,7 +95,10 @@ class ExactDuplicates:
             record = record[np.lexsort((record["index"], record["tail"], record["head"]))]
             index, first = _runs(record[["head", "tail"]], record["index"])
             found.set(index)
-            pairs += [Pair(index=int(a), first=int(b)) for a, b in zip(index[:examples], first[:examples], strict=True)]
+            pairs += [
+                Pair(index=int(a), first=int(b), exact=True)
+                for a, b in zip(index[:examples], first[:examples], strict=True)
+            ]
             pairs = sorted(pairs, key=lambda pair: pair.index)[:examples]
         return found, pairs
 

@@ -48,7 +48,7 @@ def show_summary(summary: PrepareSummary, *, stream: TextIO | None = None) -> No
     console.print(_source_table(summary))
     console.print(_figures(summary))
     for example in summary.examples:
-        kind = "repeats" if example.similarity == 1.0 else f"resembles ({example.similarity:.2f})"
+        kind = "repeats" if example.exact else f"resembles ({example.similarity:.2f})"
         console.print(Text(printable(f"  {example.where} {kind} {example.first}")))
 
 

@@ -57,11 +57,12 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A document that repeats or resembles an earlier one: where both stand, and their estimated similarity."""
+    """A document that repeats or resembles an earlier one: where both stand, their estimated similarity, which of both."""
 
     where: str
     first: str
     similarity: float
+    exact: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +275,7 @@ def _summary(plan: Plan, scan: Scan, written: Written, *, folder: Path, seconds:
         near_duplicates=None if scan.near is None else len(scan.near),
         near_threshold=plan.near_threshold,
         examples=tuple(
-            Example(where=places[pair.index], first=places[pair.first], similarity=pair.similarity)
+            Example(where=places[pair.index], first=places[pair.first], similarity=pair.similarity, exact=pair.exact)
             for pair in scan.pairs
         ),
         without_eos=sum(side["without_eos"] for sides in written.sides for side in sides.values()),

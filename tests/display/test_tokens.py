@@ -99,8 +99,9 @@ def test_the_summary_names_every_count() -> None:
         near_duplicates=33,
         near_threshold=0.8,
         examples=(
-            Example(where="a:2", first="a:1", similarity=1.0),
-            Example(where="a:9", first="a:4", similarity=0.84),
+            Example(where="a:2", first="a:1", similarity=1.0, exact=True),
+            Example(where="a:9", first="a:4", similarity=0.84, exact=False),
+            Example(where="b:9", first="b:4", similarity=1.0, exact=False),
         ),
         without_eos=5,
         row_length=64,
@@ -125,6 +126,6 @@ def test_the_summary_names_every_count() -> None:
         "rows of 64: greedy 20 rows, fill 50.0%",
         "rows of ids without EOS 5",
         "written to out",
-        "a:2 repeats a:1 a:9 resembles (0.84) a:4",
+        "a:2 repeats a:1 a:9 resembles (0.84) a:4 b:9 resembles (1.00) b:4",
     ):
         assert part in text

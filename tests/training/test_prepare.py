@@ -58,8 +58,8 @@ def test_duplicates_are_reported_and_left_out_by_choice(model: Path, tmp_path: P
     second = write(tmp_path / "b.jsonl", words(100), base[2], base[2])
     kept = prepare([first, second], model=model, output=tmp_path / "kept")
     assert (kept.exact_duplicates, kept.dropped_duplicates, kept.near_duplicates) == (3, 0, 1)
-    assert Example(where=f"{second}:2", first=f"{first}:3", similarity=1.0) in kept.examples
-    (resembling,) = [example for example in kept.examples if example.similarity < 1.0]
+    assert Example(where=f"{second}:2", first=f"{first}:3", similarity=1.0, exact=True) in kept.examples
+    (resembling,) = [example for example in kept.examples if not example.exact]
     assert (resembling.where, resembling.first) == (f"{first}:14", f"{first}:4")
     dropped = prepare([first, second], model=model, output=tmp_path / "dropped", drop_duplicates=True)
     assert dropped.dropped_duplicates == 3
