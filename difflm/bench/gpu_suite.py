@@ -14,8 +14,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from difflm.bench import gpu_cases as cases
+from difflm.bench.checks import FOR_THE_TRAINER, Check, NotRunError, missing, require
 from difflm.bench.environment import environment
-from difflm.bench.gpu_check import FOR_THE_TRAINER, Check, NotRunError, missing, require
 from difflm.bench.steps import Forward, random_batch, random_model, shape_of, synchronise
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import ConfigError

@@ -1,23 +1,13 @@
-"""Peak memory of a program: of this process, or of a measurement in a process of its own.
-
-    python -m difflm.bench.memory '{"model": ...}'
-
-prints the peak resident set of a few training steps, MiB (see `difflm.bench.train`).
-"""
+"""Peak memory of a program: of this process, or of a measurement in a process of its own."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from difflm.errors import DifflmError
-
-if TYPE_CHECKING:
-    from difflm.bench.train import Setting
 
 STATUS = Path("/proc/self/status")
 
@@ -39,35 +29,19 @@ def peak_resident_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 1024
 
 
-def peak_in_own_process(setting: Setting) -> float:
-    """Return the peak resident set of two training steps in a fresh process, MiB.
+def number_printed_by(module: str, arguments: Sequence[str], *, what: str) -> float:
+    """Return the last word that a module prints when it is run in a fresh process, as a number.
+
+    Args:
+        module: run as `python -m module`.
+        arguments: of its command line.
+        what: is measured, for errors.
 
     Raises:
         DifflmError: that process failed; its last line is the message.
     """
-    command = [sys.executable, "-m", "difflm.bench.memory", json.dumps(asdict(setting))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise DifflmError(f"memory of {setting.attention} at length {setting.length}: {last}")
+        raise DifflmError(f"{what}: {last}")
     return float(done.stdout.split()[-1])
-
-
-def main(argument: str) -> None:
-    """Run two steps of a setting and print the peak.
-
-    Args:
-        argument: the setting as JSON.
-    """
-    from difflm.bench.train import Setting, TrainingStep, use_threads
-
-    setting = Setting(**json.loads(argument))
-    use_threads(setting.threads)
-    step = TrainingStep(setting)
-    for _ in range(2):
-        step()
-    print(peak_resident_mib())
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

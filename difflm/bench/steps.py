@@ -15,6 +15,7 @@ from torch import Tensor
 
 from difflm.checkpoints.architectures import ARCHITECTURES, architecture
 from difflm.checkpoints.families import model_config
+from difflm.checkpoints.rules import stored_dtype
 from difflm.checkpoints.source import open_checkpoint
 from difflm.diffusion.masks import document_positions
 from difflm.diffusion.noise import RowNoise
@@ -75,7 +76,7 @@ def random_model(
         drawn = torch.ones(parameter.shape)
         if parameter.dim() > 1:
             drawn.normal_(std=std, generator=generator)
-        state[name] = drawn.to(device=device, dtype=dtype)
+        state[name] = drawn.to(device=device, dtype=stored_dtype(name, dtype))
     model.load_state_dict(state, strict=False, assign=True)
     model.tie()
     return model.train()

@@ -9,15 +9,17 @@ peak of torch's allocations.
 from __future__ import annotations
 
 import copy
+import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from difflm.bench.environment import environment, usable_cores
-from difflm.bench.memory import peak_in_own_process
+from difflm.bench.memory import number_printed_by, peak_resident_mib
 from difflm.bench.steps import Forward, random_batch, random_model, shape_of, synchronise
 from difflm.checkpoints.loading import check_device, resolve_dtype
 from difflm.diffusion.objectives import BlockDiffusion
@@ -276,6 +278,30 @@ def _cuda_peak_mib(step: TrainingStep) -> float:
     return torch.cuda.max_memory_allocated(step.setting.device) / 2**20
 
 
+def peak_in_own_process(setting: Setting) -> float:
+    """Return the peak resident set of two training steps in a fresh process, MiB.
+
+    Raises:
+        DifflmError: that process failed; its last line is the message.
+    """
+    what = f"memory of {setting.attention} at length {setting.length}"
+    return number_printed_by("difflm.bench.train", [json.dumps(asdict(setting))], what=what)
+
+
+def print_peak(argument: str) -> None:
+    """Do two steps of a setting and print this process's peak resident set, MiB.
+
+    Args:
+        argument: the setting as JSON.
+    """
+    setting = Setting(**json.loads(argument))
+    use_threads(setting.threads)
+    step = TrainingStep(setting)
+    for _ in range(2):
+        step()
+    print(peak_resident_mib())
+
+
 def summarise(setting: Setting, seconds: Sequence[float], baseline: Sequence[float], peak_mib: float) -> Row:
     """Return the row of a case.
 
@@ -296,3 +322,7 @@ def summarise(setting: Setting, seconds: Sequence[float], baseline: Sequence[flo
         ratio_range=(min(ratios), max(ratios)),
         peak_mib=peak_mib,
     )
+
+
+if __name__ == "__main__":
+    print_peak(sys.argv[1])

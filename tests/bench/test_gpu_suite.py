@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from difflm.bench import gpu_cases, gpu_suite
-from difflm.bench.gpu_check import NotRunError, WrongError
+from difflm.bench.checks import NotRunError, WrongError
 
 CPU = torch.device("cpu")
 

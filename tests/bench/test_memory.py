@@ -8,8 +8,7 @@ import sys
 import pytest
 import torch
 
-from difflm.bench.memory import peak_in_own_process, peak_resident_mib
-from difflm.bench.train import Setting
+from difflm.bench.memory import number_printed_by, peak_resident_mib
 from difflm.errors import DifflmError
 
 
@@ -30,6 +29,6 @@ def test_the_peak_of_a_parent_is_not_the_childs() -> None:
     assert float(held[0]) == 1.0
 
 
-def test_a_failing_measurement_says_why() -> None:
-    with pytest.raises(DifflmError, match=r"memory of split at length 8: .*absent"):
-        peak_in_own_process(Setting(model="absent", attention="split", length=8))
+def test_a_failing_process_says_why() -> None:
+    with pytest.raises(DifflmError, match=r"the peak: .*No module named no_such_module"):
+        number_printed_by("no_such_module", [], what="the peak")

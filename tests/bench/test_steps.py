@@ -43,6 +43,16 @@ def test_nothing_of_a_mixture_of_experts_stays_without_memory(tmp_path: Path) ->
     assert not any(tensor.is_meta for tensor in model.stored_tensors().values())
 
 
+def test_a_mixture_of_experts_has_its_biases_and_trains(tmp_path: Path) -> None:
+    config = shape_of(str(ling_folder(tmp_path / "ling")))
+    model = random_model(config, device="cpu", dtype=torch.bfloat16)
+    stored = model.stored_tensors()
+    assert not any(tensor.is_meta for tensor in stored.values())
+    assert {str(tensor.dtype) for name, tensor in stored.items() if name.endswith("expert_bias")} == {"torch.float32"}
+    batch = random_batch(config, rows=1, length=16, documents=1)
+    Forward(objective=BlockDiffusion(block_size=4), batch=batch).loss(model).backward()
+
+
 def test_batches_have_the_documents_and_the_padding_that_were_asked_for() -> None:
     batch = random_batch(shape_of("smollm2-135m"), rows=2, length=11, documents=3, padding=1)
     assert batch.document_BL[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2, -1]

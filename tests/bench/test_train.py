@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,17 @@ import pytest
 import torch
 
 from difflm.bench import train as module
-from difflm.bench.memory import peak_in_own_process
-from difflm.bench.train import Setting, TrainBench, TrainingStep, bench_train, summarise, usable_backends
-from difflm.errors import ConfigError
+from difflm.bench.train import (
+    Setting,
+    TrainBench,
+    TrainingStep,
+    bench_train,
+    peak_in_own_process,
+    print_peak,
+    summarise,
+    usable_backends,
+)
+from difflm.errors import ConfigError, DifflmError
 from tests.standins import write_parent
 
 
@@ -85,6 +94,13 @@ def test_refusals(setting: Setting) -> None:
         with pytest.raises(ConfigError, match=said):
             bench_train(replace(setting, **changes), **({"lengths": (32,), "memory": False} | options))
     assert usable_backends(setting, ("dense", "split")) == (("dense", "split"), {})
+
+
+def test_the_measuring_process_prints_one_number(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    print_peak(json.dumps(asdict(replace(setting, attention="split"))))
+    assert float(capsys.readouterr().out) > 50
+    with pytest.raises(DifflmError, match=r"memory of split at length 8: .*absent"):
+        peak_in_own_process(Setting(model="absent", attention="split", length=8))
 
 
 def test_activation_checkpointing_takes_less_memory(tmp_path: Path) -> None:
