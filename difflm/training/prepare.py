@@ -57,7 +57,7 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A document that repeats or resembles an earlier one: where both stand, their estimated similarity, which of both."""
+    """A document that repeats (`exact`) or resembles an earlier one: where both stand, their estimated similarity."""
 
     where: str
     first: str
