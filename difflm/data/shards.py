@@ -113,8 +113,15 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def is_prepared(path: Path) -> bool:
-    """Return whether a path is a folder with the manifest of a prepared data set."""
-    return (path / MANIFEST).is_file()
+    """Return whether a path is a folder with the manifest of a prepared data set, be it damaged.
+
+    Other programs call their files manifest.json as well; theirs are data like any other.
+    """
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return False
+    with manifest.open("rb") as file:
+        return KIND.encode("ascii") in file.read(1 << 12) or any(path.glob("*.tokens"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -14,6 +14,7 @@ from difflm.data.columnar import read_arrow, read_parquet
 from difflm.data.documents import Document
 from difflm.data.formats import SUFFIXES, FileFormat, Format, Found, check_format, detect, named_format
 from difflm.data.readers import read_csv, read_json, read_jsonl, read_text
+from difflm.data.shards import MANIFEST, is_prepared
 from difflm.errors import DataError
 
 _METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
@@ -154,6 +155,8 @@ def _expand(entry: str, format: Format) -> list[Path]:
 def _is_data(file: Path, folder: Path, format: Format) -> bool:
     """Return whether a file found in a folder counts as data: known suffix, nothing hidden on the way."""
     if any(part.startswith(".") for part in file.relative_to(folder).parts) or file.name in _METADATA:
+        return False
+    if file.name == MANIFEST and is_prepared(file.parent):
         return False
     found = named_format(file)
     # The content may differ from the name among the formats of text; tables of Parquet and Arrow keep to theirs.

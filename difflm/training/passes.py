@@ -180,6 +180,8 @@ def second_pass(plan: Plan, scan: Scan, loaded: LoadedModel, special: Special, f
         }
         tokenised = token_stream(_documents(plan, number), loaded.encode_batch, special)
         for index, document in enumerate(tokenised, start=base):
+            if index >= base + scan.counts[number]:
+                break  # the file grew, which is refused below
             if index in wanted:
                 written.places[index] = document.where
             if plan.drop_duplicates and scan.repeated[index]:

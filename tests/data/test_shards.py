@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from difflm.data import TokenDocument, TokenStore, pack_store
+from difflm.data import TokenDocument, TokenStore, list_files, pack_store
 from difflm.data.rows import PackOptions
 from difflm.data.shards import MANIFEST, ShardWriter, file_hash, is_prepared, open_prepared, write_manifest
 from difflm.data.store import MemoryStore
@@ -120,9 +120,19 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
         assert message in refused(tmp_path / "p")
     path.write_text("{")
     assert "not valid JSON" in refused(tmp_path / "p")
+    assert is_prepared(tmp_path / "p"), "damaged, but prepared"
     path.unlink()
     assert not is_prepared(tmp_path / "p")
     assert "cannot be read" in refused(tmp_path / "p")
+
+
+def test_prepared_data_inside_a_folder_is_not_read_as_raw_data(tmp_path: Path) -> None:
+    write(tmp_path / "prepared")
+    (tmp_path / "other").mkdir()
+    for name in ("a.jsonl", "other/manifest.json"):
+        (tmp_path / name).write_text('{"text": "x"}\n')
+    assert not is_prepared(tmp_path / "other"), "a file of that name, but not ours"
+    assert list_files(tmp_path) == [tmp_path / "a.jsonl", tmp_path / "other" / "manifest.json"]
 
 
 def test_hashes_are_of_the_files(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from difflm.data.shards import open_prepared
 from difflm.data.sources import read_documents
 from difflm.errors import CheckpointError, ConfigError, DataError
 from difflm.training import passes
+from difflm.training import prepare as module
 from difflm.training.prepare import Example, prepare
 from tests.standins import write_parent, write_texts
 
@@ -153,17 +154,22 @@ def test_an_output_that_is_not_free_is_refused_first(model: Path, tmp_path: Path
     assert (tmp_path / "p" / "precious").read_text() == "x"
 
 
-def test_a_file_that_changes_meanwhile_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("drop_duplicates", [False, True])
+def test_a_file_that_grows_meanwhile_is_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop_duplicates: bool
+) -> None:
     path = write(tmp_path / "a.jsonl", "x", "y")
+    second = passes.second_pass
 
-    def slow(file: Path) -> str:
+    def later(*arguments: Any) -> Any:
         with path.open("a") as more:
-            more.write('{"text": "z"}\n')
-        return "0" * 64
+            more.write('{"text": "z"}\n' * 20)
+        return second(*arguments)
 
-    monkeypatch.setattr(passes, "file_hash", slow)
+    monkeypatch.setattr(module, "second_pass", later)
     with pytest.raises(DataError, match=r"a.jsonl: changed while it was read"):
-        prepare(path, model=model, output=tmp_path / "p")
+        prepare(path, model=model, output=tmp_path / "p", drop_duplicates=drop_duplicates)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
 def test_a_prepared_folder_is_not_prepared_again(model: Path, tmp_path: Path) -> None:
