@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import config as compiler_config
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -150,5 +151,5 @@ class FlexAttention:
                     "or with attention 'auto', 'split', 'portable' or 'dense'"
                 )
             inputs = tuple(each.detach() for each in inputs)  # torch refuses such inputs even without gradients
-        with torch.compiler.config.patch(recompile_limit=SHAPES):  # type: ignore[attr-defined]
+        with compiler_config.patch(recompile_limit=SHAPES):  # type: ignore[attr-defined]
             return self.kernel(*inputs, block_mask=self.block_mask, enable_gqa=True)
