@@ -25,6 +25,7 @@ from difflm.plots import read_rows
 from difflm.recipes import recipe_names, recipe_path
 from difflm.training.config_io import read_tree
 from difflm.types import Batch, ModelInput, TokenScores
+from tests.cli_options import commands
 from tests.standins import write_parent, write_texts
 
 ROOT = Path(__file__).parents[1]
@@ -220,6 +221,14 @@ def test_every_field_of_metrics_jsonl_is_documented(tmp_path: Path) -> None:
     top = {path.name for path in (tmp_path / "run").iterdir()}
     listed = set(re.findall(r"^\| `([\w.]+)(?:/[\w.-]+/)?` \|", page.partition("## Checkpoints")[0], re.M))
     assert top <= listed
+
+
+def test_the_page_of_commands_has_every_command() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `difflm ([a-z ]+)` \|", text, re.M))
+    assert {words for words, _ in commands()} <= listed
+    groups = {words.split()[0] for words in listed}
+    assert listed - {words for words, _ in commands()} <= groups
 
 
 def test_every_page_is_in_the_navigation() -> None:
