@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -24,6 +25,16 @@ from difflm.bench.environment import environment
 from tests.standins import EOS, write_parent
 
 SENTENCES, DUPLICATE_SHARE, NEAR_SHARE = 40_000, 0.01, 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One run: wall and CPU seconds, peak resident memory in MiB, counts of the manifest."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+    figures: dict[str, int]
 
 
 def sentences(seed: int = 0) -> list[str]:
@@ -78,8 +89,8 @@ def write_corpus(path: Path, pool: list[str], size: int) -> int:
     return count
 
 
-def measure(corpus: Path, model: Path, output: Path) -> tuple[float, float, dict[str, int]]:
-    """Return (seconds, peak MiB of resident memory, figures of the manifest) of one `difflm prepare`."""
+def measure(corpus: Path, model: Path, output: Path) -> Measured:
+    """Measure one `difflm prepare`."""
     command = [sys.executable, "-m", "difflm", "prepare", str(corpus), "--model", str(model), "--output", str(output)]
     started = time.perf_counter()
     child = subprocess.Popen([*command, "--validation-fraction", "0.01"], stdout=subprocess.DEVNULL)
@@ -91,19 +102,25 @@ def measure(corpus: Path, model: Path, output: Path) -> tuple[float, float, dict
     sides = [source[side] for source in manifest["sources"] for side in ("train", "validation")]
     figures = {name: sum(side[name] for side in sides) for name in ("documents", "tokens")}
     figures |= {name: manifest["duplicates"][name] for name in ("exact", "near")}
-    return seconds, usage.ru_maxrss / 1024, figures
+    return Measured(
+        seconds=seconds,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        peak_mib=usage.ru_maxrss / 1024,
+        figures=figures,
+    )
 
 
-def table(rows: list[tuple[int, float, float, dict[str, int]]]) -> str:
+def table(rows: list[tuple[int, Measured]]) -> str:
     """Return the measurements as a Markdown table."""
     lines = [
-        "| corpus | documents | tokens | exact duplicates | near duplicates | peak RSS | seconds | MB/s |",
-        "|-------:|----------:|-------:|-----------------:|----------------:|---------:|--------:|-----:|",
+        "| corpus | documents | tokens | exact duplicates | near duplicates | peak RSS | CPU s | MB per CPU s | wall s |",
+        "|-------:|----------:|-------:|-----------------:|----------------:|---------:|------:|-------------:|-------:|",
     ]
     lines += [
-        f"| {size} MB | {each['documents']:,} | {each['tokens']:,} | {each['exact']:,} | {each['near']:,} | "
-        f"{peak:.0f} MiB | {seconds:.0f} | {size / seconds:.1f} |"
-        for size, seconds, peak, each in rows
+        f"| {size} MB | {each.figures['documents']:,} | {each.figures['tokens']:,} | {each.figures['exact']:,} | "
+        f"{each.figures['near']:,} | {each.peak_mib:.0f} MiB | {each.cpu_seconds:.0f} | "
+        f"{size / each.cpu_seconds:.1f} | {each.seconds:.0f} |"
+        for size, each in rows
     ]
     return "\n".join(lines)
 
@@ -125,7 +142,7 @@ def main() -> None:
         for size in arguments.megabytes:
             corpus, output = folder / "corpus.jsonl", folder / f"prepared-{size}"
             write_corpus(corpus, pool, size * 1_000_000)
-            rows.append((size, *measure(corpus, folder / "model", output)))
+            rows.append((size, measure(corpus, folder / "model", output)))
             print(table(rows[-1:]).splitlines()[-1], flush=True)
             for file in [*output.iterdir(), corpus]:
                 file.unlink()
