@@ -113,8 +113,8 @@ def measure(corpus: Path, model: Path, output: Path) -> Measured:
 def table(rows: list[tuple[int, Measured]]) -> str:
     """Return the measurements as a Markdown table."""
     lines = [
-        "| corpus | documents | tokens | exact duplicates | near duplicates | peak RSS | CPU s | MB per CPU s | wall s |",
-        "|-------:|----------:|-------:|-----------------:|----------------:|---------:|------:|-------------:|-------:|",
+        "| corpus | documents | tokens | exact copies | near copies | peak RSS | CPU s | MB per CPU s | wall s |",
+        "|-------:|----------:|-------:|-------------:|------------:|---------:|------:|-------------:|-------:|",
     ]
     lines += [
         f"| {size} MB | {each.figures['documents']:,} | {each.figures['tokens']:,} | {each.figures['exact']:,} | "
