@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 REQUIRED = {"torch": "torch", "numpy": "numpy", "safetensors": "safetensors"}
-FOR_THE_TRAINER = {"pydantic": "pydantic", "yaml": "pyyaml", "transformers": "transformers", "matplotlib": "matplotlib"}
+FOR_THE_TRAINER = {"pydantic": "pydantic", "yaml": "pyyaml", "transformers": "transformers"}
 """Modules and the packages that hold them."""
 
 Status = Literal["passed", "failed", "not run"]
