@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._dynamo.utils import counters
 
 from difflm.bench import gpu_cases as cases
@@ -21,6 +22,8 @@ from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import ConfigError
 from difflm.models.attention import AttentionBackend, attention_for, backend_for
 from difflm.models.flex import compiled_kernel, kernel_for
+from difflm.models.transformer import Attend, Transformer
+from difflm.types import ModelInput
 
 BACKENDS: tuple[AttentionBackend, ...] = ("flex", "portable", "split", "dense")
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 2e-3
@@ -190,7 +193,7 @@ def trainer(device: torch.device, steps: int) -> Found:
 
 
 def timings(device: torch.device, length: int, *, quick: bool) -> Found:
-    """Time each backend at a row length: one attention layer, and a training forward + backward of SmolLM2-135M."""
+    """Time each backend at a row length: its mask, one attention layer, a training step of SmolLM2-135M's shape."""
     figures: dict[str, Any] = {}
     parts = list[str]()
     config = shape_of("smollm2-135m", layers=1 if quick else 0)
@@ -203,24 +206,65 @@ def timings(device: torch.device, length: int, *, quick: bool) -> Found:
             continue
         forward = Forward(objective=BlockDiffusion(block_size=32), batch=batch, attention=backend)
         try:
-            layer = _median(partial(_attention_layer, backend, forward, model), device, quick=quick)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            whole = _median(partial(_model_step, forward, model), device, quick=quick)
+            figures[backend] = _timed(forward, model, device, quick=quick)
         except torch.OutOfMemoryError:
             figures[backend] = {"out_of_memory": True}
             parts.append(f"{backend} out of memory")
             continue
-        peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-        figures[backend] = {
-            "attention_ms": 1000 * layer, "step_ms": 1000 * whole, "tokens_per_second": length / whole, "peak_mib": peak
-        }  # fmt: skip
-        memory = "" if peak is None else f", {peak:.0f} MiB"
-        parts.append(f"{backend} layer {1000 * layer:.2f} ms, {length / whole:.0f} tokens/s{memory}")
+        found = figures[backend]
+        memory = "" if found["peak_mib"] is None else f", {found['peak_mib']:.0f} MiB"
+        parts.append(
+            f"{backend}: mask {found['mask_ms']:.2f} ms, layer {found['attention_ms']:.2f} ms, "
+            f"{found['tokens_per_second']:.0f} tokens/s{memory}"
+        )
     return "; ".join(parts), figures
 
 
-def _median(work: Callable[[], None], device: torch.device, *, quick: bool) -> float:
+def _timed(forward: Forward, model: Transformer, device: torch.device, *, quick: bool) -> dict[str, float | None]:
+    """Return the figures of one backend; forward and backward each time, the optimiser left out."""
+    inputs = forward.inputs(model)
+    build = partial(_attend, forward, model, inputs)
+    attend, tensors = build(), _layer_inputs(model, inputs.token_BN.shape[1])
+    mask = _median(build, device, quick=quick)
+    layer = _median(lambda: torch.autograd.grad(attend(0, *tensors).sum(), tensors), device, quick=quick)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        forward.loss(model, inputs).backward()
+
+    whole = _median(step, device, quick=quick)
+    return {
+        "mask_ms": 1000 * mask,
+        "attention_ms": 1000 * layer,
+        "step_ms": 1000 * whole,
+        "tokens_per_second": forward.batch.token_BL.shape[1] / whole,
+        "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None,
+    }
+
+
+def _attend(forward: Forward, model: Transformer, inputs: ModelInput) -> Attend:
+    config, weight = model.config, model.embedding.weight
+    return attention_for(
+        inputs.layout,
+        heads_per_group=config.num_heads // config.num_kv_heads,
+        dtype=weight.dtype,
+        device=weight.device,
+        backend=forward.attention,
+        head_dim=config.head_dim,
+    )
+
+
+def _layer_inputs(model: Transformer, length: int) -> list[Tensor]:
+    """Return query, key and value of one layer."""
+    config, weight = model.config, model.embedding.weight
+    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
+    shapes = [(1, count, length, config.head_dim) for count in heads]
+    return [torch.ones(each, device=weight.device, dtype=weight.dtype, requires_grad=True) for each in shapes]
+
+
+def _median(work: Callable[[], object], device: torch.device, *, quick: bool) -> float:
     """Return the median seconds of a few runs, after two that are not counted."""
     seconds = list[float]()
     for index in range(3 if quick else 9):
@@ -231,25 +275,3 @@ def _median(work: Callable[[], None], device: torch.device, *, quick: bool) -> f
         if index >= (1 if quick else 2):
             seconds.append(time.perf_counter() - started)
     return statistics.median(seconds)
-
-
-def _attention_layer(backend: AttentionBackend, forward: Forward, model: Any) -> None:
-    config, weight = model.config, model.embedding.weight
-    inputs = forward.inputs(model)
-    heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
-    shapes = [(1, count, inputs.token_BN.shape[1], config.head_dim) for count in heads]
-    tensors = [torch.ones(each, device=weight.device, dtype=weight.dtype, requires_grad=True) for each in shapes]
-    attend = attention_for(
-        inputs.layout,
-        heads_per_group=config.num_heads // config.num_kv_heads,
-        dtype=weight.dtype,
-        device=weight.device,
-        backend=backend,
-        head_dim=config.head_dim,
-    )
-    torch.autograd.grad(attend(0, *tensors).sum(), tensors)
-
-
-def _model_step(forward: Forward, model: Any) -> None:
-    model.zero_grad(set_to_none=True)
-    forward.loss(model).backward()

@@ -132,9 +132,14 @@ class Forward:
         """Return the model input; the noise is the same at each call."""
         return self.objective.prepare(self.batch, mask_id=model.config.vocab_size - 1, noise=RowNoise(0))
 
-    def loss(self, model: Transformer) -> Tensor:
-        """Return the normalised loss, nats per token, ready for backward."""
-        inputs = self.inputs(model)
+    def loss(self, model: Transformer, inputs: ModelInput | None = None) -> Tensor:
+        """Return the normalised loss, nats per token, ready for backward.
+
+        Args:
+            model: to score.
+            inputs: of `inputs`, where preparing them is not to be measured; None prepares them.
+        """
+        inputs = self.inputs(model) if inputs is None else inputs
         scores = score_input(
             model, inputs, backend=self.attention, activation_checkpointing=self.activation_checkpointing
         )
