@@ -40,6 +40,8 @@ def execute(language: str, code: str, folder: Path) -> str:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",  # a run takes every core, and threads that spin on a shared one take forever
+        "GOMP_SPINCOUNT": "0",
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run([*start, code], cwd=folder, env=environment, capture_output=True, text=True, check=False)

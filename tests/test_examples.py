@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 def run(name: str, *arguments: str | Path) -> str:
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
         capture_output=True,
         text=True,
         check=False,
