@@ -23,7 +23,7 @@ LING_REQUIRED = (
 )
 """Fields outside of the experts that Ling's classes default to something no release uses."""
 
-LING_CONSTANTS = {
+LING_CONSTANTS: dict[str, Any] = {
     "embedding_dropout": 0.0,
     "attention_dropout": 0.0,
     "output_dropout": 0.0,
