@@ -17,7 +17,7 @@ LAYERS = [
     {"diffusion", "models"},
     {"checkpoints", "data", "scoring", "plots"},
     {"training", "decode"},
-    {"bench", "display", "inspection", "runs"},
+    {"bench", "display", "doctor", "estimate", "inspection", "runs"},
     {"recipes", "cli"},
     {"__main__"},
 ]

@@ -73,6 +73,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "prepare": ("difflm.cli.prepare:prepare", "Files -> tokenised shards; look at packed rows."),
             "train": ("difflm.cli.train:train", "Run a recipe: adapt, fine-tune, or train an AR control."),
             "recipes": ("difflm.cli.recipes:recipes", "List the shipped recipes; show NAME prints one."),
+            "estimate": ("difflm.cli.estimate:estimate", "Steps, memory and time of a run, before it runs."),
             "merge": ("difflm.cli.merge:merge", "Average the best checkpoints of a run."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),

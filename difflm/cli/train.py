@@ -36,7 +36,10 @@ from difflm.cli.options import folder
     help="Go on from the run folder's newest checkpoint, or refuse a folder that is not empty.",
 )
 @click.option(
-    "--dry-run/--run", default=False, show_default=True, help="Whether to print the resolved configuration only."
+    "--dry-run/--run",
+    default=False,
+    show_default=True,
+    help="Whether to print only the resolved configuration and what the run will cost.",
 )
 def train(
     recipe: str,
@@ -64,9 +67,10 @@ def train(
     chosen = words.pop(first)
     config = resolve(chosen, words, model=model, data=data, output=output, tokens=tokens)
     if dry_run:
+        from difflm.cli.estimate import commented_estimate
         from difflm.training.config_io import dump_config
 
-        click.echo(dump_config(config), nl=False)
+        click.echo(dump_config(config) + commented_estimate(config), nl=False)
         return
     from difflm.display import training_observer
     from difflm.runs import train as run_training

@@ -78,7 +78,7 @@ def split_tiles(layout: Layout, *, tile: int = TILE) -> list[Tile]:
     document_BL, block_BL = layout.document_BL.cpu(), layout.block_BL.cpu()
     for row in range(document_BL.shape[0]):
         document_L, block_L = document_BL[row], block_BL[row]
-        for prefix, start, stop in _tile_spans(document_L.tolist(), block_L.tolist(), tile):
+        for prefix, start, stop in tile_spans(document_L.tolist(), block_L.tolist(), tile):
             mask_TT = _tile_mask(layout, document_L[start:stop], block_L[start:stop])
             offset = length if layout.two_streams else 0
             parts = (slice(start, stop), slice(length + start, length + stop))[: 2 if layout.two_streams else 1]
@@ -86,7 +86,7 @@ def split_tiles(layout: Layout, *, tile: int = TILE) -> list[Tile]:
     return tiles
 
 
-def _tile_spans(document: Sequence[int], block: Sequence[int], tile: int) -> list[tuple[int, int, int]]:
+def tile_spans(document: Sequence[int], block: Sequence[int], tile: int) -> list[tuple[int, int, int]]:
     """Return (start of the prefix, start, stop) of each tile of a row."""
     spans: list[tuple[int, int, int]] = []
     open_span: tuple[int, int, int] | None = None

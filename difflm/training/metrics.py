@@ -18,6 +18,9 @@ from difflm.plots import read_rows
 Metrics = Mapping[str, Any]
 
 
+STATUS = Path("/proc/self/status")
+
+
 def peak_memory(device: str) -> int | None:
     """Return the most memory that was in use so far, bytes: the process's on CPU, torch's tensors on an accelerator.
 
@@ -26,12 +29,30 @@ def peak_memory(device: str) -> int | None:
     """
     if torch.device(device).type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    # Linux's counter of the program itself comes first: the other one carries over the peak of the parent process.
+    found = _status("VmHWM")
+    if found is not None:
+        return found
     try:
         import resource
     except ImportError:  # not on Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB elsewhere
+
+
+def resident_memory() -> int | None:
+    """Return the memory that this process holds now, bytes; None where the system does not say."""
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int | None:
+    if not STATUS.exists():
+        return None
+    for line in STATUS.read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"{field}:"):
+            return 1024 * int(line.split()[1])
+    return None
 
 
 class Observer(Protocol):

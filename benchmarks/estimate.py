@@ -1,0 +1,157 @@
+"""`difflm estimate` against real runs: time and peak memory of small shapes, each in a process of its own.
+
+    python benchmarks/estimate.py [--steps 6] > benchmarks/DATE-estimate.md
+
+Writes random checkpoints and texts into a temporary folder; needs the packages of the tests, no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from difflm.checkpoints.convert import convert
+from tests.standins import byte_tokenizer
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # vocabulary, hidden, inner, layers, heads, key/value heads; overrides of the run
+    "wide vocabulary, fp32": {
+        "shape": (32_000, 384, 1024, 6, 6, 2),
+        "run": ["data.row_length=256", "rows_per_batch=2", "curriculum=[{block_size: 8, tokens: 100000000}]"],
+    },
+    "deep, fp32, accumulation 2": {
+        "shape": (4_096, 320, 864, 24, 5, 5),
+        "run": [
+            "data.row_length=512", "rows_per_batch=2", "accumulation=2",
+            "curriculum=[{block_size: 32, tokens: 100000000}]",
+        ],
+    },
+    "long rows, bf16, checkpointing": {
+        "shape": (8_192, 512, 1408, 12, 8, 4),
+        "run": [
+            "data.row_length=1024", "rows_per_batch=2", "dtype=bfloat16", "activation_checkpointing=true",
+            "curriculum=[{block_size: 8, tokens: 100000000}]",
+        ],
+    },
+    "whole row as one block, Muon": {
+        "shape": (8_192, 512, 1408, 12, 8, 4),
+        "run": [
+            "data.row_length=512", "rows_per_batch=4", "optimizer.kind=muon",
+            "curriculum=[{block_size: row, tokens: 100000000}]",
+        ],
+    },
+}  # fmt: skip
+
+
+def write_checkpoint(folder: Path, shape: tuple[int, ...]) -> Path:
+    """Write a random Llama checkpoint of a shape, converted, and return its folder."""
+    vocabulary, hidden, inner, layers, heads, groups = shape
+    raw = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden,
+        "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": groups, "head_dim": hidden // heads, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0, "max_position_embeddings": 4096, "tie_word_embeddings": True, "eos_token_id": 256,
+    }  # fmt: skip
+    parent = folder / "parent"
+    parent.mkdir(parents=True)
+    narrow = hidden // heads * groups
+    matrices = {
+        "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (narrow, hidden),
+        "self_attn.v_proj": (narrow, hidden), "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
+    }  # fmt: skip
+    tensors = {
+        "model.embed_tokens.weight": torch.randn(vocabulary, hidden) * 0.02,
+        "model.norm.weight": torch.ones(hidden),
+    }
+    for layer in range(layers):
+        prefix = f"model.layers.{layer}"
+        tensors |= {f"{prefix}.{name}.weight": torch.randn(*size) * 0.02 for name, size in matrices.items()}
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{name}.weight"] = torch.ones(hidden)
+    save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    (parent / "config.json").write_text(json.dumps(raw))
+    byte_tokenizer().save(str(parent / "tokenizer.json"))
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (parent / "tokenizer_config.json").write_text(json.dumps(facts))
+    convert(parent, folder / "model", block_size=8)
+    return folder / "model"
+
+
+def main() -> None:
+    """Measure every shape and print a Markdown table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=6)
+    steps = parser.parse_args().steps
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        texts = Path(folder) / "texts.jsonl"
+        text = "In the beginning was the word, and the word was with the letters. " * 40
+        texts.write_text("".join(json.dumps({"text": f"{number}: {text}"}) + "\n" for number in range(200)))
+        for number, (name, facts) in enumerate(SHAPES.items()):
+            model = write_checkpoint(Path(folder) / str(number), facts["shape"])
+            rows.append(compare(name, model, texts, facts["run"], Path(folder) / f"run{number}", steps))
+            print(json.dumps(rows[-1]), file=sys.stderr)
+    print("\n".join(table(rows)))
+
+
+def compare(name: str, model: Path, texts: Path, overrides: list[str], run: Path, steps: int) -> dict[str, Any]:
+    """Return estimate and measurement of one shape."""
+    recipe = run.with_suffix(".yaml")
+    recipe.write_text("threads: 1\n")
+    words = [str(recipe), *overrides, "--model", str(model), "--data", str(texts)]
+    before = call("estimate", *words, "--json")
+    tokens = int(steps * json.loads(before)["tokens_per_step"])
+    index = next(i for i, each in enumerate(words) if each.startswith("curriculum"))
+    words[index] = words[index].replace("100000000", str(tokens))
+    call("train", *words, "--output", str(run))
+    after = call("estimate", *words, "--json")
+    trained = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in trained if row["kind"] == "train"]
+    seconds = [later["seconds"] - earlier["seconds"] for earlier, later in itertools.pairwise(trained)]
+    guesses = [json.loads(each)["stages"][0]["seconds_per_step"] for each in (before, after)]
+    memory = json.loads(after)["memory"]
+    return {
+        "name": name, "parameters": json.loads(after)["model"]["parameters"],
+        "estimated_seconds": statistics.mean(guesses), "measured_seconds": statistics.median(seconds),
+        "estimated_bytes": memory["peak"], "measured_bytes": trained[-1]["memory_bytes"], "memory": memory,
+    }  # fmt: skip
+
+
+def call(*words: str) -> str:
+    """Run a command of difflm and return what it prints."""
+    done = subprocess.run([sys.executable, "-m", "difflm", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"difflm {' '.join(words)}: {done.stderr[-2000:]}")
+    return done.stdout
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a Markdown table of the comparison."""
+    lines = [
+        "| run | parameters | peak estimated | measured | ratio | s/step estimated | measured | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        memory = row["estimated_bytes"] / row["measured_bytes"]
+        pace = row["estimated_seconds"] / row["measured_seconds"]
+        lines.append(
+            f"| {row['name']} | {row['parameters'] / 1e6:.1f} M | {row['estimated_bytes'] / 2**20:.0f} MiB | "
+            f"{row['measured_bytes'] / 2**20:.0f} MiB | {memory:.2f} | {row['estimated_seconds']:.2f} | "
+            f"{row['measured_seconds']:.2f} | {pace:.2f} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a run will cost - steps, tokens, memory, time - from its configuration, before it runs."""

@@ -1,0 +1,30 @@
+"""What is read of a model: by name, from a folder with nothing but config.json, or refused in one line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from difflm.errors import ConfigError
+from difflm.estimate.facts import available_memory, model_facts
+
+
+def test_facts_of_a_name_and_of_a_folder_without_weights(files: dict[str, Path], tmp_path: Path) -> None:
+    assert model_facts("smollm2-135M").model.num_layers == 30
+    shutil.copy(files["shift"] / "config.json", tmp_path / "config.json")
+    found = model_facts(str(tmp_path))
+    assert found.parametrisation.logit_shift
+    assert found.model.hidden_size == 32
+    assert 0 < found.mask_id < found.model.vocab_size
+
+
+def test_unknown_models_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"train.model: 'nothing' is neither a folder nor one of .*smollm2-135m"):
+        model_facts("nothing")
+
+
+def test_memory_of_this_machine_is_bytes() -> None:
+    found = available_memory()
+    assert found is None or found > 50 * 2**20
