@@ -78,6 +78,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
             "inspect": ("difflm.cli.main:inspect", "Draw a mask, show a packed row or a key map."),
+            "doctor": ("difflm.cli.doctor:doctor", "Try what works on this machine."),
             "bench": ("difflm.cli.main:bench", "Measure the speed of decoding and of training."),
         },
     )
