@@ -17,7 +17,7 @@ LAYERS = [
     {"diffusion", "models"},
     {"checkpoints", "data", "scoring", "plots"},
     {"training", "decode"},
-    {"bench", "display", "doctor", "estimate", "inspection", "runs"},
+    {"bench", "display", "doctor", "estimate", "inspection", "reporting", "runs"},
     {"recipes", "cli"},
     {"__main__"},
 ]
@@ -33,8 +33,13 @@ CONFINED = {
     "pydantic": "difflm/training/config",
     "pyarrow": "difflm/data/",
     "zstandard": "difflm/data/",
+    "tensorboard": "difflm/training/tracking.py",
+    "wandb": "difflm/training/tracking.py",
+    "trackio": "difflm/training/tracking.py",
 }
-NOT_AT_IMPORT = {"transformers", "gguf", "matplotlib", "pyarrow", "zstandard", "rich"}
+NOT_AT_IMPORT = {
+    "transformers", "gguf", "matplotlib", "pyarrow", "zstandard", "rich", "tensorboard", "wandb", "trackio",
+}  # fmt: skip
 PURE = {"torch", "math", "collections", "dataclasses", "typing", "__future__", "difflm"}
 
 

@@ -35,6 +35,7 @@ from difflm.training.run_folder import Resume, check_run, open_run
 from difflm.training.samples import Sampler, sample_rows, summary_row, take_samples
 from difflm.training.signals import StopRequest, interrupted
 from difflm.training.tally import StepTally
+from difflm.training.tracking import Boards
 from difflm.training.validation import Perplexities, validate
 from difflm.types import ModelInput, TokenScores
 
@@ -73,6 +74,7 @@ class Trainer:
         self.wrapper = objective
         self.observer: Observer = observer or Silent()
         check_run(config, resume)
+        self.boards = Boards(self.config, say=self.observer.message)
         set_threads(config.threads)
         check_device(config.device, field="train.device")
         parent = load_model(
@@ -106,6 +108,7 @@ class Trainer:
 
     def close(self) -> None:
         """Give the run folder back to other processes."""
+        self.boards.close()
         self.run.lock.close()
 
     @property
@@ -129,6 +132,7 @@ class Trainer:
         order = row_order(self.rows, seed=config.seed, shuffle=config.data.shuffle)
         self.loader = Loader(order, LoaderState(epoch=self.state.epoch, position=self.state.position))
         self.noise = RowNoise(config.seed)
+        self.boards.open(self.state.step)  # it reads metrics.jsonl before it is cut
         self.log = MetricsLog(config.output / "metrics.jsonl", step=self.state.step)
         if config.samples.every_tokens:
             self.samples = MetricsLog(config.output / "samples.jsonl", step=self.state.step)
@@ -143,7 +147,7 @@ class Trainer:
         """
         self.observer.start(self.curriculum.total_tokens, self.state.tokens)
         try:
-            with StopRequest() as stop:
+            with self.boards, StopRequest() as stop:
                 self._run(stop)
         finally:
             self.observer.close()
@@ -345,6 +349,7 @@ class Trainer:
 
     def _record(self, row: dict[str, Any]) -> None:
         self.log.write(row)
+        self.boards.log(row)
         self.observer.update(row)
 
     def _describe(self) -> None:
