@@ -40,14 +40,14 @@ def test_a_backend_that_computes_something_else_is_a_problem(monkeypatch: pytest
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-            return 1.1 * grad
+            return 1.005 * grad
 
     def broken(*arguments: Any, backend: str, **settings: Any) -> Callable[..., Tensor]:
         attend = real(*arguments, backend=backend, **settings)  # type: ignore[arg-type]
         if backend != "split":
             return attend
         if wrong == "forward":
-            return lambda layer, query, key, value: 1.1 * attend(layer, query, key, value)
+            return lambda layer, query, key, value: 1.005 * attend(layer, query, key, value)
         return lambda layer, query, key, value: attend(layer, query, key, Scaled.apply(value))
 
     monkeypatch.setattr(doctor, "attention_for", broken)
