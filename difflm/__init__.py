@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from difflm.decode.engine import Engine, generate
     from difflm.decode.request import Completion, SamplingParams
     from difflm.errors import CheckpointError, ConfigError, DataError, DifflmError, Interrupted, RequestError
+    from difflm.reporting.page import write_report as report
     from difflm.runs import train
     from difflm.scoring import logits, score
     from difflm.training.config import TrainConfig
@@ -42,6 +43,7 @@ __all__ = [
     "logits",
     "merge",
     "prepare",
+    "report",
     "score",
     "train",
 ]
@@ -66,6 +68,7 @@ _HOMES = {
     "TrainConfig": "difflm.training.config:TrainConfig",
     "PrepareSummary": "difflm.training.prepare:PrepareSummary",
     "prepare": "difflm.training.prepare:prepare",
+    "report": "difflm.reporting.page:write_report",
     "train": "difflm.runs:train",
 }
 

@@ -1164,6 +1164,84 @@ MUTANTS = (
         "    tree = override(tree, overrides)\n",
         "tests/recipes/test_resolving.py::test_functions_return_trees_and_configurations",
     ),
+    Mutant(
+        "difflm/reporting/markup.py",
+        "html.escape(printable(str(value)), quote=True)",
+        "printable(str(value))",
+        "tests/reporting/test_page.py::test_nothing_runs_and_nothing_is_loaded",
+    ),
+    Mutant(
+        "difflm/plots.py",
+        'rf"\\1#{name}-"',
+        'r"\\1#"',
+        "tests/reporting/test_page.py::test_ids_stand_once_and_references_have_a_target",
+    ),
+    Mutant(
+        "difflm/reporting/charts.py",
+        "total += mean * tokens",
+        "total += mean",
+        "tests/reporting/test_charts.py::test_a_cell_is_a_sum_over_a_count",
+    ),
+    Mutant(
+        "difflm/reporting/facts.py",
+        "for each in checkpoints if not each.damage)",
+        "for each in checkpoints)",
+        "tests/reporting/test_facts.py::test_damaged_checkpoints_are_named_and_count_for_nothing",
+    ),
+    Mutant(
+        "difflm/reporting/facts.py",
+        "count=Best().count, first_stage=config.final_stage)",
+        "count=1, first_stage=config.final_stage)",
+        "tests/reporting/test_facts.py::test_checkpoints_say_what_they_are_good_for",
+    ),
+    Mutant(
+        "difflm/reporting/page.py",
+        "if file.read(len(_FIRST_LINE)) != _FIRST_LINE.encode():",
+        "if not file.readable():",
+        "tests/reporting/test_page.py::test_a_report_gives_way_to_the_next_and_nothing_else_does",
+    ),
+    Mutant(
+        "difflm/training/tracking.py",
+        "purge = (entry.step + 1 if entry.step else 0) if entry.known else None",
+        "purge = None",
+        "tests/training/test_tracking.py::test_tensorboard_of_a_resumed_run_has_each_step_once",
+    ),
+    Mutant(
+        "difflm/training/tracking.py",
+        "return {*self.ahead, *(keys[",
+        "return {*(keys[",
+        "tests/training/test_tracking.py::test_a_resumed_run_goes_on_in_its_entry_and_repeats_nothing",
+    ),
+    Mutant(
+        "difflm/training/tracking.py",
+        "        elif _key(row) not in self.has[board]:\n",
+        "        else:\n",
+        "tests/training/test_tracking.py::test_a_resumed_run_goes_on_in_its_entry_and_repeats_nothing",
+    ),
+    Mutant(
+        "difflm/training/tracking.py",
+        "        self.writer.flush()\n",
+        "        pass\n",
+        "tests/training/test_tracking.py::test_events_of_a_killed_run_are_on_disk",
+    ),
+    Mutant(
+        "difflm/training/tracking.py",
+        '            text = text.replace(value, "***")\n',
+        "            pass\n",
+        "tests/training/test_tracking.py::test_a_board_that_does_not_start_is_one_line_without_secrets",
+    ),
+    Mutant(
+        "difflm/training/tracking.py",
+        "            for row in behind:\n                self._send(board, row)\n",
+        "",
+        "tests/training/test_tracking.py::test_a_board_that_is_switched_on_later_gets_what_was",
+    ),
+    Mutant(
+        "difflm/training/tracking.py",
+        "                tracker = self.active.pop(board)\n",
+        "                tracker = self.active[board]\n",
+        "tests/training/test_tracking.py::test_a_board_that_fails_does_not_stop_the_run",
+    ),
 )
 
 

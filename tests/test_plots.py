@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,57 @@ def test_a_missing_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytes
 def test_smoothing_is_the_mean_of_the_last_values() -> None:
     assert plots.smoothed([1.0, 2.0, 3.0, 4.0], window=2) == [1.0, 1.5, 2.5, 3.5]
     assert plots.smoothed([1.0, 2.0], window=5) == [1.0, 1.5]
+
+
+def test_long_curves_keep_their_spikes(tmp_path: Path) -> None:
+    points = [(float(place), 100.0 if place == 7777 else 0.0) for place in range(20000)]
+    kept = plots._thinned(points)
+    assert len(kept) <= 1200
+    assert (7777.0, 100.0) in kept
+    assert kept == sorted(kept)
+    assert plots._thinned(points[:50]) == points[:50]
+
+
+@pytest.mark.parametrize(
+    ("values", "log"), [((1.0, 3.9), False), ((1.0, 4.0), True), ((0.0, 9.0), False), ((-1.0, 9.0), False), ((), False)]
+)
+def test_decades_are_for_values_that_span_some(values: tuple[float, ...], log: bool) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    plots._scale(axes, 10, values)
+    assert (axes.get_yscale() == "log") == log
+
+
+def test_a_chart_is_one_element_that_needs_nothing_and_is_the_same_every_time() -> None:
+    chart = plots.Chart(
+        unit="nats",
+        lines=[
+            plots.Line(label="loss", points=[(1.0, 2.0), (2.0, math.nan), (3.0, 1.0)]),
+            plots.Line(label="rate", points=[(1.0, 1e-4), (3.0, 1e-5)], right=True, color=1, dashed=True),
+        ],
+        right_unit="rate",
+        bands=[(1.0, 2.0)],
+        end=3.0,
+    )
+    found = plots.draw_svg(chart, name="one")
+    assert found.startswith("<svg ")
+    assert found.endswith("</svg>")
+    for absent in ("style=", "<style", "<metadata", "://", "<image", "xlink"):
+        assert absent not in found
+    assert f'fill="{plots.INK}"' in found
+    assert f'stroke="{plots.RULE}"' in found
+    assert f'stroke="{plots.COLORS[0]}"' in found
+    assert set(re.findall(r' id="(\w+)-', found)) == {"one"}
+    assert plots.draw_svg(chart, name="one") == found
+
+
+def test_a_heat_map_is_drawn_as_shapes_with_gaps() -> None:
+    def drawn(cells: list[float]) -> str:
+        heat = plots.Heat(unit="nats", edges=[0.0, 1.0, 2.0], cells=[cells], rows=[0.0, 1.0], rows_unit="rate")
+        return plots.draw_svg(heat, name="heat")
+
+    whole, gap = drawn([1.0, 1.0]), drawn([1.0, math.nan])
+    assert "<image" not in whole
+    filled = [len(re.findall(r'fill="#', found)) for found in (whole, gap)]
+    assert filled[0] == filled[1] + 1

@@ -1,0 +1,1 @@
+"""`difflm.report`: a run folder as one HTML page."""
