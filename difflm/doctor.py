@@ -75,6 +75,7 @@ def examine(folder: Path | None = None) -> list[Finding]:
     return [
         *versions(),
         *processor(os.environ),
+        *waiting(os.environ, load=_load()),
         *dtypes("cpu"),
         *accelerators(),
         *backends("cpu"),
@@ -139,6 +140,33 @@ def processor(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(area="processor", name="threads", value=value, verdict="note", advice=advice)
     else:
         yield Finding(area="processor", name="threads", value=value)
+
+
+def waiting(environ: Mapping[str, str], *, load: float | None) -> Iterator[Finding]:
+    """Yield how threads wait for each other: at full speed, which costs most where others want the same cores.
+
+    Args:
+        environ: environment variables.
+        load: processes that wanted a core in the last minute; None where the system does not say.
+    """
+    policy, spins = environ.get("OMP_WAIT_POLICY"), environ.get("GOMP_SPINCOUNT")
+    given = {"OMP_WAIT_POLICY": policy, "GOMP_SPINCOUNT": spins}
+    value = ", ".join(f"{name}={each}" for name, each in given.items() if each) or "spinning (the default)"
+    if load is not None:
+        value += f"; load {load:.1f} on {usable_cores()} cores"
+    spinning = (policy or "").lower() != "passive" and spins != "0"
+    if spinning and load is not None and load > usable_cores() and torch.get_num_threads() > 1:
+        advice = "other processes want these cores: set OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=0"
+        yield Finding(area="processor", name="waiting", value=value, verdict="note", advice=advice)
+    else:
+        yield Finding(area="processor", name="waiting", value=value)
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # not on every system
+        return None
 
 
 def cpu_quota(path: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:

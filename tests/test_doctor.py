@@ -15,11 +15,38 @@ from torch import Tensor
 
 from difflm import doctor
 from difflm.cli.main import run
-from difflm.doctor import Finding, backends, cpu_quota, dtypes, healthy, hub, memory_and_disk, processor, versions
+from difflm.doctor import (
+    Finding,
+    backends,
+    cpu_quota,
+    dtypes,
+    healthy,
+    hub,
+    memory_and_disk,
+    processor,
+    versions,
+    waiting,
+)
 
 
 def named(found: list[Finding], name: str) -> Finding:
     return next(each for each in found if each.name == name)
+
+
+def test_threads_that_spin_on_a_busy_machine_are_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
+    def verdict(environ: dict[str, str], load: float | None) -> str:
+        (found,) = waiting(environ, load=load)
+        assert bool(found.advice) == (found.verdict == "note")
+        return found.verdict
+
+    assert verdict({}, 9.0) == verdict({"OMP_WAIT_POLICY": "active"}, 9.0) == "note"
+    assert verdict({}, 3.0) == verdict({}, None) == "ok"
+    assert verdict({"OMP_WAIT_POLICY": "PASSIVE"}, 9.0) == verdict({"GOMP_SPINCOUNT": "0"}, 9.0) == "ok"
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert verdict({}, 9.0) == "ok", "a single thread waits for nobody"
 
 
 def test_every_backend_of_the_cpu_works_and_equals_the_reference() -> None:
