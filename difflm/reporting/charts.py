@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from difflm.plots import Chart, Heat, Line, smoothed
@@ -72,6 +72,19 @@ def figures_of(run: RunFacts) -> list[Figure]:
                 ],
             ),
         ),
+        *_speed_figures(run, chart),
+    ]
+    shown = [each for each in found if isinstance(each.chart, Chart) and any(line.points for line in each.chart.lines)]
+    heat = rate_heat(run.train)
+    if heat is not None:
+        note = "Unweighted loss of masked tokens, by the share of masked tokens in their block."
+        shown.insert(min(5, len(shown)), Figure(title="Loss by mask rate", note=note, chart=heat))
+    return shown
+
+
+def _speed_figures(run: RunFacts, chart: Callable[..., Chart]) -> list[Figure]:
+    """Return what training and decoding cost."""
+    return [
         Figure(
             title="Throughput and memory",
             note="Memory: most in use so far.",
@@ -90,12 +103,6 @@ def figures_of(run: RunFacts) -> list[Figure]:
             chart=chart("TPF", [_line(run.sampled, "tokens_per_forward", color=0)]),
         ),
     ]
-    shown = [each for each in found if isinstance(each.chart, Chart) and any(line.points for line in each.chart.lines)]
-    heat = rate_heat(run.train)
-    if heat is not None:
-        note = "Unweighted loss of masked tokens, by the share of masked tokens in their block."
-        shown.insert(min(5, len(shown)), Figure(title="Loss by mask rate", note=note, chart=heat))
-    return shown
 
 
 def smoothing_window(rows: int) -> int:

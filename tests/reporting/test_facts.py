@@ -100,7 +100,7 @@ def test_checkpoints_say_what_they_are_good_for(tmp_path: Path) -> None:
 
 def test_damaged_checkpoints_are_named_and_count_for_nothing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", [train_row(8)])
-    short = write_checkpoint(run, state_at(6))
+    short = write_checkpoint(run, state_at(6, tokens=800))
     (short / "model.safetensors").write_bytes(bytes(4999))
     (write_checkpoint(run, state_at(7)) / "manifest.json").unlink()
     broken = write_checkpoint(run, state_at(8))
