@@ -1236,6 +1236,18 @@ MUTANTS = (
         "                tracker = self.active[board]\n",
         "tests/training/test_tracking.py::test_a_board_that_fails_does_not_stop_the_run",
     ),
+    Mutant(
+        "difflm/doctor.py",
+        '    spinning = (policy or "").lower() != ',
+        '    spinning = (policy or "") != ',
+        "tests/test_doctor.py::test_threads_that_spin_on_a_busy_machine_are_a_note",
+    ),
+    Mutant(
+        "difflm/doctor.py",
+        "load > usable_cores() and torch.get_num_threads() > 1:",
+        "load > usable_cores():",
+        "tests/test_doctor.py::test_threads_that_spin_on_a_busy_machine_are_a_note",
+    ),
 )
 
 
