@@ -12,6 +12,7 @@ from difflm.checkpoints.fields import read_json
 from difflm.checkpoints.source import open_checkpoint
 from difflm.errors import ConfigError
 from difflm.models.config import ModelConfig
+from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.types import Parametrisation
 
 
@@ -30,19 +31,25 @@ class ModelFacts:
     mask_id: int
 
 
-def model_facts(model: str) -> ModelFacts:
+def model_facts(config: TrainConfig) -> ModelFacts:
     """Return the facts of a published architecture, a folder with config.json, or a GGUF file; no weight is read.
 
+    An architecture alone says nothing of the training layout: it is the report's, with the token-causal clean stream
+    that an AR co-loss asks for.
+
     Args:
-        model: name or path.
+        config: a run; `model` is a name or a path.
 
     Raises:
         ConfigError: neither.
         CheckpointError: a config.json that cannot be used.
     """
+    model = str(config.model)
     if model.lower() in ARCHITECTURES:
-        shape = architecture(model)
-        return ModelFacts(model=shape, parametrisation=Parametrisation(), mask_id=shape.vocab_size - 1)
+        shape, objective = architecture(model), config.objective
+        causal = isinstance(objective, BlockDiffusionConfig) and objective.ar_weight > 0
+        layout = Parametrisation(clean_attention="causal" if causal else "block")
+        return ModelFacts(model=shape, parametrisation=layout, mask_id=shape.vocab_size - 1)
     path = Path(model)
     if not path.exists():
         raise ConfigError(

@@ -52,7 +52,7 @@ def main(fill: float, text: str) -> None:
     """
     config = config_from_tree(parse_yaml(text, where="standard input"))
     set_threads(config.threads)
-    facts = model_facts(str(config.model))
+    facts = model_facts(config)
     work = workload_of(config, facts.parametrisation, mask_id=facts.mask_id, fill=fill)
     active = parameter_memory(facts.model, config.optimizer, dtype=torch.float32).active
     recompute = config.activation_checkpointing

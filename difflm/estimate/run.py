@@ -100,7 +100,7 @@ def estimate(
     Raises:
         DifflmError: a configuration, model or data file that cannot be used.
     """
-    facts, notes = model_facts(str(config.model)), list[str]()
+    facts, notes = model_facts(config), list[str]()
     if facts.model.max_positions < config.data.row_length:
         raise ConfigError(
             f"train.data.row_length: {config.data.row_length} exceeds the model's context of "

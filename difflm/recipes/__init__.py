@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from difflm.recipes.functions import (
     Recipe,
+    laptop,
     laptop_wsd,
     llada2_flash,
     llada2_mini,
@@ -22,6 +23,7 @@ from difflm.recipes.shipped import recipe_names, recipe_path, recipe_summary
 
 __all__ = [
     "Recipe",
+    "laptop",
     "laptop_wsd",
     "llada2_flash",
     "llada2_mini",

@@ -15,7 +15,7 @@ def test_a_recipe_and_the_name_of_a_model_are_enough(capsys: pytest.CaptureFixtu
         run(
             [
                 "estimate",
-                "laptop-wsd",
+                "laptop",
                 "--model",
                 "smollm2-135m",
                 "--no-measure",
@@ -28,12 +28,12 @@ def test_a_recipe_and_the_name_of_a_model_are_enough(capsys: pytest.CaptureFixtu
     )
     tree = json.loads(capsys.readouterr().out)
     assert tree["rows_per_step"] % 3 == 0
-    assert tree["stages"][0]["block_size"] == 1
+    assert tree["stages"][0]["block_size"] == 8
     assert (
         run(
             [
                 "estimate",
-                "laptop-wsd",
+                "laptop",
                 "--model",
                 "smollm2-135m",
                 "--no-measure",
@@ -45,7 +45,7 @@ def test_a_recipe_and_the_name_of_a_model_are_enough(capsys: pytest.CaptureFixtu
         == 0
     )
     assert "fill 50.0%" in capsys.readouterr().out
-    assert run(["estimate", "laptop-wsd", "--model", "absent", "--no-measure"]) == 2
+    assert run(["estimate", "laptop", "--model", "absent", "--no-measure"]) == 2
     assert "train.model: 'absent' is neither a folder nor one of" in capsys.readouterr().err
 
 

@@ -9,12 +9,23 @@ import pytest
 
 from difflm.errors import ConfigError
 from difflm.estimate.facts import available_memory, model_facts
+from difflm.recipes import recipe
+from difflm.training.config import TrainConfig
+
+
+def run_of(model: str, name: str = "paper-wsd") -> TrainConfig:
+    return recipe(name, model=model, output="run", data="text.jsonl")
+
+
+def test_an_architecture_has_the_layout_that_the_objective_needs() -> None:
+    assert model_facts(run_of("smollm2-135m")).parametrisation.clean_attention == "block"
+    assert model_facts(run_of("smollm2-135m", "laptop")).parametrisation.clean_attention == "causal"
 
 
 def test_facts_of_a_name_and_of_a_folder_without_weights(files: dict[str, Path], tmp_path: Path) -> None:
-    assert model_facts("smollm2-135M").model.num_layers == 30
+    assert model_facts(run_of("smollm2-135M")).model.num_layers == 30
     shutil.copy(files["shift"] / "config.json", tmp_path / "config.json")
-    found = model_facts(str(tmp_path))
+    found = model_facts(run_of(str(tmp_path)))
     assert found.parametrisation.logit_shift
     assert found.model.hidden_size == 32
     assert 0 < found.mask_id < found.model.vocab_size
@@ -22,7 +33,7 @@ def test_facts_of_a_name_and_of_a_folder_without_weights(files: dict[str, Path],
 
 def test_unknown_models_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"train.model: 'nothing' is neither a folder nor one of .*smollm2-135m"):
-        model_facts("nothing")
+        model_facts(run_of("nothing"))
 
 
 def test_memory_of_this_machine_is_bytes() -> None:
