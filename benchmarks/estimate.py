@@ -2,18 +2,19 @@
 
     python benchmarks/estimate.py [--steps 6] > benchmarks/DATE-estimate.md
 
-Writes random checkpoints and texts into a temporary folder; needs the packages of the tests, no network.
+Writes random checkpoints and texts into a temporary folder; needs the packages of the tests, no network. Both sides
+count CPU seconds of one thread, so that other programs of the machine do not matter.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ import torch
 from safetensors.torch import save_file
 
 from difflm.checkpoints.convert import convert
+from difflm.estimate.run import estimate, estimate_tree
+from difflm.recipes.resolving import resolve
+from difflm.training.metrics import peak_memory
+from difflm.training.trainer import Trainer
 from tests.standins import byte_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -90,6 +95,9 @@ def write_checkpoint(folder: Path, shape: tuple[int, ...]) -> Path:
 
 def main() -> None:
     """Measure every shape and print a Markdown table."""
+    if sys.argv[1:2] == ["--child"]:
+        measure_child(sys.argv[2], sys.argv[3:])
+        return
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=6)
     steps = parser.parse_args().steps
@@ -110,36 +118,46 @@ def compare(name: str, model: Path, texts: Path, overrides: list[str], run: Path
     recipe = run.with_suffix(".yaml")
     recipe.write_text("threads: 1\n")
     words = [str(recipe), *overrides, "--model", str(model), "--data", str(texts)]
-    before = call("estimate", *words, "--json")
-    tokens = int(steps * json.loads(before)["tokens_per_step"])
-    index = next(i for i, each in enumerate(words) if each.startswith("curriculum"))
-    words[index] = words[index].replace("100000000", str(tokens))
-    call("train", *words, "--output", str(run))
-    after = call("estimate", *words, "--json")
-    trained = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    trained = [row for row in trained if row["kind"] == "train"]
-    seconds = [later["seconds"] - earlier["seconds"] for earlier, later in itertools.pairwise(trained)]
-    guesses = [json.loads(each)["stages"][0]["seconds_per_step"] for each in (before, after)]
-    memory = json.loads(after)["memory"]
+    found = child("estimate", *words)
+    trained = child("train", *words, "--output", str(run), str(steps))
     return {
-        "name": name, "parameters": json.loads(after)["model"]["parameters"],
-        "estimated_seconds": statistics.mean(guesses), "measured_seconds": statistics.median(seconds),
-        "estimated_bytes": memory["peak"], "measured_bytes": trained[-1]["memory_bytes"], "memory": memory,
+        "name": name, "parameters": found["model"]["parameters"],
+        "estimated_seconds": found["stages"][0]["seconds_per_step"], "measured_seconds": trained["seconds"],
+        "estimated_bytes": found["memory"]["peak"], "measured_bytes": trained["bytes"], "memory": found["memory"],
     }  # fmt: skip
 
 
-def call(*words: str) -> str:
-    """Run a command of difflm and return what it prints."""
-    done = subprocess.run([sys.executable, "-m", "difflm", *words], capture_output=True, text=True)
+def child(*words: str) -> dict[str, Any]:
+    """Run this file in a process of its own and return what it prints."""
+    done = subprocess.run([sys.executable, __file__, "--child", *words], capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"difflm {' '.join(words)}: {done.stderr[-2000:]}")
-    return done.stdout
+        raise SystemExit(f"{' '.join(words)}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_child(kind: str, words: list[str]) -> None:
+    """Print the estimate of a run, or the median CPU seconds of its steps and its peak memory."""
+    steps = int(words.pop()) if kind == "train" else 0
+    options = {words[index]: words[index + 1] for index in range(len(words)) if words[index].startswith("--")}
+    overrides = [word for word in words[1:] if "=" in word]
+    config = resolve(
+        words[0], overrides, model=options["--model"], data=[options["--data"]], output=options.get("--output", "run")
+    )
+    if kind == "estimate":
+        print(json.dumps(estimate_tree(estimate(config))))
+        return
+    trainer, seconds = Trainer(config), []
+    for _ in range(steps):
+        started = time.process_time()
+        trainer.train_step()
+        seconds.append(time.process_time() - started)
+    print(json.dumps({"seconds": statistics.median(seconds[1:]), "bytes": peak_memory("cpu")}))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
     """Return a Markdown table of the comparison."""
     lines = [
-        "| run | parameters | peak estimated | measured | ratio | s/step estimated | measured | ratio |",
+        "| run | parameters | peak estimated | measured | ratio | CPU s/step estimated | measured | ratio |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

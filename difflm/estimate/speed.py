@@ -29,6 +29,9 @@ from difflm.types import ModelInput
 REPEATS = 3
 """Timed repetitions, of which the middle one counts."""
 
+INIT_STD = 0.02
+"""Standard deviation of the random weights that are timed."""
+
 BUDGET = 60.0
 """Seconds that calibration may take; what would take longer is scaled by operations instead."""
 
@@ -174,6 +177,10 @@ class _Shrunken:
         self.config, self.resident = config, resident_memory()
         with torch.random.fork_rng(devices=[]):
             master = Transformer(model).to(config.device).train()
+            for parameter in master.parameters():
+                # Weights of a usual size: larger ones make softmaxes of denormal numbers, which are slow.
+                if parameter.dim() > 1:
+                    torch.nn.init.normal_(parameter, std=INIT_STD)
         # Patterns may name layers that are not here.
         settings = replace(config.optimizer, freeze=(), groups=())
         self.optimizer = Optimizer(master, settings, mask_id=None)
@@ -218,12 +225,14 @@ def with_layers(model: ModelConfig, layers: int) -> ModelConfig:
 def _middle(action: Callable[[], object], *, device: str) -> float:
     """Return the median seconds of a few calls after one that warms up."""
     cuda = torch.device(device).type == "cuda"
+    # One thread alone: its own seconds, which other programs of the machine do not lengthen.
+    clock = time.perf_counter if cuda or torch.get_num_threads() > 1 else time.process_time
     times = []
     for repeat in range(REPEATS + 1):
-        started = time.perf_counter()
+        started = clock()
         action()
         if cuda:
             torch.cuda.synchronize(device)
         if repeat:
-            times.append(time.perf_counter() - started)
+            times.append(clock() - started)
     return statistics.median(times)
