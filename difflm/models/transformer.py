@@ -97,7 +97,7 @@ class Transformer(nn.Module):
         self.config = config
         table = torch.empty(config.vocab_size, config.hidden_size)
         # On the meta device there is nothing to draw, and asking for it would import torch's compiler (seconds).
-        self.embedding = nn.Embedding(*table.shape, _weight=table if table.is_meta else None)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table if table.is_meta else None)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
