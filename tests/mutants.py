@@ -337,6 +337,24 @@ MUTANTS = (
         "tests/training/test_trainer.py::test_each_epoch_draws_new_noise_for_a_row",
     ),
     Mutant(
+        "difflm/training/trainer.py",
+        "return self.wrapper(chosen) if self.wrapper else chosen",
+        "return chosen",
+        "tests/test_examples.py::test_a_wrapper_receives_the_stage_as_it_is_configured",
+    ),
+    Mutant(
+        "difflm/training/trainer.py",
+        "return self.wrapper(chosen) if self.wrapper else chosen",
+        "return self.wrapper(self.objective) if self.wrapper else chosen",
+        "tests/test_examples.py::test_a_wrapper_receives_the_stage_as_it_is_configured",
+    ),
+    Mutant(
+        "difflm/runs.py",
+        "objective=objective, sampler=sample_with_engine",
+        "sampler=sample_with_engine",
+        "tests/test_docs.py::test_every_field_of_metrics_jsonl_is_documented",
+    ),
+    Mutant(
         "difflm/training/validation.py",
         "total += float(sums[0])",
         "total = float(sums[0])",
@@ -1003,6 +1021,12 @@ MUTANTS = (
         "tests/training/test_nonfinite.py::test_the_budget_is_of_the_whole_run_resumes_included",
     ),
     Mutant(
+        "difflm/training/trainer.py",
+        "    def _save(self) -> Path:\n        require_finite_weights(self.loaded.model, step=self.state.step)\n",
+        "    def _save(self) -> Path:\n",
+        "tests/training/test_nonfinite.py::test_weights_that_the_last_update_broke_are_never_saved",
+    ),
+    Mutant(
         "difflm/training/nonfinite.py",
         "(*losses.values(), norm)",
         "(norm,)",
@@ -1256,7 +1280,7 @@ def mutated(mutant: Mutant | None) -> Iterator[Path]:
     """Yield a folder with a copy of package, demo and tests, and the fault in it."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy = Path(folder)
-        for part in ("difflm", "tests", "demo"):
+        for part in ("difflm", "tests", "demo", "docs", "examples"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "cache", "run"))
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, copy / name)
