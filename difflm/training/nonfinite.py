@@ -32,6 +32,12 @@ from difflm.training.config_io import config_to_tree
 from difflm.training.config_run import NonFiniteConfig
 from difflm.types import ModelInput, TokenScores
 
+# Not "resume": a run resumes with the learning rate that it began with.
+_START_ANEW = (
+    "start a new run (another train.output) with a lower train.optimizer.learning_rate, from an earlier checkpoint as "
+    "its train.model or from the start"
+)
+
 Score = Callable[[ModelInput], tuple[TokenScores, ...]]
 
 
@@ -96,6 +102,22 @@ class Diagnosis:
 def weights_not_finite(model: Transformer) -> list[str]:
     """Return the names of parameters that hold a NaN or an infinity."""
     return [name for name, each in model.named_parameters() if not bool(torch.isfinite(each).all())]
+
+
+def require_finite_weights(model: Transformer, *, step: int) -> None:
+    """Check the weights that step `step` left behind, before they are measured or saved.
+
+    An update can overflow although its loss and its gradient were finite, and no later step tells of the last one.
+
+    Raises:
+        NonFiniteError: there is a NaN or an infinity among them.
+    """
+    broken = weights_not_finite(model)
+    if broken:
+        raise NonFiniteError(
+            f"step {step}: its update made weights that are not finite ({listed(broken, 3)}), they are not saved; "
+            f"{_START_ANEW}"
+        )
 
 
 def is_bad(losses: dict[str, float], norm: float) -> bool:
@@ -220,10 +242,7 @@ def _text(bad: BadStep, weights: Sequence[str], found: Sequence[RowLoss], *, con
     step = f"step {bad.step}"
     if weights:
         since = "of the checkpoint it resumed from" if bad.first else "have overflowed in the steps before it: they"
-        return (
-            f"{step}: weights {since} are not finite ({listed(weights, 3)}); "
-            "lower train.optimizer.learning_rate and resume from an earlier checkpoint"
-        )
+        return f"{step}: weights {since} are not finite ({listed(weights, 3)}); {_START_ANEW}"
     guilty = [each for each in found if not each.finite]
     if not guilty:
         what = "the loss is finite but the gradient norm" if _all_finite(bad.losses.values()) else "the loss"

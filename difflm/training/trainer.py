@@ -26,7 +26,7 @@ from difflm.training.build import ObjectiveWrapper, annealed_view, check_model, 
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.training.config_io import checked
 from difflm.training.metrics import MetricsLog, Observer, Silent, peak_memory
-from difflm.training.nonfinite import BadStep, examine, is_bad, require_budget
+from difflm.training.nonfinite import BadStep, examine, is_bad, require_budget, require_finite_weights
 from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
 from difflm.training.origin import continued_state
 from difflm.training.parameters import plan_parameters
@@ -310,6 +310,7 @@ class Trainer:
     def _validate(self) -> None:
         if self.validation_rows is None:
             return
+        require_finite_weights(self.loaded.model, step=self.state.step)
         settings = self.config.validation
         final = self.curriculum.stages[-1].block_size
         sizes: list[int] = sorted({*settings.block_sizes, final or settings.block_sizes[0]})
@@ -342,6 +343,7 @@ class Trainer:
         self._record({**where, **summary_row(found)})
 
     def _save(self) -> Path:
+        require_finite_weights(self.loaded.model, step=self.state.step)
         folder, problems = run_state.keep_checkpoint(self.config, self.loaded, self.optimizer, self.state)
         for text in [f"checkpoint {folder}", *problems]:
             self.observer.message(text)

@@ -230,6 +230,34 @@ def test_weights_that_overflowed_point_to_the_learning_rate(files: dict[str, Pat
     assert "has weights" not in str(caught.value)
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_weights_that_the_last_update_broke_are_never_saved(
+    files: dict[str, Path], tmp_path: Path, validated: bool
+) -> None:
+    """The loss and the gradient of that step were finite, and no step follows that would tell."""
+    without: dict[str, Any] = {"data": {"paths": [str(files["texts"])], "row_length": 64}}
+    config = config_of(
+        files,
+        tmp_path / "run",
+        curriculum=[{"block_size": 4, "tokens": 5_000}],
+        lr_schedule={"kind": "constant"},
+        checkpoint={"every_tokens": 1, "keep": 1},
+        **({} if validated else without),
+    )
+    trainer = Trainer(config)
+    trainer.train_step()
+    first = trainer._save()
+    for part in trainer.optimizer.parts:
+        for group in part.param_groups:
+            group["peak"] = 1e39
+    with pytest.raises(NonFiniteError, match=r"step 2: its update made .* not finite .* start a new run") as caught:
+        trainer.train()
+    trainer.close()
+    assert "\n" not in str(caught.value)
+    assert checkpoint_folders(tmp_path / "run") == [first]
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
 def test_row_losses_add_up_to_the_loss(files: dict[str, Path], tmp_path: Path) -> None:
     trainer = Trainer(config_of(files, tmp_path / "run", rows_per_batch=5))
     (inputs,), _ = trainer._draw(trainer.objective_at(0))
