@@ -2,7 +2,7 @@
 #   make demo        the whole path on a real checkpoint (about half an hour on two cores); resumes when interrupted
 #   make demo-quick  the same, shortened (minutes)
 #   make test        the fast test suite
-#   make test-full   the slow tests as well (clean installs, long properties)
+#   make test-full   the slow tests as well (clean installs, killed runs, the faults of `make mutants`)
 #   make check       formatting, lint, types, import directions; `make format` mends what can be mended
 #   make mutants     one-line faults in the code that the tests must catch
 #   make docs        the documentation, strictly, into site/ (a broken link or a docstring that lies is an error)

@@ -263,7 +263,7 @@ def test_the_hosted_workflow_is_pinned_and_asks_for_nothing() -> None:
     assert workflow["permissions"] == {"contents": "read"}
     assert "secrets." not in text
     jobs = workflow["jobs"]
-    assert {"check", "test", "mutants", "wheel", "audit"} == set(jobs)
+    assert {"check", "test", "wheel", "audit"} == set(jobs)
     assert all("timeout-minutes" in job for job in jobs.values())
     assert not any("permissions" in job for job in jobs.values())
 
