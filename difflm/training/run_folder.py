@@ -124,7 +124,12 @@ def finished_checkpoint(config: TrainConfig) -> Path | None:
 
 def _compare(config: TrainConfig, record: Path) -> list[str]:
     """Return notes on fields that changed harmlessly since `record` was written; refuse the others."""
-    changed = list(differences(config_to_tree(load_config(record)), config_to_tree(config)))
+    try:
+        recorded = load_config(record)
+    except ConfigError as error:
+        # A field alone would send the user to the file that was just given, which is sound.
+        raise ConfigError(f"{record}: damaged, or of another version of difflm ({error}); restore it") from None
+    changed = list(differences(config_to_tree(recorded), config_to_tree(config)))
     refused = [each for each in changed if not _is_under(each[0], (*FREE, *ROUNDING, *CONTENT))]
     if refused:
         name, theirs, mine = refused[0]

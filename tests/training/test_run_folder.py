@@ -77,6 +77,17 @@ def test_a_changed_field_is_refused_by_its_full_name(finished: TrainConfig, fiel
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [b"sexd: 0\n", b"model: [", b"\xff\x00"])
+def test_a_damaged_record_is_named(finished: TrainConfig, tmp_path: Path, content: bytes) -> None:
+    """Not the configuration that was given: that one is sound."""
+    shutil.copytree(finished.output, tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        train(changed(finished, output=str(tmp_path / "run")), resume="auto")
+    assert str(caught.value).startswith(f"{tmp_path / 'run' / 'config.yaml'}: damaged, or of another version of difflm")
+    assert "\n" not in str(caught.value)
+
+
 def test_all_changed_fields_are_listed(finished: TrainConfig) -> None:
     config = changed(finished, seed=9, optimizer__eps=1e-6, curriculum__0__block_size=8, log_every=3)
     with pytest.raises(ConfigError, match=r"differs .*; so do train\.optimizer\.eps, train\.seed;") as caught:
