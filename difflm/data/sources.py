@@ -139,6 +139,10 @@ def _expand(entry: str, format: Format) -> list[Path]:
         return [path]
     if path.is_dir():
         found = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_data(file, path, format)]
+        if not found and any(path.glob("*.tokens")):
+            raise DataError(
+                f"{path}: token shards without manifest.json; copy the prepared folder again, or prepare again"
+            )
         if not found:
             raise DataError(f"{path}: the folder holds no data file ({', '.join(SUFFIXES)}, also with .gz or .zst)")
         return found

@@ -67,7 +67,10 @@ def curriculum_of(config: TrainConfig) -> BlockCurriculum:
 
 
 def set_threads(threads: int | None) -> None:
-    """Use `threads` CPU threads; None: the cores this process may run on."""
+    """Use `threads` CPU threads; None: OMP_NUM_THREADS where it is set, else the cores this process may run on."""
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": one number for each nested level
+    if threads is None and told.isdecimal() and int(told) > 0:
+        threads = int(told)
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system

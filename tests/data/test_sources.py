@@ -161,6 +161,8 @@ def test_missing_paths_are_named(tmp_path: Path) -> None:
     assert "no file matches" in failure(tmp_path / "*.txt")
     (tmp_path / "folder").mkdir()
     assert "holds no data file" in failure(tmp_path / "folder")
+    (tmp_path / "folder" / "train-000-00000.tokens").write_bytes(b"\0\0")
+    assert "folder: token shards without manifest.json; copy the prepared folder again" in failure(tmp_path / "folder")
     assert "no file given" in failure([])
 
 

@@ -56,11 +56,26 @@ def test_the_objective_does_what_its_fields_say() -> None:
 def test_without_a_list_of_cores_all_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     monkeypatch.delattr("os.sched_getaffinity", raising=False)  # as on macOS
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     set_threads(None)
     set_threads(2)
     assert asked == [3, 2]
+
+
+@pytest.mark.parametrize(("told", "used"), [("1", 1), (" 4,2", 4), ("0", 3), ("", 3), ("many", 3)])
+def test_threads_follow_the_environment_unless_the_run_sets_them(
+    told: str, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    set_threads(None)
+    set_threads(2)
+    assert asked == [used, 2]
 
 
 def test_the_view_is_annealed_over_the_run_s_first_tokens() -> None:
