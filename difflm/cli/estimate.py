@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     "--measure/--no-measure",
     default=True,
     show_default=True,
-    help="Whether to run a few steps on two layers, which gives the time and what the allocator adds.",
+    help="Whether to run a few steps on few layers, which gives the time and what the allocator adds.",
 )
 @click.option("--json/--table", "as_json", default=False, show_default=True, help="Print JSON, or a table.")
 def estimate(
@@ -70,7 +70,7 @@ def estimate(
     """Say what a run will cost, in steps, memory and time, from its RECIPE or config.yaml; nothing is trained.
 
     No weights and no data are needed: --model names an architecture or a folder with config.json. The time is measured
-    with a few steps on two layers, on the device that the configuration names.
+    with a few steps on few layers, on the device that the configuration names.
     """
     from difflm.estimate.run import estimate as estimate_run
     from difflm.estimate.run import estimate_lines, estimate_tree

@@ -1,4 +1,4 @@
-"""A few steps of a run on two layers in a process of their own, whose memory nothing else has touched.
+"""A few steps of a run on few layers in a process of their own, whose memory nothing else has touched.
 
     python -m difflm.estimate.probe FILL < config.yaml
 
@@ -38,7 +38,7 @@ def probe(config: TrainConfig, *, fill: float) -> Speed:
     done = subprocess.run(command, input=dump_config(config), capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise DifflmError(f"estimate: the steps on two layers failed ({last}); --no-measure leaves them out")
+        raise DifflmError(f"estimate: the steps on few layers failed ({last}); --no-measure leaves them out")
     found = json.loads(done.stdout.splitlines()[-1])
     return Speed(**{**found, "micro_steps": tuple(found["micro_steps"])})
 

@@ -14,7 +14,7 @@ from difflm.errors import ConfigError
 from difflm.estimate.facts import available_memory, model_facts
 from difflm.estimate.memory import ParameterMemory, StepMemory, largest_step, parameter_memory, peak_memory_of
 from difflm.estimate.probe import probe
-from difflm.estimate.speed import Speed, product_speed, rated_speed, step_operations
+from difflm.estimate.speed import MOST_LAYERS, Speed, product_speed, rated_speed, step_operations, warm_up
 from difflm.estimate.workload import Workload, workload_of
 from difflm.models.attention import AttentionBackend, backend_for
 from difflm.models.config import ModelConfig
@@ -94,7 +94,7 @@ def estimate(
         config: the run; its model may be the name of a published architecture.
         fill: share of row positions that hold a token; None measures it on the run's data if that is there and small,
             and takes 1 otherwise.
-        measured: run a few steps on two layers to find the time, and what the allocator adds to the tensors.
+        measured: run a few steps on few layers to find the time, and what the allocator adds to the tensors.
         tflops: sustained speed of the machine that the run is for, 1e12 operations per second; None: this machine.
 
     Raises:
@@ -118,6 +118,8 @@ def estimate(
     parameters = parameter_memory(facts.model, config.optimizer, dtype=dtype)
     largest = largest_step(config, facts.model, [stage.heaviest for stage in work.stages], backend=backend)
     on_cpu = torch.device(config.device).type == "cpu"
+    if on_cpu:
+        warm_up(config)
     process = resident_memory() or 0 if on_cpu else 0
     peaks = peak_memory_of(parameters, largest, accumulation=config.accumulation)
     validations, tokens = _validation(config, held)
@@ -187,9 +189,13 @@ def _speed(
     if torch.device(config.device).type != "cpu" and not torch.cuda.is_available():
         notes.append(f"no time: device {config.device} is not here; --tflops says what it sustains")
         return None
-    # Two layers and what stands outside the layers, by its share of all parameters.
+    # The probe's layers (of both its models) and what stands outside the layers, by their share of all parameters.
     outside = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
-    share = min((outside + 3 * (parameters.parameters - outside) / model.num_layers) / parameters.parameters, 1.0)
+    share = min(
+        (2 * outside + (MOST_LAYERS + 1) * (parameters.parameters - outside) / model.num_layers)
+        / parameters.parameters,
+        1.0,
+    )
     available = available_memory()
     if available is not None and 1.5 * share * needed > 0.5 * available:
         return product_speed(config, model, operations, tokens)

@@ -1,7 +1,7 @@
-"""How long steps take: a few real ones on the run's shapes with one and two layers, carried on in a straight line.
+"""How long steps take: a few real ones on the run's shapes with few layers, carried on in a straight line.
 
 Every layer costs the same, so the time of a micro-batch is a + b * layers, and two layer counts give both. Where even
-two layers are too much for this machine, matrix products alone are timed, which gives a lower bound.
+those layers are too much for this machine, matrix products alone are timed, which gives a lower bound.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from difflm.diffusion.objectives import weighted_sums
+from difflm.diffusion.noise import RowNoise
+from difflm.diffusion.objectives import BlockDiffusion, weighted_sums
 from difflm.estimate.memory import largest_step, parameter_memory, peak_memory_of
 from difflm.estimate.tiles import tile_shapes
-from difflm.estimate.workload import StageWork, scored_rows
+from difflm.estimate.workload import StageWork, plain_rows, scored_rows
 from difflm.models.attention import backend_for
-from difflm.models.config import ModelConfig
+from difflm.models.config import ModelConfig, RopeConfig
 from difflm.models.transformer import Transformer
 from difflm.scoring import score_input
 from difflm.training.config import TrainConfig
@@ -28,6 +29,9 @@ from difflm.types import ModelInput
 
 REPEATS = 3
 """Timed repetitions, of which the middle one counts."""
+
+MOST_LAYERS = 4
+"""Layers of the larger of the two models: with fewer, malloc's share of the memory is not that of a whole model."""
 
 INIT_STD = 0.02
 """Standard deviation of the random weights that are timed."""
@@ -77,7 +81,7 @@ def step_operations(model: ModelConfig, inputs: ModelInput, *, active: int, reco
 def measured_speed(
     config: TrainConfig, model: ModelConfig, stages: Sequence[StageWork], operations: Sequence[float]
 ) -> Speed:
-    """Time the run's own micro-batches on one and on two layers of random weights; best in a fresh process.
+    """Time the run's own micro-batches on one and on a few layers of random weights; best in a fresh process.
 
     Args:
         config: the run; its device, dtype, attention and optimiser are used.
@@ -86,7 +90,8 @@ def measured_speed(
         operations: of each stage's micro-batch, for stages that are not timed.
     """
     begun = time.perf_counter()
-    counts = (2, 1) if model.num_layers > 1 else (1,)
+    counts = (min(model.num_layers, MOST_LAYERS), 1) if model.num_layers > 1 else (1,)
+    warm_up(config)
     largest = with_layers(model, counts[0])
     # First of all, while the process has held nothing else.
     shrunken = [_Shrunken(config, largest)]
@@ -95,7 +100,8 @@ def measured_speed(
 
     def whole(action: Callable[[_Shrunken], Callable[[], object]]) -> float:
         found = [_middle(action(each), device=config.device) for each in shrunken]
-        return found[-1] + (model.num_layers - 1) * max(found[0] - found[-1], 0.0)
+        slope = max(found[0] - found[-1], 0.0) / max(counts[0] - 1, 1)
+        return found[-1] + (model.num_layers - 1) * slope
 
     micro: list[float] = []
     for index, stage in enumerate(stages):
@@ -168,6 +174,23 @@ def rated_speed(operations: Sequence[float], tokens: Sequence[int], *, rate: flo
         forward=operations[0] / 3 / tokens[0] / rate,
         method=method,
     )
+
+
+def warm_up(config: TrainConfig) -> None:
+    """Do a step on a tiny model, so that this process holds what a run's holds beside its tensors: code, threads.
+
+    Args:
+        config: the run.
+    """
+    rope = RopeConfig()
+    tiny = ModelConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16,
+        norm_eps=1e-5, rope=rope, max_positions=64, tied_embeddings=True,
+    )  # fmt: skip
+    inputs = BlockDiffusion(block_size=8).prepare(plain_rows(64, rows=1, fill=1.0), mask_id=63, noise=RowNoise(0))
+    step = _Shrunken(config, tiny)
+    step.micro_step(inputs)
+    step.update()
 
 
 class _Shrunken:

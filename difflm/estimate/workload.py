@@ -77,9 +77,8 @@ class Workload:
         return sum(stage.steps for stage in self.stages)
 
 
-def plain_rows(config: TrainConfig, *, rows: int, fill: float) -> Batch:
+def plain_rows(length: int, *, rows: int, fill: float) -> Batch:
     """Return rows of one document each, `fill` of the row long, all of it trainable; ids are zeros."""
-    length = config.data.row_length
     position_BL = torch.arange(length).expand(rows, length).clone()
     real_BL = position_BL < max(round(fill * length), 2)
     return Batch(
@@ -147,7 +146,9 @@ def _rows(config: TrainConfig, rows: PackedRows | None, fill: float, start: int)
     wanted = range(start, start + config.rows_per_batch)
     if rows is not None:
         return rows.batch([index % len(rows) for index in wanted])
-    return replace(plain_rows(config, rows=config.rows_per_batch, fill=fill), row_B=torch.tensor(list(wanted)))
+    return replace(
+        plain_rows(config.data.row_length, rows=config.rows_per_batch, fill=fill), row_B=torch.tensor(list(wanted))
+    )
 
 
 def _mask_share(inputs: list[ModelInput]) -> float | None:

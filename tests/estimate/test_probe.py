@@ -1,4 +1,4 @@
-"""The steps on two layers, in a process of their own."""
+"""The steps on few layers, in a process of their own."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def test_a_fresh_process_measures_and_its_failure_is_one_line(files: dict[str, P
     assert len(speed.micro_steps) == 1
     assert speed.micro_steps[0] > 0
     assert not run.output.exists()
-    with pytest.raises(DifflmError, match=r"the steps on two layers failed \(.*absent.*--no-measure"):
+    with pytest.raises(DifflmError, match=r"the steps on few layers failed \(.*absent.*--no-measure"):
         probe(dataclasses.replace(run, model=tmp_path / "absent"), fill=1.0)

@@ -41,6 +41,7 @@ def test_measured_speed_has_a_time_for_every_stage_and_grows_with_layers() -> No
     assert all(time > 0 for time in (*few.micro_steps, few.update, few.forward))
     assert many.micro_steps[1] > 5 * few.micro_steps[1]
     assert few.method == "measured here on 1 and 2 of 2 layers"
+    assert many.method == "measured here on 1 and 4 of 200 layers"
     assert few.overhead is not None
     assert few.overhead >= 0
 

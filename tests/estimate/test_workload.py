@@ -64,6 +64,6 @@ def test_the_steps_of_a_run_are_those_it_does(files: dict[str, Path], tmp_path: 
 
 
 def test_plain_rows_are_filled_as_far_as_said() -> None:
-    rows = plain_rows(config(), rows=3, fill=0.25)
+    rows = plain_rows(64, rows=3, fill=0.25)
     assert rows.num_tokens() == 3 * 16
     assert int(rows.trainable_BL.sum()) == 3 * 16
