@@ -9,6 +9,7 @@ from difflm.checkpoints.architectures import ARCHITECTURES, architecture
 from difflm.checkpoints.config import checkpoint_config
 from difflm.checkpoints.families import model_config
 from difflm.checkpoints.fields import read_json
+from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.source import open_checkpoint
 from difflm.errors import ConfigError
 from difflm.models.config import ModelConfig
@@ -46,7 +47,7 @@ def model_facts(config: TrainConfig) -> ModelFacts:
     """
     model = str(config.model)
     if model.lower() in ARCHITECTURES:
-        shape, objective = architecture(model), config.objective
+        shape, objective = _scaled(architecture(model), config), config.objective
         causal = isinstance(objective, BlockDiffusionConfig) and objective.ar_weight > 0
         layout = Parametrisation(clean_attention="causal" if causal else "block")
         return ModelFacts(model=shape, parametrisation=layout, mask_id=shape.vocab_size - 1)
@@ -61,10 +62,15 @@ def model_facts(config: TrainConfig) -> ModelFacts:
     else:
         source = open_checkpoint(path)
         raw, where = source.raw, source.where
-    shape = model_config(raw, where)
+    shape = _scaled(model_config(raw, where), config)
     facts = checkpoint_config(raw, {}, None, model=shape, where=where)
     mask_id = shape.vocab_size - 1 if facts.mask_token_id is None else facts.mask_token_id
     return ModelFacts(model=shape, parametrisation=facts.parametrisation, mask_id=mask_id)
+
+
+def _scaled(model: ModelConfig, config: TrainConfig) -> ModelConfig:
+    """Return the architecture with the run's rope scaling, which also says how long its context is."""
+    return model if config.rope_scaling is None else with_rope_scaling(model, config.rope_scaling)
 
 
 def available_memory() -> int | None:

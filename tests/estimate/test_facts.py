@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,9 @@ def test_unknown_models_are_refused() -> None:
 def test_memory_of_this_machine_is_bytes() -> None:
     found = available_memory()
     assert found is None or found > 50 * 2**20
+
+
+def test_a_run_with_rope_scaling_has_the_longer_context(files: dict[str, Path]) -> None:
+    plain = run_of(str(files["paper"]))
+    scaled = replace(plain, rope_scaling={"rope_type": "linear", "factor": 2.0})
+    assert model_facts(scaled).model.max_positions == 2 * model_facts(plain).model.max_positions
