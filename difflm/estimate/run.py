@@ -301,6 +301,7 @@ def estimate_lines(found: Estimate) -> list[str]:
         "activations",
         "attention_masks",
         "logits",
+        "allocator",
         "process",
     )
     lines += ["", *(f"{name.replace('_', ' '):<18}{_bytes(memory[name]):>12}" for name in names if memory[name])]

@@ -36,7 +36,7 @@ def test_estimates_need_no_files() -> None:
     assert tree["time"]["training_seconds"] is None
     assert json.loads(json.dumps(tree)) == tree
     text = "\n".join(estimate_lines(found))
-    for part in ("134,515,008 parameters", "196 steps", "fill 100.0% assumed", "peak", "malloc keeps"):
+    for part in ("134,515,008 parameters", "196 steps", "fill 100.0% assumed", "allocator  ", "peak", "malloc keeps"):
         assert part in text, text
 
 
