@@ -88,7 +88,7 @@ def test_rows_longer_than_the_context_are_refused(files: dict[str, Path], tmp_pa
 
 @pytest.mark.slow
 def test_estimates_are_within_15_percent_of_a_small_run(tmp_path: Path) -> None:
-    """Peak memory of a run in a process of its own; times are compared in benchmarks, where nobody shares the machine."""
+    """Peak memory of a run in a process of its own; times are compared in benchmarks, on an idle machine."""
     from difflm.checkpoints.convert import convert
 
     convert(write_parent(tmp_path / "parent", layers=10, hidden=256), tmp_path / "model", block_size=8)
