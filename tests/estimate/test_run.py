@@ -91,12 +91,12 @@ def test_estimates_are_within_15_percent_of_a_small_run(tmp_path: Path) -> None:
     """Peak memory of a run in a process of its own; times are compared in benchmarks, on an idle machine."""
     from difflm.checkpoints.convert import convert
 
-    convert(write_parent(tmp_path / "parent", layers=10, hidden=256), tmp_path / "model", block_size=8)
+    convert(write_parent(tmp_path / "parent", layers=6, hidden=192), tmp_path / "model", block_size=8)
     write_texts(tmp_path / "texts.jsonl", documents=400)
     (tmp_path / "run.yaml").write_text("threads: 1\n")
     words = [
         str(tmp_path / "run.yaml"), "--model", str(tmp_path / "model"), "--data", str(tmp_path / "texts.jsonl"),
-        "data.row_length=512", "rows_per_batch=8", "curriculum=[{block_size: 8, tokens: 14000}]",
+        "data.row_length=512", "rows_per_batch=4", "curriculum=[{block_size: 8, tokens: 8000}]",
     ]  # fmt: skip
 
     def call(*arguments: str) -> str:
