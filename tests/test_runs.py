@@ -11,11 +11,10 @@ from difflm.checkpoints.loading import load_model
 from difflm.decode.engine import generate
 from difflm.decode.request import SamplingParams
 from difflm.runs import sample_with_engine, train
-from tests.training.conftest import files  # noqa: F401
 from tests.training.runs import config_of
 
 
-def test_samples_are_the_engine_s_completions(files: dict[str, Path]) -> None:  # noqa: F811
+def test_samples_are_the_engine_s_completions(files: dict[str, Path]) -> None:
     loaded = load_model(files["paper"])
     prompts = ["in the", "a word"]
     found = sample_with_engine(loaded, prompts, block_size=4, max_new_tokens=8, threshold=0.5)
@@ -27,13 +26,13 @@ def test_samples_are_the_engine_s_completions(files: dict[str, Path]) -> None:  
         assert mine.tokens_per_forward == pytest.approx(theirs.tokens_per_forward)
 
 
-def test_a_next_token_model_is_sampled_left_to_right(files: dict[str, Path]) -> None:  # noqa: F811
+def test_a_next_token_model_is_sampled_left_to_right(files: dict[str, Path]) -> None:
     loaded = load_model(files["parent"])
     (found,) = sample_with_engine(loaded, ["in the"], block_size=None, max_new_tokens=5, threshold=0.9)
     assert found.tokens_per_forward == 1.0
 
 
-def test_a_run_writes_samples_and_a_picture(files: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_a_run_writes_samples_and_a_picture(files: dict[str, Path], tmp_path: Path) -> None:
     samples = {"every_tokens": 300, "prompts": ["in the"], "max_new_tokens": 8}
     config = config_of(files, tmp_path / "run", samples=samples)
     last = train(config)

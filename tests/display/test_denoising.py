@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 
 import pytest
-from rich.console import Console
 
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import Engine, stream
@@ -15,6 +14,7 @@ from difflm.display import show_denoising
 from difflm.display.denoising import Canvas, DenoisingView, canvas_of, recording
 from difflm.display.text import printable
 from tests.decode.tiny import certain, scripted, tiny
+from tests.display.consoles import output, terminal
 
 WORDS = ["The", " cat", " sat", " on", " the", " mat", "\n", ".", "<eos>", "[red]x[/red]", "\x1b[2J", "!", "?"]
 
@@ -112,19 +112,6 @@ def test_pieces_tell_what_is_new(loaded: LoadedModel) -> None:
 
 def test_ids_are_shown_where_there_is_no_tokenizer() -> None:
     assert recording(tiny(), [denoised(0, {1: 5}, (2,))]) == ["   1  <5>_"]
-
-
-def terminal(width: int = 60) -> Console:
-    # A capable terminal, whatever TERM says where the tests run.
-    facts = {"TERM": "xterm-256color"}
-    return Console(
-        file=io.StringIO(), force_terminal=True, width=width, height=10, legacy_windows=False, _environ=facts
-    )
-
-
-def output(console: Console) -> str:
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
 
 
 def test_the_live_view_draws_masks_and_leaves_the_text(loaded: LoadedModel) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 
 import pytest
-from rich.console import Console
 
 from difflm.display import training_observer
 from difflm.display.progress import Pace, TrainingLines, TrainingProgress, describe_samples, describe_validation
+from tests.display.consoles import output, terminal
 
 STEP = {
     "kind": "train", "step": 3, "num_tokens": 400, "stage": 1, "block_size": 8, "loss": 2.5, "tokens_per_second": 50.0
@@ -23,19 +23,6 @@ SKIPPED = {
     "budget": 10,
     "reason": "step 3: the loss is nan",
 }
-
-
-def terminal(width: int = 60) -> Console:
-    # A capable terminal, whatever TERM says where the tests run.
-    facts = {"TERM": "xterm-256color"}
-    return Console(
-        file=io.StringIO(), force_terminal=True, width=width, height=10, legacy_windows=False, _environ=facts
-    )
-
-
-def output(console: Console) -> str:
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
 
 
 def test_plain_lines_are_spaced_out_and_end_with_the_last_step() -> None:
