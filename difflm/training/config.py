@@ -65,8 +65,8 @@ class TrainConfig:
         seed: decides row order and noise. Default 0.
         device: torch device, e.g. "cpu" or "cuda". Default "cpu".
         dtype: "float32", or "bfloat16" (bf16 weights with an fp32 master copy). Default "float32".
-        threads: CPU threads; null takes OMP_NUM_THREADS if that is set, else all cores this process may use. Default
-            null.
+        threads: CPU threads; null takes OMP_NUM_THREADS if that is set, else all cores this process may use.
+            Default null.
         head_chunk_rows: masked positions that pass the head and the loss at once. Default 512.
         log_every: optimiser steps between lines of metrics.jsonl. Default 1.
     """
