@@ -1311,6 +1311,9 @@ def caught(mutant: Mutant) -> bool:
 def main(words: list[str]) -> int:
     """Check the mutants whose file, fault or test contains one of the words; return the exit code."""
     chosen = [each for each in MUTANTS if not words or any(word in f"{each.name} {each.test}" for word in words)]
+    if not chosen:
+        print(f"no fault, file or test contains {' or '.join(words)}")
+        return 2
     with mutated(None) as folder:
         if outcome(folder, sorted({each.test for each in chosen})):
             print("the named tests do not pass without a fault")
