@@ -194,8 +194,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/models/attention.py",
-        "(near & (difference == 0))",
-        "(difference == 0)",
+        "torch.tensor(0), index_T[:, None], index_T[None])",
+        "torch.tensor(0), index_T[None], index_T[:, None])",
         "tests/models/test_attention.py::test_a_long_document_beside_short_ones_in_small_tiles",
     ),
     Mutant(
@@ -625,9 +625,9 @@ MUTANTS = (
         "tests/models/test_attention.py::test_a_long_document_beside_short_ones_in_small_tiles",
     ),
     Mutant(
-        "difflm/models/attention.py",
-        "clean = same & (backward if layout.clean_causal else (difference > 0) | (near & (difference == 0)))",
-        "clean = same & ((difference > 0) | (near & (difference == 0)))",
+        "difflm/models/ranges.py",
+        "if layout.clean_causal else near_stop",
+        "if layout.causal_inside else near_stop",
         "tests/models/test_attention.py::test_split_equals_dense",
     ),
     Mutant(

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from difflm.errors import ConfigError
 from difflm.models.flex import FlexAttention, flex_refusal
-from difflm.models.ranges import dense_mask, key_ranges
+from difflm.models.ranges import KeyRanges, dense_mask, key_ranges, ranges_mask
 from difflm.models.transformer import Attend
 from difflm.types import PADDING, Layout
 
@@ -76,13 +76,14 @@ def split_tiles(layout: Layout, *, tile: int = TILE) -> list[Tile]:
     tiles: list[Tile] = []
     length = layout.document_BL.shape[1]
     document_BL, block_BL = layout.document_BL.cpu(), layout.block_BL.cpu()
+    ranges = key_ranges(layout).to("cpu")
     for row in range(document_BL.shape[0]):
         document_L, block_L = document_BL[row], block_BL[row]
         for prefix, start, stop in tile_spans(document_L.tolist(), block_L.tolist(), tile):
-            mask_TT = _tile_mask(layout, document_L[start:stop], block_L[start:stop])
             offset = length if layout.two_streams else 0
-            parts = (slice(start, stop), slice(length + start, length + stop))[: 2 if layout.two_streams else 1]
-            tiles.append(Tile(row, parts, slice(offset + prefix, offset + start), mask_TT))
+            rows_T = (slice(start, stop), slice(length + start, length + stop))[: 2 if layout.two_streams else 1]
+            mask_TT = _tile_mask(ranges, row, rows_T)
+            tiles.append(Tile(row, rows_T, slice(offset + prefix, offset + start), mask_TT))
     return tiles
 
 
@@ -112,21 +113,11 @@ def tile_spans(document: Sequence[int], block: Sequence[int], tile: int) -> list
     return [*spans, open_span] if open_span is not None else spans
 
 
-def _tile_mask(layout: Layout, document_T: Tensor, block_T: Tensor) -> Tensor | None:
-    """Return the visibility inside a tile: bool [T, T], or [2T, 2T] as [noisy | clean]; None if all is visible."""
-    index = torch.arange(document_T.shape[0])
-    same = document_T[:, None] == document_T[None]
-    backward = index[None] <= index[:, None]
-    difference = block_T[:, None] - block_T[None]
-    inside = difference == 0
-    near = index[None] - index[:, None] <= (len(index) if layout.lookahead is None else layout.lookahead)
-    inside &= backward if layout.causal_inside else near
-    if not layout.two_streams:
-        mask = same & ((difference > 0) | inside)
-        return None if bool(mask.all()) else mask
-    clean = same & (backward if layout.clean_causal else (difference > 0) | (near & (difference == 0)))
-    noisy = torch.cat([same & inside, same & (difference > 0)], dim=1)
-    return torch.cat([noisy, torch.cat([torch.zeros_like(clean), clean], dim=1)], dim=0)
+def _tile_mask(ranges: KeyRanges, row: int, rows_T: tuple[slice, ...]) -> Tensor | None:
+    """Return who sees whom among the model rows of a tile: bool [T, T], [2T, 2T] for two streams; None if all do."""
+    index_T = torch.cat([torch.arange(span.start, span.stop) for span in rows_T])
+    mask_TT = ranges_mask(ranges)(torch.tensor(row), torch.tensor(0), index_T[:, None], index_T[None])
+    return None if bool(mask_TT.all()) else mask_TT
 
 
 class SplitAttention:
