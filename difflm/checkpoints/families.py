@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from difflm.checkpoints.fields import Fields
@@ -50,6 +50,16 @@ class Family:
     diffusion: str | None = None
 
 
+_LLADA2 = Family(
+    name="llada2_moe",
+    architecture="LLaDA2MoeModelLM",
+    attention_bias="ling",
+    qk_norm=True,
+    experts="ling",
+    hf_rules=HF_LING,
+    gguf_rules=None,
+)
+
 FAMILIES: Mapping[str, Family] = {
     "llama": Family(
         name="llama",
@@ -78,25 +88,8 @@ FAMILIES: Mapping[str, Family] = {
         hf_rules=HF_QWEN3_MOE,
         gguf_rules=None,
     ),
-    "bailing_moe": Family(
-        name="bailing_moe",
-        architecture="BailingMoeV2ForCausalLM",
-        attention_bias="ling",
-        qk_norm=True,
-        experts="ling",
-        hf_rules=HF_LING,
-        gguf_rules=None,
-        diffusion="llada2_moe",
-    ),
-    "llada2_moe": Family(
-        name="llada2_moe",
-        architecture="LLaDA2MoeModelLM",
-        attention_bias="ling",
-        qk_norm=True,
-        experts="ling",
-        hf_rules=HF_LING,
-        gguf_rules=None,
-    ),
+    "bailing_moe": replace(_LLADA2, name="bailing_moe", architecture="BailingMoeV2ForCausalLM", diffusion="llada2_moe"),
+    "llada2_moe": _LLADA2,
 }
 ALIASES = {"bailing_moe_v2": "bailing_moe", "llada21_moe": "llada2_moe"}
 """Other spellings of `model_type` in circulation, for the same classes."""

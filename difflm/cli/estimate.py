@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from difflm.cli.options import folder
+from difflm.cli.options import folder, tokens_option
 from difflm.errors import DifflmError
 
 if TYPE_CHECKING:
@@ -30,12 +30,7 @@ if TYPE_CHECKING:
     show_default="the recipe's",
     help="Training file, folder or pattern, repeatable; read to find how full rows get.",
 )
-@click.option(
-    "--tokens",
-    type=click.IntRange(min=1),
-    show_default="the recipe's",
-    help="Length of the run, tokens; every token count of the recipe is scaled to it.",
-)
+@tokens_option
 @click.option(
     "--fill",
     type=click.FloatRange(0, 1, min_open=True),

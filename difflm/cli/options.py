@@ -33,6 +33,17 @@ def folder(**settings: Any) -> click.Path:
     return _PathType(path_type=Path, **settings)
 
 
+def tokens_option(command: Decorated) -> Decorated:
+    """Add --tokens, the length of a run, to a command that takes a recipe."""
+    option = click.option(
+        "--tokens",
+        type=click.IntRange(min=1),
+        show_default="the recipe's",
+        help="Length of the run, tokens; every token count of the recipe is scaled to it.",
+    )
+    return option(command)
+
+
 def model_options(command: Decorated) -> Decorated:
     """Add --device, --dtype, --threads and --revision to a command."""
     for option in reversed(

@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from difflm.cli.options import folder
+from difflm.cli.options import folder, tokens_option
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -22,12 +22,7 @@ from difflm.cli.options import folder
     help="Training file, folder or pattern, repeatable; short for data.paths=.",
 )
 @click.option("--output", type=folder(), show_default="the recipe's", help="Run folder; short for output=.")
-@click.option(
-    "--tokens",
-    type=click.IntRange(min=1),
-    show_default="the recipe's",
-    help="Length of the run, tokens; every token count of the recipe is scaled to it.",
-)
+@tokens_option
 @click.option(
     "--resume",
     type=click.Choice(["auto", "never"]),

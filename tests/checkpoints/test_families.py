@@ -22,24 +22,14 @@ from difflm.checkpoints.families import (
 from difflm.checkpoints.rope_fields import rope_config
 from difflm.errors import CheckpointError
 from difflm.models.config import ModelConfig, MoEConfig, RopeConfig
-from tests.checkpoints.tiny import LING, LLAMA3_SCALING, QWEN3_MOE, YARN_SCALING
+from tests.checkpoints.tiny import LING, LLAMA, LLAMA3_SCALING, QWEN3_MOE, YARN_SCALING
 from tests.checkpoints.tiny import hf_config as transformers_config
-
-BASE: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "intermediate_size": 44,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-
 
 KNOWN_TO_TRANSFORMERS = [family.name for family in FAMILIES.values() if family.experts != "ling"]
 
 
 def read(**changes: Any) -> ModelConfig:
-    return model_config(BASE | changes, "config.json")
+    return model_config(LLAMA | changes, "config.json")
 
 
 def test_defaults_are_those_of_transformers() -> None:
@@ -48,7 +38,7 @@ def test_defaults_are_those_of_transformers() -> None:
     for family in KNOWN_TO_TRANSFORMERS:
         window: dict[str, Any] = {"sliding_window": None} if family == "mistral" else {}
         experts = QWEN3_MOE if family == "qwen3_moe" else {}
-        given: dict[str, Any] = {**BASE, **window, **experts, "num_key_value_heads": 2, "model_type": family}
+        given: dict[str, Any] = {**LLAMA, **window, **experts, "num_key_value_heads": 2, "model_type": family}
         theirs = AutoConfig.for_model(**given).to_dict()
         assert model_config(theirs | {"model_type": family}, "x") == model_config(given, "config.json")
 
@@ -249,7 +239,7 @@ def test_qwen2_ignores_attention_bias_and_llama_reads_it() -> None:
 
 
 def test_an_update_changes_what_differs_and_carries_the_rest() -> None:
-    raw = BASE | {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}, "use_cache": True, "note": [1]}
+    raw = LLAMA | {"rope_parameters": {"rope_theta": 5.0, "rope_type": "default"}, "use_cache": True, "note": [1]}
     before = model_config(raw, "x")
     assert updated_config(raw, before, "x") == raw
     grown = updated_config(raw, replace(before, vocab_size=68), "x")

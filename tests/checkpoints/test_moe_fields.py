@@ -10,17 +10,9 @@ from difflm.checkpoints.families import model_config
 from difflm.checkpoints.moe_fields import hf_experts
 from difflm.errors import CheckpointError
 from difflm.models.config import ModelConfig, MoEConfig
-from tests.checkpoints.tiny import LING, QWEN3_MOE
+from tests.checkpoints.tiny import LING, LLAMA, QWEN3_MOE
 
-QWEN: dict[str, Any] = {
-    "model_type": "qwen3_moe",
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "intermediate_size": 44,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    **QWEN3_MOE,
-}
+QWEN = LLAMA | {"model_type": "qwen3_moe", "num_hidden_layers": 4, **QWEN3_MOE}
 
 
 def ling(**changes: Any) -> ModelConfig:

@@ -11,17 +11,9 @@ from difflm.checkpoints.families import model_config
 from difflm.checkpoints.rope_fields import hf_rope, longest_context, rope_config, with_rope_scaling
 from difflm.errors import CheckpointError
 from difflm.models.config import ModelConfig, RopeConfig
-from tests.checkpoints.tiny import LLAMA3_SCALING, YARN_SCALING
+from tests.checkpoints.tiny import LLAMA, LLAMA3_SCALING, YARN_SCALING
 
-BASE: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 67,
-    "hidden_size": 32,
-    "intermediate_size": 44,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-}
+BASE = LLAMA | {"max_position_embeddings": 128}
 
 
 def read(**changes: Any) -> ModelConfig:

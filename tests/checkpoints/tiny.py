@@ -38,6 +38,16 @@ QWEN3_MOE = {
     "mlp_only_layers": [],
     "decoder_sparse_step": 1,
 }
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 67,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+"""The least that config.json of a dense model says."""
+
 LING: dict[str, Any] = {
     "architectures": ["BailingMoeV2ForCausalLM"],
     "model_type": "bailing_moe",
