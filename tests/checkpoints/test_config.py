@@ -9,14 +9,14 @@ import pytest
 from difflm.checkpoints.config import CheckpointConfig, TokenizerFacts, checkpoint_config
 from difflm.errors import CheckpointError
 from difflm.types import Parametrisation
-from tests.checkpoints.test_families import BASE
+from tests.checkpoints.tiny import LLAMA
 
 IDS = {"<eos>": 0, "<mask>": 1, "a": 2, "b": 4}
 FACTS = TokenizerFacts(ids=IDS, special={"eos_token": 0})
 
 
 def read(facts: TokenizerFacts | None = None, generation: dict[str, Any] | None = None, **raw: Any) -> CheckpointConfig:
-    return checkpoint_config(BASE | {"vocab_size": 8} | raw, generation or {}, facts, where="config.json")
+    return checkpoint_config(LLAMA | {"vocab_size": 8} | raw, generation or {}, facts, where="config.json")
 
 
 def test_absent_fields_mean_the_papers_choice() -> None:
