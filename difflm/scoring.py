@@ -19,6 +19,7 @@ from difflm.diffusion.objectives import prediction_rows
 from difflm.diffusion.scores import score_tokens
 from difflm.errors import ConfigError
 from difflm.models.attention import AttentionChoice, attention_for
+from difflm.models.moe import RouterProbe
 from difflm.models.transformer import Transformer
 from difflm.types import PADDING, Layout, ModelInput, TokenScores
 
@@ -52,6 +53,7 @@ def forward_hidden(
     backend: AttentionChoice = "auto",
     embedding_noise_BND: Tensor | None = None,
     activation_checkpointing: bool = False,
+    probe: RouterProbe | None = None,
 ) -> Tensor:
     """Return the hidden states of a layout's rows, [B, N, D]."""
     weight = model.embedding.weight
@@ -69,6 +71,7 @@ def forward_hidden(
         attend,
         embedding_noise_BND=embedding_noise_BND,
         activation_checkpointing=activation_checkpointing,
+        probe=probe,
     )
 
 
@@ -82,6 +85,7 @@ def score_input(
     backend: AttentionChoice = "auto",
     embedding_noise_BND: Tensor | None = None,
     activation_checkpointing: bool = False,
+    probe: RouterProbe | None = None,
 ) -> tuple[TokenScores, ...]:
     """Forward an objective's input and return the scores of each of its terms; only those rows meet the head.
 
@@ -94,6 +98,7 @@ def score_input(
         backend: see `attention_for`.
         embedding_noise_BND: see `Transformer.forward`.
         activation_checkpointing: see `Transformer.forward`.
+        probe: see `Transformer.forward`.
     """
     hidden_BND = forward_hidden(
         model,
@@ -103,6 +108,7 @@ def score_input(
         backend=backend,
         embedding_noise_BND=embedding_noise_BND,
         activation_checkpointing=activation_checkpointing,
+        probe=probe,
     )
     flat = hidden_BND.flatten(0, 1)
     device = flat.device

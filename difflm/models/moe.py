@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,22 @@ from torch.nn import functional as F
 
 from difflm.models.config import ModelConfig, MoEConfig
 from difflm.models.mlp import MLP
+
+
+class RouterProbe(Protocol):
+    """Measures the routers of one forward; training takes its load statistics and its losses on routers from here.
+
+    Two halves, so that a layer that is computed again (activation checkpointing) counts once: `measure` belongs to the
+    layer's computation and only computes; `record` receives each layer's result, after the layer's first computation.
+    """
+
+    def measure(self, logit_NE: Tensor, expert_NK: Tensor) -> tuple[Tensor, ...]:
+        """Return whatever `record` needs, in the graph of the logits where it has a gradient."""
+        ...
+
+    def record(self, layer: int, measured: tuple[Tensor, ...]) -> None:
+        """Take in the result of `measure` of one layer."""
+        ...
 
 
 class Router(nn.Module):
@@ -46,13 +62,17 @@ class Router(nn.Module):
 
     def forward(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Return (weights, experts), each [N, K]: float32 at least, and int64."""
-        return choose_experts(self.logits(hidden_ND), self.expert_bias, self.config)
+        return self.choose(self.logits(hidden_ND))
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Return the scores before sigmoid or softmax, [N, E], float32 at least."""
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
         with torch.autocast(hidden_ND.device.type, enabled=False):
             return F.linear(hidden_ND.to(wide), self.weight.to(wide))
+
+    def choose(self, logit_NE: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (weights, experts), each [N, K], from the logits."""
+        return choose_experts(logit_NE, self.expert_bias, self.config)
 
 
 def choose_experts(logit_NE: Tensor, bias_E: Tensor | None, config: MoEConfig) -> tuple[Tensor, Tensor]:
@@ -123,11 +143,15 @@ class MoE(nn.Module):
         inner = moe.shared_experts * moe.shared_size
         self.shared = MLP(config.hidden_size, inner, bias=False) if inner else None
 
-    def forward(self, hidden_BND: Tensor) -> Tensor:
-        """Return the feed-forward branch, [B, N, D]."""
+    def forward(self, hidden_BND: Tensor, probe: RouterProbe | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return (feed-forward branch [B, N, D], what the probe measured: nothing without one)."""
         hidden_ND = hidden_BND.flatten(0, 1)
-        out_BND = self.experts(hidden_ND, *self.router(hidden_ND)).view_as(hidden_BND)
-        return out_BND if self.shared is None else out_BND + self.shared(hidden_BND)
+        logit_NE = self.router.logits(hidden_ND)
+        weight_NK, expert_NK = self.router.choose(logit_NE)
+        out_BND = self.experts(hidden_ND, weight_NK, expert_NK).view_as(hidden_BND)
+        if self.shared is not None:
+            out_BND = out_BND + self.shared(hidden_BND)
+        return out_BND, probe.measure(logit_NE, expert_NK) if probe is not None else ()
 
 
 class _Reorder(torch.autograd.Function):

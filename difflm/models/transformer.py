@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from difflm.models.config import ModelConfig
 from difflm.models.mlp import MLP
-from difflm.models.moe import MoE
+from difflm.models.moe import MoE, RouterProbe
 from difflm.models.rope import rotary_frequencies, rotary_scale, rotary_table, rotate
 
 
@@ -79,10 +79,14 @@ class DecoderLayer(nn.Module):
         sparse = config.moe is not None and layer not in config.moe.dense_layers
         self.mlp = MoE(config) if sparse else MLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
-    def forward(self, hidden_BND: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """Return the layer's output, [B, N, D]."""
+    def forward(
+        self, hidden_BND: Tensor, table: tuple[Tensor, Tensor], attend: Attend, probe: RouterProbe | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return (the layer's output [B, N, D], what the probe measured on its router, if there are both)."""
         hidden_BND = hidden_BND + self.attention(self.attention_norm(hidden_BND), table, attend)
-        return hidden_BND + self.mlp(self.mlp_norm(hidden_BND))
+        normed_BND = self.mlp_norm(hidden_BND)
+        branch_BND, measured = self.mlp(normed_BND, probe) if isinstance(self.mlp, MoE) else (self.mlp(normed_BND), ())
+        return hidden_BND + branch_BND, measured
 
 
 class Transformer(nn.Module):
@@ -124,6 +128,7 @@ class Transformer(nn.Module):
         *,
         embedding_noise_BND: Tensor | None = None,
         activation_checkpointing: bool = False,
+        probe: RouterProbe | None = None,
     ) -> Tensor:
         """Return the final, normalised hidden states, [B, N, D].
 
@@ -134,16 +139,20 @@ class Transformer(nn.Module):
             embedding_noise_BND: added to the output of the embedding layer (LLaDA2.0 report, section 7.1).
             activation_checkpointing: keep only each layer's input and compute the layer again in the backward pass:
                 the same loss and gradients, less memory, about a third more time.
+            probe: measures every router, once.
         """
         hidden_BND = self.embedding(token_BN)
         if embedding_noise_BND is not None:
             hidden_BND = hidden_BND + embedding_noise_BND.to(hidden_BND)
         frequency_F = self.frequency_F.to(token_BN.device)
         table = rotary_table(position_BN, frequency_F, hidden_BND.dtype, scale=self.rotary_scale)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            given = (hidden_BND, table, attend, probe)
             if activation_checkpointing:
                 # Nothing in a layer is random, so there is no generator state to restore.
-                hidden_BND = checkpoint(layer, hidden_BND, table, attend, use_reentrant=False, preserve_rng_state=False)
+                hidden_BND, measured = checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)
             else:
-                hidden_BND = layer(hidden_BND, table, attend)
+                hidden_BND, measured = layer(*given)
+            if probe is not None and measured:
+                probe.record(number, measured)
         return self.norm(hidden_BND)
