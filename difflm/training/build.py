@@ -16,6 +16,7 @@ from difflm.errors import ConfigError
 from difflm.models.attention import backend_for
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.training.nonfinite import weights_not_finite
+from difflm.training.router import check_routers
 from difflm.types import Parametrisation
 
 ObjectiveWrapper = Callable[[Objective], Objective]
@@ -83,7 +84,7 @@ def check_model(config: TrainConfig, loaded: LoadedModel) -> None:
 
     Raises:
         ConfigError: weights that are not finite, no mask token for a block-diffusion run, a context shorter than a row,
-            or an attention backend that does not work for it.
+            settings of routers that it does not have, or an attention backend that does not work for it.
     """
     model = loaded.config.model
     broken = weights_not_finite(loaded.model)
@@ -98,6 +99,7 @@ def check_model(config: TrainConfig, loaded: LoadedModel) -> None:
             f"train.data.row_length: {config.data.row_length} exceeds the model's context of {model.max_positions} "
             "tokens; lower it"
         )
+    check_routers(config, loaded)
     backend_for(
         config.attention,
         device=config.device,

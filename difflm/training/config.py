@@ -8,7 +8,7 @@ every way into a run passes; rules that join several fields are enforced on cons
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
@@ -24,6 +24,7 @@ from difflm.training.config_objective import (
     StageConfig,
 )
 from difflm.training.config_optimizer import LearningRateConfig, OptimizerConfig
+from difflm.training.config_router import RouterConfig
 from difflm.training.config_run import (
     CheckpointingConfig,
     NonFiniteConfig,
@@ -46,6 +47,7 @@ class TrainConfig:
         objective: loss, chosen by its `kind`. Default block_diffusion.
         optimizer: AdamW or Muon.
         lr_schedule: learning rate over tokens.
+        router: balance of a mixture of experts. Default off.
         embedding_noise: noise on masked embeddings. Default off.
         validation: what is measured, and when.
         checkpoint: what is written, and when.
@@ -80,6 +82,7 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=BlockDiffusionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LearningRateConfig = field(default_factory=LearningRateConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
     embedding_noise: EmbeddingNoiseConfig = field(default_factory=EmbeddingNoiseConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointingConfig = field(default_factory=CheckpointingConfig)
@@ -137,6 +140,12 @@ class TrainConfig:
     def fill_multiple(self) -> int | None:
         """Return the multiple up to which documents are filled with EOS, tokens; None for no fill."""
         return self.block_sizes[-1] if self.data.fill == "eos" else None
+
+    @property
+    def learning(self) -> OptimizerConfig:
+        """Return the optimiser with everything that is frozen, the routers of `router.freeze` among it."""
+        routers = ("*.router.weight",) if self.router.freeze else ()
+        return replace(self.optimizer, freeze=(*self.optimizer.freeze, *routers))
 
     @property
     def embedding_noise_tokens(self) -> int:

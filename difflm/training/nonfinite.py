@@ -100,8 +100,8 @@ class Diagnosis:
 
 
 def weights_not_finite(model: Transformer) -> list[str]:
-    """Return the names of parameters that hold a NaN or an infinity."""
-    return [name for name, each in model.named_parameters() if not bool(torch.isfinite(each).all())]
+    """Return the names of stored tensors, biases of experts among them, that hold a NaN or an infinity."""
+    return [name for name, each in model.stored_tensors().items() if not bool(torch.isfinite(each).all())]
 
 
 def require_finite_weights(model: Transformer, *, step: int) -> None:

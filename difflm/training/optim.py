@@ -53,6 +53,7 @@ class MasterWeights:
     def __init__(self, master: Transformer, working: Transformer) -> None:
         self.shared = master is working
         self.pairs = list(zip(master.parameters(), working.parameters(), strict=True))
+        self.buffers = list(zip(master.buffers(), working.buffers(), strict=True))
         self.publish()
 
     def collect(self) -> None:
@@ -70,9 +71,9 @@ class MasterWeights:
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Copy the masters into the working copy."""
+        """Copy the masters into the working copy, biases of experts included."""
         if not self.shared:
-            for master, working in self.pairs:
+            for master, working in [*self.pairs, *self.buffers]:
                 working.copy_(master)
 
 

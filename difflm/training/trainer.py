@@ -30,6 +30,7 @@ from difflm.training.nonfinite import BadStep, examine, is_bad, require_budget, 
 from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
 from difflm.training.origin import continued_state
 from difflm.training.parameters import plan_parameters
+from difflm.training.router import ForwardProbe, RouterStep
 from difflm.training.rows import describe_rows, load_rows
 from difflm.training.run_folder import Resume, check_run, open_run
 from difflm.training.samples import Sampler, sample_rows, summary_row, take_samples
@@ -88,7 +89,7 @@ class Trainer:
         self.objective = objective_of(config, self.parametrisation)
         self.curriculum = curriculum_of(config)
         self.rows, self.validation_rows = load_rows(config, parent)
-        plan_parameters(parent.model, config.optimizer, mask_id=self.mask_id)  # for its errors
+        plan_parameters(parent.model, config.learning, mask_id=self.mask_id)  # for its errors
         self.loaded = parent
         # Of the model the run starts from, so that a resumed run adds the same noise.
         self.embedding_rms = float(parent.model.embedding.weight.detach().pow(2).mean().sqrt())
@@ -121,7 +122,7 @@ class Trainer:
         config = self.config
         master = self.loaded.model.requires_grad_(True).train()
         # Before the working copy is made: the optimiser freezes parameters, the copy must know.
-        self.optimizer = Optimizer(master, config.optimizer, mask_id=self.mask_id)
+        self.optimizer = Optimizer(master, config.learning, mask_id=self.mask_id)
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
         self.model = master if dtype == torch.float32 else copy.deepcopy(master).to(dtype)
         self.weights = MasterWeights(master, self.model)
@@ -174,19 +175,23 @@ class Trainer:
         objective = self.objective_at(stage)
         inputs, tokens = self._draw(objective)
         tally = StepTally()
+        routers = RouterStep(self.config.router, self.loaded.config.model.moe, device=self.config.device)
         for each in inputs:
+            routers.expect(each)
             for term in each.terms:
                 tally.expect(term)
         for each in inputs:
-            self._backward(objective, each, self._score(each), tally)
+            self._backward(objective, each, tally, routers)
         norm = float(self.optimizer.clip())
-        if is_bad(tally.losses(), norm):
-            bad = self._refuse(inputs, tally.losses(), norm)
+        losses = tally.losses() | routers.losses()
+        if is_bad(losses, norm):
+            bad = self._refuse(inputs, losses, norm)
             self._advance(stage, tokens, time.perf_counter() - started)
             return bad | {"num_tokens": self.state.tokens, "seconds": self.state.seconds}
         done = self.state.tokens + tokens
         ratio = learning_rate_ratio(self.config.lr_schedule, done, self.curriculum.total_tokens)
         rate = self.optimizer.step(ratio)
+        routers.update_biases(self.loaded.model)
         self.weights.publish()
         seconds = time.perf_counter() - started
         self._advance(stage, tokens, seconds)
@@ -204,6 +209,7 @@ class Trainer:
             "tokens_per_second": tokens / seconds,
             "memory_bytes": peak_memory(self.config.device),
             "seconds": self.state.seconds,
+            **routers.row(),
         }
 
     def _refuse(self, inputs: list[ModelInput], losses: dict[str, float], norm: float) -> dict[str, Any]:
@@ -218,7 +224,7 @@ class Trainer:
         counts = {"skipped": self.state.skipped, "budget": settings.budget}
         return {"kind": "skipped", "step": step, **counts, "reason": found.text}
 
-    def _score(self, inputs: ModelInput) -> tuple[TokenScores, ...]:
+    def _score(self, inputs: ModelInput, probe: ForwardProbe | None = None) -> tuple[TokenScores, ...]:
         return score_input(
             self.model,
             inputs,
@@ -227,6 +233,7 @@ class Trainer:
             backend=self.config.attention,
             embedding_noise_BND=self._embedding_noise(inputs),
             activation_checkpointing=self.config.activation_checkpointing,
+            probe=probe,
         )
 
     def objective_at(self, stage: int) -> Objective:
@@ -247,13 +254,13 @@ class Trainer:
             inputs.append(objective.prepare(batch, mask_id=self.mask_id, noise=self.noise))
         return inputs, tokens
 
-    def _backward(
-        self, objective: Objective, inputs: ModelInput, scores: tuple[TokenScores, ...], tally: StepTally
-    ) -> None:
-        """Add the gradient of one micro-batch, and its figures to the tally."""
+    def _backward(self, objective: Objective, inputs: ModelInput, tally: StepTally, routers: RouterStep) -> None:
+        """Forward one micro-batch, add its gradient, and its figures to the tallies."""
+        probe = routers.probe(inputs)
+        scores = self._score(inputs, probe)
         sums = objective.loss(scores, inputs)
         parts = [tally.share(term) * value for term, value in zip(inputs.terms, sums, strict=True)]
-        torch.stack(parts).sum().backward()
+        torch.stack([*parts, *routers.add(probe)]).sum().backward()
         self.weights.collect()
         tally.add(inputs, scores, sums)
 
