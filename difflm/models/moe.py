@@ -177,10 +177,11 @@ def grouped_linear(rows_PD: Tensor, weight_EOD: Tensor, stop_E: Tensor) -> Tenso
         weight_EOD: one matrix per group.
         stop_E: int64, where each group's rows end.
     """
-    # torch's grouped product has kernels for bfloat16 on GPUs; on CPU the two differ by 5 to 10 % (8 to 64 experts).
-    # The loop takes every dtype and size.
+    # torch's grouped product has kernels for bfloat16 on GPUs; on CPU it is a loop in C++, bit for bit ours and never
+    # slower (benchmarks/moe.py). Our loop takes every dtype and size.
     aligned = all(size * rows_PD.element_size() % 16 == 0 for size in weight_EOD.shape[1:])
-    if rows_PD.dtype == torch.bfloat16 and aligned:
+    narrow, on_cpu = rows_PD.dtype == torch.bfloat16, rows_PD.device.type == "cpu"
+    if aligned and (narrow or (on_cpu and rows_PD.dtype == torch.float32)):
         return F.grouped_mm(rows_PD, weight_EOD.transpose(1, 2), offs=stop_E.to(torch.int32))
     return _LoopedLinear.apply(rows_PD, weight_EOD, stop_E)
 

@@ -178,6 +178,26 @@ def test_grouped_linear_equals_one_product_per_row(counts: list[int], dtype: tor
         assert torch.allclose(one.double(), other.double(), rtol=tolerance, atol=5 * tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_grouped_product_of_torch_equals_the_loop(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this dtype takes on CPU against what other dtypes and sizes take, through a whole layer."""
+    made, inputs = layer(replace(QWEN, expert_size=16), 16).to(dtype), hidden(3, 40, size=16, dtype=dtype)
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        F, "grouped_mm", lambda *given, torch=F.grouped_mm, **more: calls.append(1) or torch(*given, **more)
+    )
+    found: list[list[Tensor]] = []
+    for taken in (2, 0):
+        tensors = [inputs.clone().requires_grad_(), *made.parameters()]
+        out = made(tensors[0])[0]
+        found.append([out, *torch.autograd.grad(out.float().square().sum(), tensors)])
+        assert len(calls) == taken
+        calls.clear()
+        monkeypatch.setattr(moe_module, "grouped_linear", moe_module._LoopedLinear.apply)
+    for ours, loop in zip(*found, strict=True):
+        assert torch.allclose(ours, loop, rtol=1e-5 if dtype == torch.float32 else 0.02, atol=1e-5)
+
+
 def test_frozen_weights_cost_no_gradient() -> None:
     made = layer(QWEN)
     made.experts.requires_grad_(False)
