@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from difflm.models.lora import AdapterRows, Linear
+
 
 class MLP(nn.Module):
     """Gated feed-forward: down(silu(gate x) * up x).
@@ -16,10 +18,11 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, inner_size: int, *, bias: bool) -> None:
         super().__init__()
-        self.gate = nn.Linear(hidden_size, inner_size, bias=bias)
-        self.up = nn.Linear(hidden_size, inner_size, bias=bias)
-        self.down = nn.Linear(inner_size, hidden_size, bias=bias)
+        self.gate = Linear(hidden_size, inner_size, bias=bias)
+        self.up = Linear(hidden_size, inner_size, bias=bias)
+        self.down = Linear(inner_size, hidden_size, bias=bias)
 
-    def forward(self, hidden_BND: Tensor) -> Tensor:
-        """Return the feed-forward branch, [B, N, D]."""
-        return self.down(F.silu(self.gate(hidden_BND)) * self.up(hidden_BND))
+    def forward(self, hidden_BND: Tensor, adapter: AdapterRows = True) -> Tensor:
+        """Return the feed-forward branch, [B, N, D]; `adapter`: see `Transformer.forward`."""
+        inner_BNI = F.silu(self.gate(hidden_BND, adapter)) * self.up(hidden_BND, adapter)
+        return self.down(inner_BNI, adapter)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from difflm.models.config import ModelConfig, MoEConfig
+from difflm.models.lora import AdapterRows, LowRank, with_delta
 from difflm.models.mlp import MLP
 
 
@@ -117,18 +118,41 @@ class Experts(nn.Module):
         self.down = nn.Parameter(torch.empty(count, hidden_size, inner))
         for matrix, fan_in in ((self.gate_up, hidden_size), (self.down, inner)):
             nn.init.uniform_(matrix, -(fan_in**-0.5), fan_in**-0.5)
+        self.gate_up_lora: LowRank | None = None
+        self.down_lora: LowRank | None = None
 
-    def forward(self, hidden_ND: Tensor, weight_NK: Tensor, expert_NK: Tensor) -> Tensor:
-        """Return the weighted sum of each token's experts, [N, D]; summed in the dtype of the weights, then cast."""
+    def forward(self, hidden_ND: Tensor, weight_NK: Tensor, expert_NK: Tensor, adapter: AdapterRows = True) -> Tensor:
+        """Return the weighted sum of each token's experts, [N, D]; summed in the dtype of the weights, then cast.
+
+        Args:
+            hidden_ND: tokens.
+            weight_NK: weights of the router.
+            expert_NK: its choice.
+            adapter: True, False, or bool [N] (see `Transformer.forward`).
+        """
         count, pairs = self.gate_up.shape[0], expert_NK.flatten()
         order_P = pairs.argsort(stable=True)
         back_P = order_P.argsort()
         stop_E = torch.searchsorted(pairs[order_P], torch.arange(count, device=pairs.device), right=True)
         rows_PD = _Reorder.apply(hidden_ND, order_P, back_P, expert_NK.shape[1])
-        gate_PI, up_PI = grouped_linear(rows_PD, self.gate_up, stop_E).chunk(2, dim=-1)
-        out_PD = grouped_linear(F.silu(gate_PI) * up_PI, self.down, stop_E)
+        rows_P = adapter if isinstance(adapter, bool) else adapter[order_P // expert_NK.shape[1]]
+        gate_up_PI = _adapted(rows_PD, self.gate_up, stop_E, self.gate_up_lora, rows_P)
+        gate_PI, up_PI = gate_up_PI.chunk(2, dim=-1)
+        out_PD = _adapted(F.silu(gate_PI) * up_PI, self.down, stop_E, self.down_lora, rows_P)
         out_NKD = _Reorder.apply(out_PD, back_P, order_P, 1).unflatten(0, expert_NK.shape)
         return (out_NKD * weight_NK[..., None]).sum(1).to(hidden_ND.dtype)
+
+
+def _adapted(rows: Tensor, weight: Tensor, stops: Tensor, lora: LowRank | None, adapter: AdapterRows) -> Tensor:
+    """Return `grouped_linear`, plus the part of a low-rank pair per expert on the adapter's rows."""
+    out = grouped_linear(rows, weight, stops)
+    if lora is None or adapter is False:
+        return out
+    inner = grouped_linear(rows, lora.a, stops).chunk(lora.parts, dim=-1)
+    halves = zip(inner, lora.b.chunk(lora.parts, dim=1), strict=True)
+    # A copy: kernels of the grouped product want each operand's rows together.
+    delta = torch.cat([grouped_linear(part.contiguous(), b.contiguous(), stops) for part, b in halves], dim=-1)
+    return with_delta(out, delta * lora.scale, adapter)
 
 
 class MoE(nn.Module):
@@ -143,14 +167,17 @@ class MoE(nn.Module):
         inner = moe.shared_experts * moe.shared_size
         self.shared = MLP(config.hidden_size, inner, bias=False) if inner else None
 
-    def forward(self, hidden_BND: Tensor, probe: RouterProbe | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(
+        self, hidden_BND: Tensor, probe: RouterProbe | None = None, adapter: AdapterRows = True
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return (feed-forward branch [B, N, D], what the probe measured: nothing without one)."""
         hidden_ND = hidden_BND.flatten(0, 1)
+        adapter_N = adapter if isinstance(adapter, bool) else adapter.flatten()
         logit_NE = self.router.logits(hidden_ND)
         weight_NK, expert_NK = self.router.choose(logit_NE)
-        out_BND = self.experts(hidden_ND, weight_NK, expert_NK).view_as(hidden_BND)
+        out_BND = self.experts(hidden_ND, weight_NK, expert_NK, adapter_N).view_as(hidden_BND)
         if self.shared is not None:
-            out_BND = out_BND + self.shared(hidden_BND)
+            out_BND = out_BND + self.shared(hidden_BND, adapter)
         return out_BND, probe.measure(logit_NE, expert_NK) if probe is not None else ()
 
 

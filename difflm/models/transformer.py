@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from difflm.models.config import ModelConfig
+from difflm.models.lora import AdapterRows, Linear, LowRank, TokenRows
 from difflm.models.mlp import MLP
 from difflm.models.moe import MoE, RouterProbe
 from difflm.models.rope import rotary_frequencies, rotary_scale, rotary_table, rotate
@@ -50,22 +51,24 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         width, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.query = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
-        self.key = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
-        self.value = nn.Linear(config.hidden_size, narrow, bias=config.qkv_bias)
-        self.output = nn.Linear(width, config.hidden_size, bias=config.output_bias)
+        self.query = Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.key = Linear(config.hidden_size, narrow, bias=config.qkv_bias)
+        self.value = Linear(config.hidden_size, narrow, bias=config.qkv_bias)
+        self.output = Linear(width, config.hidden_size, bias=config.output_bias)
         norm = RMSNorm if config.qk_norm else None
         self.query_norm = norm(config.head_dim, config.norm_eps) if norm else nn.Identity()
         self.key_norm = norm(config.head_dim, config.norm_eps) if norm else nn.Identity()
 
-    def forward(self, hidden_BND: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(
+        self, hidden_BND: Tensor, table: tuple[Tensor, Tensor], attend: Attend, adapter: AdapterRows = True
+    ) -> Tensor:
         """Return the attention branch, [B, N, D]."""
         shape = (*hidden_BND.shape[:2], -1, self.head_dim)
-        query = self.query_norm(self.query(hidden_BND).view(shape)).transpose(1, 2)
-        key = self.key_norm(self.key(hidden_BND).view(shape)).transpose(1, 2)
-        value = self.value(hidden_BND).view(shape).transpose(1, 2)
+        query = self.query_norm(self.query(hidden_BND, adapter).view(shape)).transpose(1, 2)
+        key = self.key_norm(self.key(hidden_BND, adapter).view(shape)).transpose(1, 2)
+        value = self.value(hidden_BND, adapter).view(shape).transpose(1, 2)
         mixed = attend(self.layer, rotate(query, table), rotate(key, table), value)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return self.output(mixed.transpose(1, 2).flatten(2), adapter)
 
 
 class DecoderLayer(nn.Module):
@@ -80,13 +83,20 @@ class DecoderLayer(nn.Module):
         self.mlp = MoE(config) if sparse else MLP(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
     def forward(
-        self, hidden_BND: Tensor, table: tuple[Tensor, Tensor], attend: Attend, probe: RouterProbe | None = None
+        self,
+        hidden_BND: Tensor,
+        table: tuple[Tensor, Tensor],
+        attend: Attend,
+        probe: RouterProbe | None = None,
+        adapter: AdapterRows = True,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return (the layer's output [B, N, D], what the probe measured on its router, if there are both)."""
-        hidden_BND = hidden_BND + self.attention(self.attention_norm(hidden_BND), table, attend)
+        hidden_BND = hidden_BND + self.attention(self.attention_norm(hidden_BND), table, attend, adapter)
         normed_BND = self.mlp_norm(hidden_BND)
-        branch_BND, measured = self.mlp(normed_BND, probe) if isinstance(self.mlp, MoE) else (self.mlp(normed_BND), ())
-        return hidden_BND + branch_BND, measured
+        if isinstance(self.mlp, MoE):
+            branch_BND, measured = self.mlp(normed_BND, probe, adapter)
+            return hidden_BND + branch_BND, measured
+        return hidden_BND + self.mlp(normed_BND, adapter), ()
 
 
 class Transformer(nn.Module):
@@ -102,6 +112,7 @@ class Transformer(nn.Module):
         table = torch.empty(config.vocab_size, config.hidden_size)
         # On the meta device there is nothing to draw, and asking for it would import torch's compiler (seconds).
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table if table.is_meta else None)
+        self.token_rows: TokenRows | None = None
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -117,8 +128,19 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
 
     def stored_tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds, by name: every parameter (tied ones once) and the experts' biases."""
-        return dict(self.named_parameters()) | dict(self.named_buffers())
+        """Return what a checkpoint holds, by name: every parameter (tied ones once) and the experts' biases.
+
+        Parameters of an adapter are not among them; `difflm.models.adapters` knows those.
+        """
+        adapters = {name for name, module in self.named_modules() if isinstance(module, LowRank | TokenRows)}
+        every = dict(self.named_parameters()) | dict(self.named_buffers())
+        return {name: tensor for name, tensor in every.items() if name.rpartition(".")[0] not in adapters}
+
+    def head_weight(self, adapter: AdapterRows = True) -> Tensor:
+        """Return the weight of the head, [V, D]; where it is the embedding, with the rows that an adapter replaces."""
+        if self.token_rows is None or not self.config.tied_embeddings or adapter is False:
+            return self.head.weight
+        return self.token_rows.placed(self.head.weight)
 
     def forward(
         self,
@@ -129,6 +151,7 @@ class Transformer(nn.Module):
         embedding_noise_BND: Tensor | None = None,
         activation_checkpointing: bool = False,
         probe: RouterProbe | None = None,
+        adapter: AdapterRows = True,
     ) -> Tensor:
         """Return the final, normalised hidden states, [B, N, D].
 
@@ -140,14 +163,18 @@ class Transformer(nn.Module):
             activation_checkpointing: keep only each layer's input and compute the layer again in the backward pass:
                 the same loss and gradients, less memory, about a third more time.
             probe: measures every router, once.
+            adapter: rows on which the model's low-rank adapter acts, if it has one: True is all of them, False none,
+                bool [B, N] some; on the others every map is bit for bit that of the model without adapter.
         """
         hidden_BND = self.embedding(token_BN)
+        if self.token_rows is not None and adapter is not False:
+            hidden_BND = self.token_rows(hidden_BND, token_BN, adapter)
         if embedding_noise_BND is not None:
             hidden_BND = hidden_BND + embedding_noise_BND.to(hidden_BND)
         frequency_F = self.frequency_F.to(token_BN.device)
         table = rotary_table(position_BN, frequency_F, hidden_BND.dtype, scale=self.rotary_scale)
         for number, layer in enumerate(self.layers):
-            given = (hidden_BND, table, attend, probe)
+            given = (hidden_BND, table, attend, probe, adapter)
             if activation_checkpointing:
                 # Nothing in a layer is random, so there is no generator state to restore.
                 hidden_BND, measured = checkpoint(layer, *given, use_reentrant=False, preserve_rng_state=False)

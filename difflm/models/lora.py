@@ -1,0 +1,103 @@
+"""Low-rank adapters: what they add to a linear map, to the experts of a layer, and to rows of the embedding.
+
+Source: LoRA, arXiv:2106.09685, section 4.1: y = W x + scale * B A x with A [R, in], B [out, R] and scale = alpha / R;
+rsLoRA, arXiv:2312.03732: alpha / sqrt(R). Names and layout of files: `difflm.checkpoints.adapter_names`.
+
+Shape legend: see `difflm.types`; R rank, P pairs of a token and one of its experts, E experts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+AdapterRows = bool | Tensor
+"""Which rows an adapter acts on: all, none (bit for bit the model without it), or those of a bool tensor [B, N]."""
+
+
+class LowRank(nn.Module):
+    """A pair of low-rank matrices beside a frozen weight.
+
+    Args:
+        a: A, [R, in]; for experts stacked, [E, parts * R, in].
+        b: B, [out, R]; for experts [E, out, R]. Part p of the output rows belongs to part p of A.
+        scale: factor on B A.
+        parts: matrices that lie below each other in the weight (gate and up of experts: 2), each with a pair of its
+            own.
+    """
+
+    def __init__(self, a: nn.Parameter, b: nn.Parameter, *, scale: float, parts: int = 1) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+        self.scale, self.parts = scale, parts
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return what the pair adds to the output of a linear map, [..., out]."""
+        return F.linear(F.linear(hidden, self.a), self.b) * self.scale
+
+    def delta(self) -> Tensor:
+        """Return what the pair adds to the weight: scale * B A, in the shape of the weight; float32 at least."""
+        return weight_delta(self.a, self.b, scale=self.scale, parts=self.parts)
+
+
+def weight_delta(a: Tensor, b: Tensor, *, scale: float, parts: int = 1) -> Tensor:
+    """Return scale * B A of a pair (see `LowRank`), float32 at least."""
+    wide = torch.promote_types(a.dtype, torch.float32)
+    pairs = zip(a.to(wide).chunk(parts, dim=-2), b.to(wide).chunk(parts, dim=-2), strict=True)
+    return torch.cat([right @ left for left, right in pairs], dim=-2) * scale
+
+
+def with_delta(out: Tensor, delta: Tensor, rows: AdapterRows) -> Tensor:
+    """Return out + delta on the rows an adapter acts on, and `out` as it is, bit for bit, on the others.
+
+    Args:
+        out: [..., out].
+        delta: the same shape.
+        rows: True, or bool of the shape of `out` without its last dimension.
+    """
+    added = out + delta
+    return added if isinstance(rows, bool) else torch.where(rows[..., None], added, out)
+
+
+class Linear(nn.Linear):
+    """A linear map that an adapter may stand beside (`lora`; None where there is none)."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.lora: LowRank | None = None
+
+    def forward(self, hidden: Tensor, adapter: AdapterRows = True) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the map of the last dimension, plus the adapter's part on its rows."""
+        out = F.linear(hidden, self.weight, self.bias)
+        if self.lora is None or adapter is False:
+            return out
+        return with_delta(out, self.lora(hidden), adapter)
+
+
+class TokenRows(nn.Module):
+    """Rows that stand in for those of the embedding.
+
+    Args:
+        token_ids: whose rows.
+        weight: [T, D], one row for each id.
+    """
+
+    def __init__(self, token_ids: tuple[int, ...], weight: nn.Parameter) -> None:
+        super().__init__()
+        self.token_ids, self.weight = token_ids, weight
+
+    def forward(self, hidden_BND: Tensor, token_BN: Tensor, adapter: AdapterRows) -> Tensor:
+        """Return the embedded tokens with the rows put in, [B, N, D]."""
+        for token_id, row_D in zip(self.token_ids, self.weight, strict=True):
+            chosen_BN = token_BN == token_id
+            if not isinstance(adapter, bool):
+                chosen_BN = chosen_BN & adapter
+            # Not an indexed lookup: the gradient of that is added up in any order on CUDA.
+            hidden_BND = torch.where(chosen_BN[..., None], row_D, hidden_BND)
+        return hidden_BND
+
+    def placed(self, weight_VD: Tensor) -> Tensor:
+        """Return an embedding or head with the rows put in; differentiable in both."""
+        index_T = torch.tensor(self.token_ids, device=weight_VD.device)
+        return weight_VD.index_copy(0, index_T, self.weight.to(weight_VD.dtype))
