@@ -17,7 +17,7 @@ from difflm.training.state import checkpoint_folders
 from tests.checkpoints.tiny import hf_folder, ling_folder, make_tokenizer, sarvam, tokens
 from tests.decode import reference
 from tests.standins import write_texts
-from tests.training.test_resume import result_of, run_with_stops
+from tests.training.test_resume import result_of, rows_of, run_with_stops
 
 FAMILIES = ("llada2_moe", "qwen3_moe")
 
@@ -83,14 +83,23 @@ def test_train_and_everything_after(converted: Path, dtype: str, tmp_path: Path)
 
 
 def test_resume_is_exact(converted: Path, tmp_path: Path) -> None:
-    """Weights, biases of experts, moments and counters, bit for bit, after a SIGINT."""
+    """Weights, updated biases of experts, moments, counters and loads, bit for bit, after a SIGINT; in bfloat16."""
+    before, rate = dict(difflm.load_model(converted).model.named_buffers()), 3e-3
+    router = {"bias_update_rate": rate if before else 0.0, "z_loss": 1e-3, "balance_loss": 1e-2}
+    options: dict[str, Any] = {"curriculum": [{"block_size": 4, "tokens": 600}], "dtype": "bfloat16", "router": router}
     results = []
     for name, stops in (("whole", ()), ("stopped", (2,))):
         (tmp_path / name).mkdir()
-        config = config_from_tree(tree(converted, tmp_path / name, curriculum=[{"block_size": 4, "tokens": 600}]))
+        config = config_from_tree(tree(converted, tmp_path / name, **options))
         run_with_stops(config, stops)
-        results.append(result_of(checkpoint_folders(config.output)[-1]))
-    assert results[0][:2] == results[1][:2]
+        last = checkpoint_folders(config.output)[-1]
+        results.append((*result_of(last)[:2], rows_of(config.output)))
+    assert results[0] == results[1]
+    assert "max_violation" in results[0][2][-2]["router"]["noisy"]
+    for name, buffer in difflm.load_model(last).model.named_buffers():
+        steps = (buffer - before[name]).abs() / rate
+        assert torch.allclose(steps, steps.round(), atol=1e-3), "whole steps of the rate: never rounded to bfloat16"
+        assert float(steps.max()) > 2
 
 
 def test_cached_decoding_equals_recomputing_everything(converted: Path) -> None:

@@ -112,7 +112,7 @@ class ForwardProbe:
         sequence_N = torch.where(self.real_QL, sequence_N, len(count_Q)).flatten()
         top_NK = share_NE.detach().topk(self.moe.experts_per_token, dim=-1).indices
         load_QE = _counts(sequence_N, top_NK, len(count_Q) + 1, share_NE.shape[1])[:-1]
-        fraction_QE = load_QE * share_NE.shape[1] / (self.moe.experts_per_token * count_Q[:, None])
+        fraction_QE = load_QE.to(share_NE.dtype) * share_NE.shape[1] / (self.moe.experts_per_token * count_Q[:, None])
         total_QE = (share_NE.unflatten(0, self.real_QL.shape) * self.real_QL[..., None]).sum(1)
         return (fraction_QE * total_QE).sum()
 
@@ -194,7 +194,7 @@ class RouterStep:
             assert bias_E is not None, "checked before the run"
             load_E = load_CE.sum(0)
             # In whole numbers: an expert at the mean stays, whatever the mean is in binary.
-            bias_E += self.config.bias_update_rate * (load_E.sum() - len(load_E) * load_E).sign()
+            bias_E += self.config.bias_update_rate * (load_E.sum() - len(load_E) * load_E).sign().to(bias_E)
 
     def row(self) -> dict[str, Any]:
         """Return the figures of the step under the names of metrics.jsonl; nothing of a dense model."""

@@ -17,7 +17,9 @@ from difflm.training.config_io import dump_config
 from tests.training.runs import config_of
 
 
-def trials(files: dict[str, Path], folder: Path, *, points: int, times: int, seed: int) -> list[dict[str, Any]]:
+def trials(
+    files: dict[str, Path], folder: Path, *, points: int, times: int, seed: int, **changes: Any
+) -> list[dict[str, Any]]:
     config = config_of(
         files,
         folder / "unused",
@@ -25,6 +27,7 @@ def trials(files: dict[str, Path], folder: Path, *, points: int, times: int, see
         checkpoint={"every_tokens": 250, "keep": 1, "keep_best": 1},
         accumulation=2,
         rows_per_batch=1,
+        **changes,
     )
     (folder / "config.yaml").write_text(dump_config(config))
     done = subprocess.run(
@@ -67,3 +70,10 @@ def test_fifty_killed_runs_end_as_undisturbed_ones(files: dict[str, Path], memor
     wanted = {"fsync", "rename", "replace", "metrics", "step", "_backward", "write training_state.json"}
     assert wanted < events
     assert {f"write {name}" for name in ("optimizer.safetensors", ".manifest.json.partial")} < events
+
+
+@pytest.mark.slow
+def test_killed_runs_of_a_mixture_end_as_undisturbed_ones(mixtures: dict[str, Path], memory: Path) -> None:
+    """Biases of experts that move are weights like the others."""
+    changes: dict[str, Any] = {"dtype": "bfloat16", "router": {"bias_update_rate": 1e-2, "balance_loss": 1e-2}}
+    check(trials(mixtures, memory, points=6, times=2, seed=3, **changes), 8)
