@@ -47,7 +47,8 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=hidden_size**-0.5)
+        if not self.weight.is_meta:  # nothing to draw there, and asking for it would import torch's compiler (seconds)
+            nn.init.normal_(self.weight, std=hidden_size**-0.5)
         # A buffer: no gradient, but part of the checkpoint.
         self.expert_bias = nn.Buffer(torch.zeros(config.num_experts)) if config.expert_bias else None
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from difflm.checkpoints.architectures import (
@@ -38,6 +41,16 @@ def test_parameter_counts_are_the_published_ones(name: str) -> None:
     assert tuple(round(count / 1e9, 3) for count in found) == expected
     assert model.config.moe is not None
     assert [type(layer.mlp).__name__ for layer in model.layers] == ["MLP"] + ["MoE"] * (model.config.num_layers - 1)
+
+
+def test_building_on_the_meta_device_imports_no_compiler() -> None:
+    """That takes seconds; the building itself, of every layer of the 100B model, a fraction of one."""
+    code = (
+        "import sys; from difflm.checkpoints.architectures import meta_model; meta_model('llada2.0-flash'); "
+        "print([name for name in ('torch._dynamo', 'torch._inductor', 'sympy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_converted_model_is_the_parent_with_other_fields() -> None:
