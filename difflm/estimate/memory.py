@@ -136,7 +136,7 @@ def step_memory(
     tokens, size = inputs.token_BN.numel(), dtype.itemsize
     scored = max((term.row_M.numel() for term in inputs.terms), default=0)
     attention, masks = _attention_bytes(model, inputs, size=size, backend=backend)
-    sparse = _moe_bytes(model, size=size)
+    sparse, router = _moe_bytes(model, size=size)
     outside = tokens * (8 + 2 * model.head_dim * size + _norm(model.hidden_size, size) + 4)
     # The final hidden states, and the rows of them that are scored.
     outside += tokens * model.hidden_size * size
@@ -145,7 +145,7 @@ def step_memory(
     for number in range(model.num_layers):
         dense = model.moe is None or number in model.moe.dense_layers
         branch = 4 * model.intermediate_size * size if dense else sparse
-        layers.append(tokens * (_projections(model, size) + branch) + attention)
+        layers.append(tokens * (_projections(model, size) + branch) + (0 if dense else router) + attention)
     chunk = min(head_chunk, scored)
     # Float32 logits, probabilities and gradient of a chunk; their copy in the run's dtype; the head's gradient twice:
     # the sum so far and a chunk's part.
@@ -200,14 +200,20 @@ def _projections(model: ModelConfig, size: int) -> int:
     return kept
 
 
-def _moe_bytes(model: ModelConfig, *, size: int) -> int:
-    """Return what a mixture keeps per token: rows, gate, up, silu, product and result of each expert; the router."""
-    moe = model.moe
+def _moe_bytes(model: ModelConfig, *, size: int) -> tuple[int, int]:
+    """Return what a mixture keeps, bytes: per token, and per layer whatever the tokens (a router in float32)."""
+    moe, hidden = model.moe, model.hidden_size
     if moe is None:
-        return 0
-    routed = moe.experts_per_token * ((2 * model.hidden_size + 4 * moe.expert_size) * size + 4 * 8)
-    router = 2 * moe.num_experts * WIDE + (model.hidden_size * WIDE if size != WIDE else 0)
-    return routed + router + 4 * moe.shared_experts * moe.shared_size * size
+        return 0, 0
+    # Of each pair of token and expert: its sorted row, gate and up, silu, their product, its unsorted result; two
+    # orders and the choice (int64); its weight, and the one before normalisation.
+    pair = (2 * hidden + 4 * moe.expert_size) * size + 3 * 8 + WIDE * (2 if moe.normalise else 1)
+    router = moe.num_experts * WIDE + (WIDE if moe.normalise else 0)
+    if size != WIDE:
+        # The router's input again in float32; the narrow one is kept by a shared expert only.
+        router += hidden * WIDE - (0 if moe.shared_experts else hidden * size)
+    shared = 4 * moe.shared_experts * moe.shared_size * size
+    return moe.experts_per_token * pair + router + shared, moe.num_experts * hidden * WIDE if size != WIDE else 0
 
 
 def _attention_bytes(
