@@ -1272,6 +1272,78 @@ MUTANTS = (
         "load > usable_cores():",
         "tests/test_doctor.py::test_threads_that_spin_on_a_busy_machine_are_a_note",
     ),
+    Mutant(
+        "difflm/training/router.py",
+        "(load_E.sum() - len(load_E) * load_E).sign()",
+        "(len(load_E) * load_E - load_E.sum()).sign()",
+        "tests/training/test_router.py::test_biases_move_by_the_rate_towards_the_mean",
+    ),
+    Mutant(
+        "difflm/training/router.py",
+        "real_BL = (inputs.layout.document_BL != PADDING)",
+        "real_BL = (inputs.layout.document_BL >= PADDING)",
+        "tests/training/test_router.py::test_loads_equal_a_loop_over_tokens",
+    ),
+    Mutant(
+        "difflm/training/router.py",
+        "first = 0 if inputs.maskable_BL is not None else 1",
+        "first = 0",
+        "tests/training/test_router.py::test_loads_equal_a_loop_over_tokens",
+    ),
+    Mutant(
+        "difflm/training/router.py",
+        "stream_C.repeat(len(real_BL))[:, None]",
+        "stream_C.repeat_interleave(len(real_BL))[:, None]",
+        "tests/training/test_router.py::test_loads_equal_a_loop_over_tokens",
+    ),
+    Mutant(
+        "difflm/training/router.py",
+        "(logit_NE.logsumexp(-1).square() * self.real_QL.flatten()).sum()",
+        "logit_NE.logsumexp(-1).square().sum()",
+        "tests/training/test_router.py::test_losses_on_routers_equal_their_formulas",
+    ),
+    Mutant(
+        "difflm/training/router.py",
+        "* self.real_QL[..., None]).sum(1)",
+        ").sum(1)",
+        "tests/training/test_router.py::test_losses_on_routers_equal_their_formulas",
+    ),
+    Mutant(
+        "difflm/training/router.py",
+        "count = max(self.tokens, 1)",
+        "count = probe.real_QL.sum()",
+        "tests/training/test_router.py::test_losses_and_loads_do_not_depend_on_micro_batches",
+    ),
+    Mutant(
+        "difflm/training/router.py",
+        "(entropy_N * (self.stream_N == stream)).sum()",
+        "entropy_N[self.stream_N == stream].sum()",
+        "tests/training/test_router.py::test_nothing_is_read_before_the_step_is_done",
+    ),
+    Mutant(
+        "difflm/training/router.py",
+        "if settings.bias_update_rate and moe is not None and not moe.expert_bias:",
+        "if settings.bias_update_rate and moe is None:",
+        "tests/training/test_router.py::test_what_a_model_has_no_router_for_is_refused",
+    ),
+    Mutant(
+        "difflm/training/trainer.py",
+        "losses = tally.losses() | routers.losses()",
+        "losses = tally.losses()",
+        "tests/training/test_router.py::test_a_router_loss_that_is_not_finite_is_a_bad_step",
+    ),
+    Mutant(
+        "difflm/training/trainer.py",
+        "Optimizer(master, config.learning,",
+        "Optimizer(master, config.optimizer,",
+        "tests/training/test_router.py::test_a_frozen_router_stays_while_the_rest_learns",
+    ),
+    Mutant(
+        "difflm/training/optim.py",
+        "in [*self.pairs, *self.buffers]:",
+        "in self.pairs:",
+        "tests/training/test_router.py::test_each_step_updates_the_biases_by_its_own_loads",
+    ),
 )
 
 

@@ -72,6 +72,7 @@ def figures_of(run: RunFacts) -> list[Figure]:
                 ],
             ),
         ),
+        *_router_figures(run, chart),
         *_speed_figures(run, chart),
     ]
     shown = [each for each in found if isinstance(each.chart, Chart) and any(line.points for line in each.chart.lines)]
@@ -80,6 +81,23 @@ def figures_of(run: RunFacts) -> list[Figure]:
         note = "Unweighted loss of masked tokens, by the share of masked tokens in their block."
         shown.insert(min(5, len(shown)), Figure(title="Loss by mask rate", note=note, chart=heat))
     return shown
+
+
+def _router_figures(run: RunFacts, chart: Callable[..., Chart]) -> list[Figure]:
+    """Return how evenly the routers of a mixture of experts load them; without points for a dense model."""
+    lines = [
+        line
+        for color, stream in enumerate(("noisy", "clean"))
+        for line in (
+            *_both(run.train, "router", stream, "max_violation", "mean", label=f"{stream}: overload", color=color),
+            _line(
+                run.train, "router", stream, "dead_experts", "mean",
+                label=f"{stream}: dead experts", color=color + 2, right=True,
+            ),
+        )
+    ]  # fmt: skip
+    note = "Overload: busiest expert / mean - 1, mean of the layers. Dead: share of experts without a token in a step."
+    return [Figure(title="Load of the experts", note=note, chart=chart("overload", lines, right_unit="share"))]
 
 
 def _speed_figures(run: RunFacts, chart: Callable[..., Chart]) -> list[Figure]:

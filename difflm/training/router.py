@@ -78,8 +78,8 @@ class ForwardProbe:
         load_CE = _counts(self.stream_N, expert_NK, streams + 1, experts)[:streams]
         share_NE = self._shares(logit_NE)
         entropy_N = torch.special.entr(share_NE.detach()).sum(-1, dtype=torch.float64)
-        # Not index_add: on CUDA that adds in any order.
-        entropy_C = torch.stack([entropy_N[self.stream_N == stream].sum() for stream in range(streams)])
+        # Neither index_add, which adds in any order on CUDA, nor a choice of rows, which waits for their number.
+        entropy_C = torch.stack([(entropy_N * (self.stream_N == stream)).sum() for stream in range(streams)])
         zero = logit_NE.new_zeros(())
         squared = self._squared(logit_NE) if self.config.z_loss else zero
         balance = self._balance(share_NE) if self.config.balance_loss else zero

@@ -265,3 +265,63 @@ def test_no_row_is_lost_whatever_the_choice(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(moe_module, "grouped_linear", lambda *given: calls.append(given) or grouped_linear(*given))
     made(rows, weights, shuffled)
     assert [len(rows_PD) for rows_PD, _, _ in calls] == [8 * len(rows)] * 2
+
+
+CHOICES = {
+    "random": torch.randint(0, 8, (23, 3), generator=torch.Generator().manual_seed(4)),
+    "one token": torch.tensor([[6, 0, 3]]),
+    "one token, one expert": torch.tensor([[7]]),
+    "all to one": torch.full((19, 1), 2),
+    "all to the last": torch.full((5, 1), 7),
+    "first and last are empty": torch.tensor([[1, 6], [6, 2], [5, 1], [1, 2]]),
+    "every expert": torch.stack([torch.randperm(8, generator=torch.Generator().manual_seed(n)) for n in range(6)]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("size", [16, 6])
+def test_experts_equal_a_loop_over_pairs(name: str, dtype: torch.dtype, size: int) -> None:
+    """Outputs and every gradient, at a width that torch's grouped product takes (16) and one for our loop alone (6)."""
+    expert_NK = CHOICES[name]
+    made = Experts(size, replace(QWEN, expert_size=size)).to(dtype)
+    generator = torch.Generator().manual_seed(5)
+    hidden_ND = torch.randn(len(expert_NK), size, generator=generator).to(dtype).requires_grad_()
+    weight_NK = torch.rand(expert_NK.shape, generator=generator).to(torch.promote_types(dtype, torch.float32))
+    weight_NK.requires_grad_()
+    tensors = (hidden_ND, weight_NK, made.gate_up, made.down)
+    wide_ND, wide_NK, gate_up, down = wide = tuple(each.detach().double().requires_grad_() for each in tensors)
+    rows = []
+    for token, chosen in enumerate(expert_NK.tolist()):
+        row = torch.zeros(size, dtype=torch.float64)
+        for rank, expert in enumerate(chosen):
+            gate, up = (gate_up[expert] @ wide_ND[token]).chunk(2)
+            row = row + wide_NK[token, rank] * (down[expert] @ (F.silu(gate) * up))
+        rows.append(row)
+    slow = torch.stack(rows)
+    ours = made(hidden_ND, weight_NK, expert_NK)
+    assert ours.dtype == dtype
+    seed = torch.randn(slow.shape, generator=generator).to(dtype)
+    bound = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    results = (ours, *torch.autograd.grad(ours, tensors, seed))
+    expected = (slow, *torch.autograd.grad(slow, wide, seed.double()))
+    for one, other in zip(results, expected, strict=True):
+        assert float((one.double() - other).norm()) <= bound * float(other.norm())
+    untouched = [expert for expert in range(8) if not bool((expert_NK == expert).any())]
+    for gradient in results[3:]:
+        assert float(gradient[untouched].abs().sum()) == 0.0
+
+
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+def test_the_grouped_product_needs_no_value_on_the_host(score: Any) -> None:
+    """Tensors without values: reading one raises, which on a GPU would be a wait for it."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+    moe = replace(LING, score=score, expert_size=16)
+    narrow, exact = layer(moe, 16).to(torch.bfloat16), layer(moe, 16)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        inputs = torch.randn(2, 9, 16, dtype=torch.bfloat16, requires_grad=True)
+        out, _ = narrow(inputs)
+        assert len(torch.autograd.grad(out.float().sum(), [inputs, *narrow.parameters()])) > 4
+        with pytest.raises(DataDependentOutputException):
+            exact(inputs.double())

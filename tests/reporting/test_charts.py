@@ -57,6 +57,18 @@ def test_figures_without_anything_to_show_are_left_out(tmp_path: Path) -> None:
     assert figures_of(read_run(write_run(tmp_path / "new"))) == []
 
 
+def test_a_mixture_shows_the_load_of_both_streams(tmp_path: Path) -> None:
+    def router(step: int) -> dict[str, Any]:
+        fields = {"max_violation": {"mean": 2.0 / step, "layer_1": 9.0}, "dead_experts": {"mean": 0.25}, "entropy": {}}
+        return {"noisy": fields, "clean": {**fields, "max_violation": {"mean": 0.5}}, "z_loss": 1.0}
+
+    found = figures(tmp_path, [train_row(step, router=router(step)) for step in (1, 2)])
+    load = lines(found["Load of the experts"])
+    assert load["noisy: overload"] == [(100.0, 2.0), (200.0, 1.0)]
+    assert load["clean: overload"][1] == (200.0, 0.5)
+    assert load["noisy: dead experts"][0] == load["clean: dead experts"][0] == (100.0, 0.25)
+
+
 def test_a_cell_is_a_sum_over_a_count(tmp_path: Path) -> None:
     rows = [
         train_row(1, loss_by_mask_rate={"0.1-0.2": 1.0}, tokens_by_mask_rate={"0.1-0.2": 1}),

@@ -236,6 +236,21 @@ def test_losses_on_routers_equal_their_formulas(moe: MoEConfig, objective: Objec
     assert 0.9 < float(balance) < 3
 
 
+@MIXTURES
+def test_nothing_is_read_before_the_step_is_done(moe: MoEConfig) -> None:
+    """Tensors without values: reading one raises, which on a GPU would be a wait in every layer."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    inputs = prepared(BlockDiffusion(block_size=4))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        probe = ForwardProbe(inputs, moe, BOTH, device="cpu")
+        logit_NE = torch.randn(inputs.token_BN.numel(), moe.num_experts, requires_grad=True)
+        step = RouterStep(BOTH, moe, device="cpu")
+        for layer in (0, 1):
+            probe.record(layer, probe.measure(logit_NE, logit_NE.topk(2).indices))
+        torch.stack(step.add(probe)).sum().backward()
+
+
 def test_balanced_shares_have_a_balance_loss_of_one() -> None:
     """Every expert takes its part: f = 1 and P = 1 / E."""
     moe = MoEConfig(num_experts=3, experts_per_token=1, expert_size=1, score="softmax")
