@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from difflm.checkpoints.convert import convert
+    from difflm.checkpoints.export import Export, export
     from difflm.checkpoints.loading import LoadedModel, load_model
     from difflm.checkpoints.merge import average_checkpoints as merge
     from difflm.decode.engine import Engine, generate
@@ -30,6 +31,7 @@ __all__ = [
     "DataError",
     "DifflmError",
     "Engine",
+    "Export",
     "Interrupted",
     "LoadedModel",
     "PrepareSummary",
@@ -38,6 +40,7 @@ __all__ = [
     "TrainConfig",
     "__version__",
     "convert",
+    "export",
     "generate",
     "load_model",
     "logits",
@@ -50,6 +53,8 @@ __all__ = [
 
 _HOMES = {
     "convert": "difflm.checkpoints.convert:convert",
+    "Export": "difflm.checkpoints.export:Export",
+    "export": "difflm.checkpoints.export:export",
     "LoadedModel": "difflm.checkpoints.loading:LoadedModel",
     "load_model": "difflm.checkpoints.loading:load_model",
     "merge": "difflm.checkpoints.merge:average_checkpoints",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,33 @@ def model_card(config: Mapping[str, Any]) -> str:
 def _table(rows: Mapping[str, Any]) -> str:
     """Return rows of a Markdown table; a bar inside a value would end its cell."""
     return "\n".join(f"| {name} | `{str(value).replace('|', chr(92) + '|')}` |" for name, value in rows.items())
+
+
+_SERVING = "## Engines that serve this folder"
+_LICENCES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+
+
+def with_serving(card: str, engines: Mapping[str, str | Sequence[str]]) -> str:
+    """Return a model card with a section on serving; one that it has already is replaced.
+
+    Args:
+        card: README.md.
+        engines: name and version of an engine -> its launch command, or the reasons why it does not serve the model.
+    """
+    kept = card.partition(f"{_SERVING}\n")[0].rstrip()
+    lines = [_SERVING, ""]
+    for title, answer in engines.items():
+        text = f"\n\n```bash\n{answer}\n```\n" if isinstance(answer, str) else f": no, {'; '.join(answer)}."
+        lines.append(f"- {title}{text}")
+    return "\n".join([*([kept, ""] if kept else []), *lines, ""])
+
+
+def licence_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a folder that hold a licence or a notice; none for a single file."""
+    if not folder.is_dir():
+        return ()
+    found = (path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in ("", ".md", ".txt"))
+    return tuple(sorted(path for path in found if path.name.upper().startswith(_LICENCES)))
 
 
 def licence_of_card(folder: Path) -> str | None:

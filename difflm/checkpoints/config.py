@@ -14,7 +14,7 @@ from difflm.types import CleanAttention, NoisyAttention, Parametrisation
 
 DIFFUSION_FIELDS = ("block_size", "mask_token_id", "mask_token", "logit_shift", "clean_attention", "noisy_attention")
 """Top-level fields of config.json that make a checkpoint a diffusion model."""
-DIFFUSION_TYPES = ("llada2_moe", "llada21_moe")
+DIFFUSION_TYPES = ("llada2_moe", "llada21_moe", "llada2_moe_veomni", "sdar", "sdar_moe")
 """Values of `model_type` that only diffusion models have."""
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from difflm.checkpoints.fields import Fields
 from difflm.checkpoints.moe_fields import LING_CONSTANTS, MTP_FIELDS, ExpertFields, hf_experts, moe_config
 from difflm.checkpoints.rope_fields import ROPE_FIELDS, hf_rope, longest_context, rope_config
-from difflm.checkpoints.rules import GGUF_DENSE, GGUF_LLAMA, HF_DENSE, HF_LING, HF_QWEN3_MOE, KeyRule
+from difflm.checkpoints.rules import (
+    GGUF_DENSE,
+    GGUF_LLAMA,
+    HF_DENSE,
+    HF_LING,
+    HF_LING_STACKED,
+    HF_QWEN3_MOE,
+    KeyRule,
+)
 from difflm.errors import CheckpointError
 from difflm.models.config import ModelConfig
 
@@ -34,6 +42,7 @@ class Family:
         hf_rules: names of tensors in safetensors files.
         gguf_rules: names of tensors in GGUF files; None where GGUF has no architecture of this name.
         diffusion: name of the family that a converted checkpoint belongs to; None keeps this one.
+        constants: fields that every release has alike, which do not decide about the network; written where absent.
     """
 
     name: str
@@ -48,7 +57,11 @@ class Family:
     hf_rules: tuple[KeyRule, ...] = HF_DENSE
     gguf_rules: tuple[KeyRule, ...] | None = GGUF_DENSE
     diffusion: str | None = None
+    constants: Mapping[str, Any] = field(default_factory=dict)
 
+
+SDAR_CONSTANTS: Mapping[str, Any] = {"attention_dropout": 0.0, "initializer_range": 0.02, "sliding_window": None}
+"""What SDAR's releases say in fields that do not decide about the network; lmdeploy reads `sliding_window` as it is."""
 
 _LLADA2 = Family(
     name="llada2_moe",
@@ -57,6 +70,16 @@ _LLADA2 = Family(
     qk_norm=True,
     experts="ling",
     hf_rules=HF_LING,
+    gguf_rules=None,
+    constants=LING_CONSTANTS,
+)
+_QWEN3 = Family(name="qwen3", architecture="Qwen3ForCausalLM", qk_norm=True, head_dim=128)
+_QWEN3_MOE = Family(
+    name="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    qk_norm=True,
+    experts="qwen3",
+    hf_rules=HF_QWEN3_MOE,
     gguf_rules=None,
 )
 
@@ -79,17 +102,14 @@ FAMILIES: Mapping[str, Family] = {
         gguf_rules=None,
     ),
     "qwen2": Family(name="qwen2", architecture="Qwen2ForCausalLM", attention_bias="qkv"),
-    "qwen3": Family(name="qwen3", architecture="Qwen3ForCausalLM", qk_norm=True, head_dim=128),
-    "qwen3_moe": Family(
-        name="qwen3_moe",
-        architecture="Qwen3MoeForCausalLM",
-        qk_norm=True,
-        experts="qwen3",
-        hf_rules=HF_QWEN3_MOE,
-        gguf_rules=None,
-    ),
+    "qwen3": _QWEN3,
+    "qwen3_moe": _QWEN3_MOE,
     "bailing_moe": replace(_LLADA2, name="bailing_moe", architecture="BailingMoeV2ForCausalLM", diffusion="llada2_moe"),
     "llada2_moe": _LLADA2,
+    "llada2_moe_veomni": replace(_LLADA2, name="llada2_moe_veomni", hf_rules=HF_LING_STACKED),
+    # SDAR: Qwen3's networks and names as block-diffusion classes.
+    "sdar": replace(_QWEN3, name="sdar", architecture="SDARForCausalLM", gguf_rules=None, constants=SDAR_CONSTANTS),
+    "sdar_moe": replace(_QWEN3_MOE, name="sdar_moe", architecture="SDARMoeForCausalLM", constants=SDAR_CONSTANTS),
 }
 ALIASES = {"bailing_moe_v2": "bailing_moe", "llada21_moe": "llada2_moe"}
 """Other spellings of `model_type` in circulation, for the same classes."""
@@ -221,12 +241,25 @@ def converted_config(raw: Mapping[str, Any], config: ModelConfig, where: str) ->
         config: architecture of the converted model.
         where: file of `raw`, for errors.
     """
-    family, updated = find_family(raw, where), updated_config(raw, config, where)
+    family = find_family(raw, where)
     if family.diffusion is None:
-        return family, updated
+        return family, updated_config(raw, config, where)
     target = FAMILIES[family.diffusion]
+    return target, rewritten_config(raw, config, target, where)
+
+
+def rewritten_config(raw: Mapping[str, Any], config: ModelConfig, target: Family, where: str) -> dict[str, Any]:
+    """Return the config.json of a block-diffusion class: every field that decides is written, the rest is carried.
+
+    Args:
+        raw: config.json of the checkpoint so far.
+        config: architecture.
+        target: family that is written.
+        where: file of `raw`, for errors.
+    """
+    updated = updated_config(raw, config, where)
     kept = {name: value for name, value in updated.items() if name not in (*ROPE_FIELDS, *MTP_FIELDS)}
-    return target, LING_CONSTANTS | kept | hf_config(target, config) | {"use_cache": False}
+    return dict(target.constants) | kept | hf_config(target, config) | {"use_cache": False}
 
 
 def mtp_layers(raw: Mapping[str, Any], where: str) -> int:

@@ -114,7 +114,8 @@ class StackExperts:
         """Return the stack."""
         rows, columns = tensors[0].shape
         dtype = functools.reduce(torch.promote_types, (each.dtype for each in tensors))
-        stack = torch.empty(len(tensors) // self.parts, self.parts * rows, columns, dtype=dtype)
+        shape = (len(tensors) // self.parts, self.parts * rows, columns)
+        stack = torch.empty(shape, dtype=dtype, device=tensors[0].device)
         # One copy, part by part: a layer of a large model is gigabytes.
         for place, part in zip(stack.view(-1, rows, columns), tensors, strict=True):
             place.copy_(part)
@@ -128,6 +129,24 @@ class StackExperts:
         """Return the shape of each matrix."""
         count, rows, columns = shapes[0]
         return [(rows // self.parts, columns)] * (count * self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class FuseExperts:
+    """Gate and up of all experts as two stacks on disk, [E, I, D] each; in the model one, [E, 2I, D], gate first."""
+
+    def to_model(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
+        """Return the two below each other, expert by expert."""
+        return [torch.cat(list(tensors), dim=1)]
+
+    def to_disk(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
+        """Return the two stacks."""
+        return list(tensors[0].chunk(2, dim=1))
+
+    def disk_shapes(self, shapes: Sequence[Shape], config: ModelConfig) -> list[Shape]:
+        """Return the shape of each stack."""
+        count, rows, columns = shapes[0]
+        return [(count, rows // 2, columns)] * 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +247,20 @@ def _experts(mlp: str) -> tuple[KeyRule, ...]:
     )
 
 
+def _stacked_experts(mlp: str) -> tuple[KeyRule, ...]:
+    """Return the rules of a layer's experts, all of them in one tensor per part on disk; no `.weight` in the names."""
+    gate, up, down = (f"{mlp}.experts.{part}_proj" for part in ("gate", "up", "down"))
+    return (
+        *_rename(f"{mlp}.gate", "layers.{l}.mlp.router"),
+        KeyRule((gate, up), ("layers.{l}.mlp.experts.gate_up",), FuseExperts()),
+        KeyRule((down,), ("layers.{l}.mlp.experts.down",)),
+    )
+
+
 HF_QWEN3_MOE = (*HF_DENSE, *_experts("model.layers.{l}.mlp"))
 """safetensors names of qwen3_moe."""
 
-HF_LING = (
+_LING_TRUNK = (
     *_rename("model.word_embeddings", "embedding"),
     *_rename("model.layers.{l}.input_layernorm", "layers.{l}.attention_norm"),
     *(
@@ -258,12 +287,16 @@ HF_LING = (
             *_rename(f"model.layers.{{l}}.mlp.shared_experts.{part}_proj", f"layers.{{l}}.mlp.shared.{part}"),
         )
     ),
-    *_experts("model.layers.{l}.mlp"),
     *_rename("model.layers.{l}.mlp.gate", "layers.{l}.mlp.router", ("expert_bias",)),
     *_rename("model.norm", "norm"),
     *_rename("lm_head", "head"),
 )
+
+HF_LING = (*_LING_TRUNK, *_experts("model.layers.{l}.mlp"))
 """safetensors names of bailing_moe (Ling 2.0) and llada2_moe, which are the same."""
+
+HF_LING_STACKED = (*_LING_TRUNK, *_stacked_experts("model.layers.{l}.mlp"))
+"""safetensors names of llada2_moe_veomni, as dFactory's trainer reads and writes them."""
 
 _GGUF_NAMES = {
     "embedding": "token_embd",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from difflm.checkpoints.fields import one_line
+from difflm.checkpoints.fields import one_line, read_json
 from difflm.errors import CheckpointError, DataError
 
 TOKENIZER_FILES = (
@@ -45,7 +45,7 @@ def load_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any | None:
         return None
     from transformers import AutoTokenizer
 
-    options = {"gguf_file": gguf_file} if gguf_file is not None else {}
+    options = {"gguf_file": gguf_file} if gguf_file is not None else _without_config(folder)
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True, **options)
     # Damaged files surface as whatever the tokenizers library happens to raise, plain Exception included.
@@ -59,6 +59,18 @@ def load_tokenizer(folder: Path, *, gguf_file: str | None = None) -> Any | None:
         raise CheckpointError(
             f"{where}: the tokenizer cannot be loaded ({one_line(error)}); copy its files again"
         ) from None
+
+
+def _without_config(folder: Path) -> dict[str, Any]:
+    """Return what keeps transformers from reading the config.json of a model that it does not know.
+
+    It would read it into a class without fields, and trip over a rope scaling that refers to one of them.
+    """
+    from transformers import CONFIG_MAPPING, PretrainedConfig
+
+    path = folder / "config.json"
+    kind = read_json(path).get("model_type") if path.is_file() else None
+    return {"config": PretrainedConfig()} if isinstance(kind, str) and kind not in CONFIG_MAPPING else {}
 
 
 def vocabulary(tokenizer: Any) -> dict[str, int]:

@@ -75,6 +75,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "recipes": ("difflm.cli.recipes:recipes", "List the shipped recipes; show NAME prints one."),
             "estimate": ("difflm.cli.estimate:estimate", "Steps, memory and time of a run, before it runs."),
             "merge": ("difflm.cli.merge:merge", "Average the best checkpoints of a run."),
+            "export": ("difflm.cli.export:export", "Checkpoint -> the layout that an engine or trainer loads."),
             "report": ("difflm.cli.report:report", "A run folder -> one HTML page: curves, tables, configuration."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),

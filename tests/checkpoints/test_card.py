@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from difflm.checkpoints.card import licence_of_card, model_card
+from difflm.checkpoints.card import licence_files, licence_of_card, model_card, with_serving
 
 CONFIG = {
     "model_type": "llama",
@@ -61,3 +61,19 @@ def test_licence_outside_the_front_matter_does_not_count(tmp_path: Path) -> None
     assert licence_of_card(tmp_path) is None
     (tmp_path / "README.md").write_text("license: mit\n")
     assert licence_of_card(tmp_path) is None
+
+
+def test_the_section_on_serving_is_replaced_and_the_rest_stays() -> None:
+    card = "# A model\n\n## Serving\n\nits own words\n"
+    once = with_serving(card, {"A 1": "run folder", "B 2": ("one reason", "another")})
+    assert once.startswith(card)
+    assert once.endswith("- A 1\n\n```bash\nrun folder\n```\n\n- B 2: no, one reason; another.\n")
+    assert with_serving(once, {"A 1": "run folder", "B 2": ("one reason", "another")}) == once
+    assert with_serving("", {"B 2": ("a",)}) == "## Engines that serve this folder\n\n- B 2: no, a.\n"
+
+
+def test_files_of_a_licence(tmp_path: Path) -> None:
+    for name in ("LICENSE", "NOTICE.txt", "License.md", "license.py", "README.md"):
+        (tmp_path / name).touch()
+    assert [path.name for path in licence_files(tmp_path)] == ["LICENSE", "License.md", "NOTICE.txt"]
+    assert licence_files(tmp_path / "LICENSE") == ()

@@ -15,6 +15,7 @@ from difflm.checkpoints.rules import (
     GGUF_LLAMA,
     HF_DENSE,
     HF_LING,
+    HF_LING_STACKED,
     HF_QWEN3_MOE,
     InterleaveRotary,
     KeyRule,
@@ -120,7 +121,7 @@ def random_tensors(architecture: ModelConfig) -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in parameter_shapes(architecture).items()}
 
 
-@pytest.mark.parametrize("rules", [HF_LING, HF_QWEN3_MOE], ids=["ling", "qwen3_moe"])
+@pytest.mark.parametrize("rules", [HF_LING, HF_LING_STACKED, HF_QWEN3_MOE], ids=["ling", "stacked", "qwen3_moe"])
 @pytest.mark.parametrize("biases", [False, True])
 def test_experts_and_fused_projections_come_back_bit_for_bit(rules: tuple[KeyRule, ...], biases: bool) -> None:
     """Model -> disk -> model, the shapes on disk as announced, and every name once."""
@@ -139,7 +140,10 @@ def test_experts_and_fused_projections_come_back_bit_for_bit(rules: tuple[KeyRul
         disk |= dict(zip(rule.disk, tensors, strict=True))
         back = rule.change.to_model([disk[name] for name in rule.disk], architecture)
         assert all(torch.equal(one, model[name]) for one, name in zip(back, rule.model, strict=True))
-    assert disk["model.layers.2.mlp.experts.1.up_proj.weight"].shape == (5, 8)
+    if rules is HF_LING_STACKED:
+        assert disk["model.layers.2.mlp.experts.up_proj"].shape == (3, 5, 8)
+    else:
+        assert disk["model.layers.2.mlp.experts.1.up_proj.weight"].shape == (5, 8)
     assert ("model.layers.0.mlp.gate.weight" in disk, "model.layers.1.mlp.gate.weight" in disk) == (False, True)
 
 
@@ -156,6 +160,12 @@ def test_where_the_parts_of_experts_and_projections_lie() -> None:
     assert torch.equal(disk["model.layers.1.mlp.experts.2.up_proj.weight"], experts[2, 5:])
     down = model["layers.1.mlp.experts.down"]
     assert torch.equal(disk["model.layers.1.mlp.experts.0.down_proj.weight"], down[0])
+    for rule in key_map(HF_LING_STACKED, shapes, architecture):
+        tensors = rule.change.to_disk([model[name] for name in rule.model], architecture)
+        disk |= dict(zip(rule.disk, tensors, strict=True))
+    for part in ("gate", "up", "down"):
+        split = [disk[f"model.layers.1.mlp.experts.{each}.{part}_proj.weight"] for each in range(3)]
+        assert torch.equal(disk[f"model.layers.1.mlp.experts.{part}_proj"], torch.stack(split)), part
     fused = disk["model.layers.0.attention.query_key_value.weight"]
     assert torch.equal(fused[:24], model["layers.0.attention.query.weight"])
     assert torch.equal(fused[24:36], model["layers.0.attention.key.weight"])

@@ -20,7 +20,7 @@ from difflm.checkpoints.tokens import (
     vocabulary,
 )
 from difflm.errors import CheckpointError, DataError
-from tests.checkpoints.tiny import SPECIAL, TEXT, make_tokenizer
+from tests.checkpoints.tiny import SPECIAL, TEXT, YARN_SCALING, make_tokenizer
 
 MASK = "<spare_0>"
 SHARED = make_tokenizer()
@@ -191,3 +191,13 @@ def test_the_fingerprint_leaves_out_the_mask_token_and_what_changes_no_ids() -> 
     one.backend_tokenizer.enable_truncation(7)
     assert tokenizer_fingerprint(one, None) == plain
     assert tokenizer_fingerprint(word_tokenizer(), None) != tokenizer_fingerprint(word_tokenizer(lower=True), None)
+
+
+def test_a_configuration_that_transformers_does_not_know_is_not_in_the_way(tmp_path: Path) -> None:
+    """It would read rope scaling into a class without fields, and fail on one that is not there."""
+    make_tokenizer().save_pretrained(tmp_path)
+    raw = {"model_type": "llada2_moe", "rope_theta": 1e6, "rope_scaling": YARN_SCALING, "max_position_embeddings": 128}
+    (tmp_path / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer is not None
+    assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
