@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from difflm.diffusion.masks import block_numbers, document_positions
 from difflm.diffusion.objectives import prediction_rows
 from difflm.diffusion.scores import score_tokens
 from difflm.errors import ConfigError
 from difflm.models.attention import AttentionChoice, attention_for
+from difflm.models.lora import AdapterRows
 from difflm.models.moe import RouterProbe
 from difflm.models.transformer import Transformer
 from difflm.types import PADDING, Layout, ModelInput, TokenScores
@@ -54,6 +56,7 @@ def forward_hidden(
     embedding_noise_BND: Tensor | None = None,
     activation_checkpointing: bool = False,
     probe: RouterProbe | None = None,
+    adapter: AdapterRows = True,
 ) -> Tensor:
     """Return the hidden states of a layout's rows, [B, N, D]."""
     weight = model.embedding.weight
@@ -72,6 +75,7 @@ def forward_hidden(
         embedding_noise_BND=embedding_noise_BND,
         activation_checkpointing=activation_checkpointing,
         probe=probe,
+        adapter=adapter,
     )
 
 
@@ -86,6 +90,7 @@ def score_input(
     embedding_noise_BND: Tensor | None = None,
     activation_checkpointing: bool = False,
     probe: RouterProbe | None = None,
+    adapter: bool = True,
 ) -> tuple[TokenScores, ...]:
     """Forward an objective's input and return the scores of each of its terms; only those rows meet the head.
 
@@ -99,6 +104,7 @@ def score_input(
         embedding_noise_BND: see `Transformer.forward`.
         activation_checkpointing: see `Transformer.forward`.
         probe: see `Transformer.forward`.
+        adapter: False: the model without its adapter (the reference of a preference loss), bit for bit.
     """
     hidden_BND = forward_hidden(
         model,
@@ -109,13 +115,15 @@ def score_input(
         embedding_noise_BND=embedding_noise_BND,
         activation_checkpointing=activation_checkpointing,
         probe=probe,
+        adapter=adapter,
     )
+    head_VD = _head(model, suppressed_id, adapter=adapter)
     flat = hidden_BND.flatten(0, 1)
     device = flat.device
     return tuple(
         score_tokens(
             flat[term.row_M.to(device)],
-            model.head.weight,
+            head_VD,
             term.target_M.to(device),
             chunk=chunk,
             entropy=entropy,
@@ -129,6 +137,13 @@ def _suppressed(model: Transformer, token_id: int | None) -> Tensor | None:
     if token_id is None:
         return None
     return torch.arange(model.config.vocab_size, device=model.embedding.weight.device) == token_id
+
+
+def _head(model: Transformer, suppressed_id: int | None, *, adapter: bool) -> Tensor:
+    """Return the head's weight; where the one row that an adapter replaces has probability 0, that row is no matter."""
+    rows = model.token_rows
+    unseen = rows is not None and rows.token_ids == (suppressed_id,)
+    return model.head.weight if unseen else model.head_weight(adapter)
 
 
 def _documents(token_BL: Tensor, document_BL: Tensor | None) -> Tensor:
@@ -174,6 +189,7 @@ def logits(
     attention: AttentionName,
     block_size: int | None = None,
     document_BL: Tensor | None = None,
+    adapter: bool = True,
 ) -> Tensor:
     """Return raw logits of every row, float32 [B, L, V]; never shifted, nothing suppressed.
 
@@ -186,6 +202,7 @@ def logits(
         block_size: S in tokens for "block" and "noisy_clean"; None: the checkpoint's.
         document_BL: contiguous runs of document ids; blocks and positions restart in each, documents do not see each
             other, -1 is padding. None: one document per row.
+        adapter: False: the model without its low-rank adapter, bit for bit.
 
     Raises:
         ConfigError: unknown attention, missing block size, odd length for "noisy_clean", shape mismatch.
@@ -215,8 +232,8 @@ def logits(
             raise ConfigError(
                 f"attention: '{attention}' is unknown; use 'causal', 'bidirectional', 'block' or 'noisy_clean'"
             )
-    hidden_BND = forward_hidden(loaded.model, token_BL, position_BL, layout)
-    return loaded.model.head(hidden_BND[:, : clean_BL.shape[1]]).float()
+    hidden_BND = forward_hidden(loaded.model, token_BL, position_BL, layout, adapter=adapter)
+    return F.linear(hidden_BND[:, : clean_BL.shape[1]], loaded.model.head_weight(adapter)).float()
 
 
 @torch.no_grad()
@@ -269,7 +286,7 @@ def score(
     flat = hidden_BND.flatten(0, 1)
     scores = score_tokens(
         flat[source_M.to(flat.device)],
-        loaded.model.head.weight,
+        _head(loaded.model, mask_id if suppress_mask else None, adapter=True),
         clean_BL[row_M, place_M].to(flat.device),
         entropy=True,
         suppressed_V=_suppressed(loaded.model, mask_id if suppress_mask else None),

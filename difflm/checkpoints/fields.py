@@ -36,6 +36,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def merged(base: Mapping[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `updates`; objects are merged recursively."""
+    result = dict(base)
+    for name, value in updates.items():
+        old = result.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[name] = merged(old, value) if both else value  # pyright: ignore[reportArgumentType]
+    return result
+
+
 def one_line(error: BaseException) -> str:
     """Return an exception's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__

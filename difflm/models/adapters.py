@@ -100,13 +100,19 @@ def adapter_parameters(model: Transformer) -> dict[str, nn.Parameter]:
     return {name: each for name, each in model.named_parameters() if name.rpartition(".")[0] in prefixes}
 
 
+def pair_name(weight: str) -> str:
+    """Return the name of the module that is the pair beside a weight (see `AdapterSite`)."""
+    return f"{weight}_lora" if ".experts." in weight else f"{weight}.lora"
+
+
 def pair_of(model: Transformer, weight: str) -> LowRank:
     """Return the pair beside a weight (see `AdapterSite`); there must be one."""
-    found = model.get_submodule(_pair_name(model, weight))
+    found = model.get_submodule(pair_name(weight))
     assert isinstance(found, LowRank), f"{weight} carries no pair"
     return found
 
 
+@torch.no_grad()
 def merged_tensors(model: Transformer) -> dict[str, Tensor]:
     """Return what a checkpoint holds (`Transformer.stored_tensors`), the adapter merged in: float32, then cast once."""
     tensors = model.stored_tensors()
@@ -135,10 +141,6 @@ def _weight(model: Transformer, name: str) -> tuple[Tensor, int]:
     module = model.get_submodule(name)
     assert isinstance(module, Linear), f"{name} cannot carry a low-rank pair"
     return module.weight, 1
-
-
-def _pair_name(model: Transformer, weight: str) -> str:
-    return f"{weight}_lora" if isinstance(model.get_submodule(weight.rpartition(".")[0]), Experts) else f"{weight}.lora"
 
 
 def _place(model: Transformer, weight: str, pair: LowRank) -> None:
