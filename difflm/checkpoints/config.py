@@ -80,10 +80,12 @@ class TokenizerFacts:
     Attributes:
         ids: token -> id, added tokens included.
         special: named special tokens, such as "eos_token" -> id.
+        turns: ids that mark turns in the chat template.
     """
 
     ids: Mapping[str, int]
     special: Mapping[str, int]
+    turns: Collection[int] = ()
 
     @property
     def length(self) -> int:
@@ -125,7 +127,8 @@ def checkpoint_config(
             raise CheckpointError(
                 f"{where}: {name}_token_id is {token_id}; expected an id below vocab_size ({architecture.vocab_size})"
             )
-    mask_token_id = _mask_token_id(_with_mask(fields, tokenizer), architecture.vocab_size, eos, all_pad)
+    turns = tokenizer.turns if tokenizer else ()
+    mask_token_id = _mask_token_id(_with_mask(fields, tokenizer), architecture.vocab_size, eos, all_pad, turns)
     taken = set(tokenizer.ids.values()) if tokenizer else set(range(architecture.vocab_size))
     return CheckpointConfig(
         family=find_family(raw, where).name,
@@ -180,7 +183,9 @@ def _with_mask(fields: Fields, tokenizer: TokenizerFacts | None) -> Fields:
     return fields if found is None else Fields({**raw, "mask_token_id": found}, fields.where)
 
 
-def _mask_token_id(fields: Fields, vocab_size: int, eos: Collection[int], pad: Collection[int]) -> int | None:
+def _mask_token_id(
+    fields: Fields, vocab_size: int, eos: Collection[int], pad: Collection[int], turns: Collection[int]
+) -> int | None:
     if fields.raw.get("mask_token_id") is None:
         return None
     token_id = fields.integer("mask_token_id", minimum=0)
@@ -190,6 +195,8 @@ def _mask_token_id(fields: Fields, vocab_size: int, eos: Collection[int], pad: C
         raise fields.error("mask_token_id", f"an id that does not end a text (end-of-text ids are {sorted(eos)})")
     if token_id in pad:
         raise fields.error("mask_token_id", f"an id that does not pad (padding ids are {sorted(pad)})")
+    if token_id in turns:
+        raise fields.error("mask_token_id", "an id that the chat template does not use (this one marks a turn)")
     return token_id
 
 

@@ -277,13 +277,29 @@ def mtp_layers(raw: Mapping[str, Any], where: str) -> int:
 
 def _refuse_unsupported(family: Family, fields: Fields) -> None:
     raw = fields.raw
-    if raw.get("quantization_config") is not None:
-        raise CheckpointError(
-            f"{fields.where}: quantization_config is set; quantised safetensors are not supported, "
-            "use the original weights or a GGUF file"
-        )
+    refuse_quantised(raw, fields.where)
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise fields.error("hidden_act", "silu (no other activation is implemented)")
+
+
+def refuse_quantised(raw: Mapping[str, Any], where: str) -> None:
+    """Refuse weights in fewer bits, of any method (fp8, GPTQ, AWQ, ...).
+
+    Args:
+        raw: config.json.
+        where: its file, for errors.
+
+    Raises:
+        CheckpointError: they are; the message names field and method.
+    """
+    for name in ("quantization_config", "compression_config"):
+        stated = raw.get(name)
+        if stated is not None:
+            method = stated.get("quant_method") if isinstance(stated, Mapping) else None
+            raise CheckpointError(
+                f"{where}: {name} is set{f' ({method})' if method else ''}; quantised safetensors are not supported, "
+                "use the original weights or a GGUF file"
+            )
 
 
 def refuse_window(family: Family, raw: Mapping[str, Any], max_positions: int, where: str) -> None:

@@ -57,6 +57,8 @@ def _ling(fields: Fields) -> MoEConfig:
             raise fields.error(name, "a value (its class default is that of no released model)")
     _refuse(fields)
     num_experts, per_token = fields.integer("num_experts"), fields.integer("num_experts_per_tok")
+    if fields.raw.get("n_group") == 0:
+        raise fields.error("n_group", "1, with topk_group 1, where experts have no groups (published code fails on 0)")
     groups, kept = fields.integer("n_group"), fields.integer("topk_group")
     if num_experts % groups or (groups > 1 and num_experts // groups < 2):
         raise fields.error("n_group", f"a divisor of num_experts ({num_experts}) with 2 experts or more in a group")

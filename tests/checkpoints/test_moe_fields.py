@@ -76,7 +76,8 @@ def test_an_absent_field_is_never_a_class_default(name: str) -> None:
     [
         ({"score_function": "softmax"}, "score_function is 'softmax'; expected sigmoid"),
         ({"router_dtype": "bf16"}, "router_dtype is 'bf16'; expected fp32"),
-        ({"n_group": 0}, "n_group is 0; expected an integer of at least 1"),
+        ({"n_group": 0}, "n_group is 0; expected 1, with topk_group 1, where experts have no groups"),
+        ({"n_group": -1}, "n_group is -1; expected an integer of at least 1"),
         ({"n_group": 3}, "n_group is 3; expected a divisor of num_experts (8)"),
         ({"n_group": 8}, "n_group is 8; expected a divisor of num_experts (8) with 2 experts or more in a group"),
         ({"topk_group": 5}, "topk_group is 5; expected at most n_group (4)"),
