@@ -1339,10 +1339,64 @@ MUTANTS = (
         "tests/training/test_router.py::test_a_frozen_router_stays_while_the_rest_learns",
     ),
     Mutant(
+        "difflm/training/trainer.py",
+        "        routers.update_biases(self.loaded.model)\n        self.weights.publish()\n",
+        "        self.weights.publish()\n        routers.update_biases(self.loaded.model)\n",
+        "tests/training/test_router.py::test_each_step_updates_the_biases_by_its_own_loads",
+    ),
+    Mutant(
         "difflm/training/optim.py",
         "in [*self.pairs, *self.buffers]:",
         "in self.pairs:",
         "tests/training/test_router.py::test_each_step_updates_the_biases_by_its_own_loads",
+    ),
+    Mutant(
+        "difflm/checkpoints/rules.py",
+        "return [torch.cat(list(tensors), dim=1)]",
+        "return [torch.cat(list(tensors)[::-1], dim=1)]",
+        "tests/checkpoints/test_rules.py::test_experts_and_fused_projections_come_back_bit_for_bit",
+    ),
+    Mutant(
+        "difflm/checkpoints/export.py",
+        "if self.layout.untied and architecture.tied_embeddings:",
+        "if self.layout.untied and not architecture.tied_embeddings:",
+        "tests/checkpoints/test_export.py::test_names_and_shapes_are_those_of_sdar_loaders",
+    ),
+    Mutant(
+        "difflm/checkpoints/export.py",
+        'generation["eos_token_id"] = list(config.eos_token_ids)',
+        'generation["eos_token_id"] = config.eos_token_ids[0]',
+        "tests/checkpoints/test_export.py::test_auto_config_gives_every_field_that_engines_read",
+    ),
+    Mutant(
+        "difflm/checkpoints/export.py",
+        'if config.clean_attention == "causal"',
+        'if config.noisy_attention == "causal" and config.clean_attention == "causal"',
+        "tests/checkpoints/test_export.py::test_what_would_be_decoded_wrongly_is_refused",
+    ),
+    Mutant(
+        "difflm/checkpoints/export.py",
+        "if layout.diffusion and config.mask_token_id is None:",
+        "if False:",
+        "tests/checkpoints/test_export.py::test_what_would_be_decoded_wrongly_is_refused",
+    ),
+    Mutant(
+        "difflm/checkpoints/engines.py",
+        "if config.mask_token_id != mask:",
+        "if False:",
+        "tests/checkpoints/test_engines.py::test_each_assumption_is_told",
+    ),
+    Mutant(
+        "difflm/checkpoints/tokens.py",
+        'return {"config": PretrainedConfig()} if isinstance(kind, str) and kind not in CONFIG_MAPPING else {}',
+        "return {}",
+        "tests/checkpoints/test_tokens.py::test_a_configuration_that_transformers_does_not_know_is_not_in_the_way",
+    ),
+    Mutant(
+        "difflm/checkpoints/families.py",
+        'for name in ("quantization_config", "compression_config"):',
+        'for name in ("compression_config",):',
+        "tests/checkpoints/test_moe_fields.py::test_what_is_wrong_or_not_implemented_is_named",
     ),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -372,7 +373,7 @@ def test_each_step_updates_the_biases_by_its_own_loads(
 
 
 def test_what_is_not_training_counts_nothing(mixtures: dict[str, Path], tmp_path: Path) -> None:
-    """Validation and `score` between steps leave loads, biases and weights of the following steps as they are."""
+    """Validation, `score` and samples between steps leave loads, biases and weights of the next step as they are."""
     rows = []
     for name in ("quiet", "busy"):
         trainer = Trainer(run_config(mixtures, tmp_path / name, accumulation=2))
@@ -381,6 +382,7 @@ def test_what_is_not_training_counts_nothing(mixtures: dict[str, Path], tmp_path
             trainer._validate()
             tokens = torch.randint(0, 40, (1, 8), generator=torch.Generator().manual_seed(0))
             difflm.score(trainer.loaded, tokens, tokens)
+            difflm.generate(trainer.loaded, ["the fox"], difflm.SamplingParams(max_new_tokens=4))
         rows.append((trainer.train_step()["router"], biases_of(trainer), routers_of(trainer)))
         trainer.close()
     (row, biases, routers), (again, biases_again, routers_again) = rows
@@ -506,10 +508,16 @@ def test_a_dense_model_has_no_figures_of_routers(files: dict[str, Path], tmp_pat
 
 
 def test_boards_get_the_figures_by_name(mixtures: dict[str, Path], tmp_path: Path) -> None:
-    trainer = Trainer(run_config(mixtures, tmp_path / "run", router={"z_loss": 1e-3}))
+    trainer = Trainer(run_config(mixtures, tmp_path / "run", router={"z_loss": 1e-3, "balance_loss": 1e-4}))
     values = flat_values(trainer.train_step())
     trainer.close()
-    names = {"max_violation", "dead_experts", "entropy"}
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    section = page.partition("### router, in kind: train")[2].partition("###")[0]
+    losses, names = {"z_loss", "balance_loss"}, {"max_violation", "dead_experts", "entropy"}
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.M)) == losses | names, "documented"
     expected = {f"router/{s}/{n}/{w}" for s in ("noisy", "clean") for n in names for w in ("mean", "layer_1")}
-    assert {name for name in values if name.startswith("router/")} == {*expected, "router/z_loss"}
+    assert {name for name in values if name.startswith("router/")} == {
+        *expected,
+        *(f"router/{each}" for each in losses),
+    }
     assert values["loss"] == values["loss_by_term/diffusion"], "the loss of the model alone: comparable between runs"
