@@ -72,7 +72,8 @@ def open_safetensors(folder: Path) -> SafetensorsFolder:
             dtype = _DTYPES.get(view.get_dtype())
             if dtype is None:
                 raise CheckpointError(
-                    f"{file}: tensor {name} has dtype {view.get_dtype()}; only {', '.join(_DTYPES)} are supported"
+                    f"{file}: tensor {name} has dtype {view.get_dtype()}; only {', '.join(_DTYPES)} are supported, "
+                    "quantised weights are not: use the original ones"
                 )
             facts[name] = TensorFact(tuple(view.get_shape()), dtype, file.name)
     if owner is not None:

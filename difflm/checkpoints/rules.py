@@ -287,15 +287,17 @@ _LING_TRUNK = (
             *_rename(f"model.layers.{{l}}.mlp.shared_experts.{part}_proj", f"layers.{{l}}.mlp.shared.{part}"),
         )
     ),
+)
+_LING_END = (
     *_rename("model.layers.{l}.mlp.gate", "layers.{l}.mlp.router", ("expert_bias",)),
     *_rename("model.norm", "norm"),
     *_rename("lm_head", "head"),
 )
 
-HF_LING = (*_LING_TRUNK, *_experts("model.layers.{l}.mlp"))
+HF_LING = (*_LING_TRUNK, *_experts("model.layers.{l}.mlp"), *_LING_END)
 """safetensors names of bailing_moe (Ling 2.0) and llada2_moe, which are the same."""
 
-HF_LING_STACKED = (*_LING_TRUNK, *_stacked_experts("model.layers.{l}.mlp"))
+HF_LING_STACKED = (*_LING_TRUNK, *_stacked_experts("model.layers.{l}.mlp"), *_LING_END)
 """safetensors names of llada2_moe_veomni, as dFactory's trainer reads and writes them."""
 
 _GGUF_NAMES = {

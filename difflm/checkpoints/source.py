@@ -13,12 +13,12 @@ from torch import Tensor
 from difflm.checkpoints import hf
 from difflm.checkpoints.card import licence_of_card
 from difflm.checkpoints.config import TokenizerFacts, check_files
-from difflm.checkpoints.families import Family, find_family, mtp_layers
+from difflm.checkpoints.families import Family, find_family, mtp_layers, refuse_quantised
 from difflm.checkpoints.fields import read_json, read_optional_json
 from difflm.checkpoints.gguf import gguf_config, open_gguf
 from difflm.checkpoints.hub import HubOrigin, locate
 from difflm.checkpoints.rules import IGNORED_ON_DISK, KeyRule, Shape, key_map
-from difflm.checkpoints.tokens import load_tokenizer, special_token_ids, vocabulary
+from difflm.checkpoints.tokens import load_tokenizer, special_token_ids, turn_token_ids, vocabulary
 from difflm.errors import CheckpointError
 from difflm.models.config import ModelConfig
 from difflm.models.transformer import Transformer
@@ -125,6 +125,7 @@ def _open(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no config.json; expected a checkpoint folder or a .gguf file")
     raw = read_json(path / "config.json")
     family = find_family(raw, str(path / "config.json"))
+    refuse_quantised(raw, str(path / "config.json"))
     generation = read_optional_json(path / "generation_config.json")
     return Checkpoint(path, False, family, raw, generation, hf.open_safetensors(path), licence_of_card(path))
 
@@ -141,7 +142,9 @@ def tokenizer_facts(tokenizer: Any | None) -> TokenizerFacts | None:
     """Return what the configuration needs to know of a tokenizer."""
     if tokenizer is None:
         return None
-    return TokenizerFacts(ids=vocabulary(tokenizer), special=special_token_ids(tokenizer))
+    return TokenizerFacts(
+        ids=vocabulary(tokenizer), special=special_token_ids(tokenizer), turns=turn_token_ids(tokenizer)
+    )
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
