@@ -15,6 +15,7 @@ import difflm
 from difflm.checkpoints.export import FORMATS, export
 from difflm.checkpoints.families import FAMILIES, model_config
 from difflm.checkpoints.fields import read_json, write_json
+from difflm.checkpoints.saving import save_model
 from difflm.checkpoints.tokens import load_tokenizer
 from difflm.cli.main import run
 from difflm.errors import CheckpointError, ConfigError
@@ -363,6 +364,19 @@ def test_shifted_and_autoregressive_models_leave_as_what_they_are(sources: Path,
         assert read_json(tmp_path / family / "config.json")["dtype"] == "float32"
     raw = json.loads((tmp_path / "llada2_moe" / "config.json").read_text())
     assert (raw["model_type"], raw["num_nextn_predict_layers"]) == ("bailing_moe", 0)
+
+
+def test_code_of_the_source_stays_behind(sources: Path, tmp_path: Path) -> None:
+    """The only code in an export is the class that holds config.json; what is made from it has none."""
+    source = changed(sources / "llada2_moe", tmp_path / "source", auto_map={"AutoModel": "modeling_x.X"})
+    (source / "modeling_x.py").write_text("raise SystemExit\n", encoding="utf-8")
+    export(source, tmp_path / "out")
+    raw = read_json(tmp_path / "out" / "config.json")
+    assert raw["auto_map"] == {"AutoConfig": "configuration_llada2_moe.Config"}
+    assert [path.name for path in (tmp_path / "out").glob("*.py")] == ["configuration_llada2_moe.py"]
+    save_model(difflm.load_model(tmp_path / "out"), tmp_path / "saved")
+    assert "auto_map" not in read_json(tmp_path / "saved" / "config.json")
+    assert not list((tmp_path / "saved").glob("*.py"))
 
 
 def test_every_family_has_a_format() -> None:
