@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel, load_model
     from difflm.checkpoints.merge import average_checkpoints as merge
     from difflm.decode.engine import Engine, generate
+    from difflm.decode.policies.named import policy
     from difflm.decode.request import Completion, SamplingParams
     from difflm.errors import CheckpointError, ConfigError, DataError, DifflmError, Interrupted, RequestError
     from difflm.reporting.page import write_report as report
@@ -45,6 +46,7 @@ __all__ = [
     "load_model",
     "logits",
     "merge",
+    "policy",
     "prepare",
     "report",
     "score",
@@ -60,6 +62,7 @@ _HOMES = {
     "merge": "difflm.checkpoints.merge:average_checkpoints",
     "Engine": "difflm.decode.engine:Engine",
     "generate": "difflm.decode.engine:generate",
+    "policy": "difflm.decode.policies.named:policy",
     "Completion": "difflm.decode.request:Completion",
     "SamplingParams": "difflm.decode.request:SamplingParams",
     "CheckpointError": "difflm.errors:CheckpointError",

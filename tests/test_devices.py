@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from difflm.decode.policies.native import Native
 from difflm.decode.request import Request
 from difflm.decode.runner import Runner
+from difflm.decode.sampling import Draw, Rows
 from difflm.decode.sequences import Work
-from difflm.diffusion.acceptance import ThresholdAcceptance, propose
 from difflm.diffusion.noise import RowNoise, embedding_noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
 from difflm.models.attention import AttentionChoice
@@ -105,9 +106,8 @@ def request(**changes: Any) -> Request:
         "prompt": (1, 2, 3, 4, 5, 6),
         "max_new_tokens": 8,
         "block_size": 4,
-        "threshold": 0.9,
-        "min_accept": 1,
-        "temperature": 0.7,
+        "policy": Native(),
+        "rule": Draw(temperature=0.7),
         "seed": 0,
         "eos_ids": frozenset(),
         "mask_id": MASK,
@@ -119,13 +119,13 @@ def request(**changes: Any) -> Request:
 
 
 def test_prefill_and_commit_rows(model: Transformer) -> None:
-    runner = Runner(model, suppressed_ids=(MASK,))
+    runner = Runner(model, max_tokens=64)
     asked = request()
     for start, tokens in ((0, (1, 2, 3, 4)), (4, (5, 6, 7, 8))):
-        runner.run(Work(request=asked, kind="prefill", start=start, tokens=tokens, num_clean=4))
+        runner.run([Work(request=asked, kind="prefill", start=start, tokens=tokens, num_clean=4)])
     slot = runner.slots[0]
-    assert slot.cache.length == 8
-    assert slot.cache.key.is_meta
+    assert slot.length == 8
+    assert runner.pool.key.is_meta
     assert slot.last_hidden_D is not None
     assert slot.last_hidden_D.is_meta
 
@@ -134,10 +134,5 @@ def test_prefill_and_commit_rows(model: Transformer) -> None:
 @pytest.mark.usefixtures("model")
 def test_proposals(temperature: float) -> None:
     logits = torch.zeros(3, 13, device="meta")
-    suppressed = torch.tensor([MASK], device="meta")
-    token, confidence = propose(
-        logits, suppressed_ids=suppressed, temperature=temperature, generator=torch.Generator().manual_seed(0)
-    )
-    kept = ThresholdAcceptance(0.9)(confidence[None], torch.ones_like(token, dtype=torch.bool)[None])
-    assert token.is_meta
-    assert kept.is_meta
+    rows = Rows(places=(0, 1, 2), block_length=4, left=(-1, 1, 1), generator=torch.Generator().manual_seed(0))
+    assert Draw(temperature=temperature, suppressed=(MASK,), entropy=True)(logits, [rows]).columns().is_meta

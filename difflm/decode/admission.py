@@ -6,7 +6,11 @@ import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from difflm.decode.policies.base import Policy
+from difflm.decode.policies.native import Native
 from difflm.decode.request import Request, SamplingParams
+from difflm.decode.sampling import Draw
+from difflm.diffusion.acceptance import ThresholdAcceptance
 from difflm.errors import RequestError
 
 if TYPE_CHECKING:
@@ -32,40 +36,72 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
     """
     config = loaded.config
     tokens = _token_ids(loaded, prompt)
-    block = params.decoding == "block"
-    if block and config.mask_token_id is None:
-        raise RequestError(
-            f"decoding: 'block' needs a mask token and {loaded.path} has none (mask_token_id is absent); "
-            "convert the checkpoint with difflm convert, or use decoding 'next_token'"
-        )
-    _check_tokens(config, tokens)
-    _check_length(config, tokens, params)
-    if not tokens and (config.logit_shift or not block):
+    policy = params.policy or (_native(config, params) if params.decoding == "block" else None)
+    mask_id = None
+    if policy is not None:
+        mask_id = config.mask_token_id if policy.mask_id is None else policy.mask_id
+        if mask_id is None:
+            raise RequestError(
+                f"decoding: 'block' needs a mask token and {loaded.path} has none (mask_token_id is absent); "
+                "convert the checkpoint with difflm convert, or use decoding 'next_token'"
+            )
+    max_new_tokens = params.max_new_tokens if policy is None or policy.gen_length is None else policy.gen_length
+    block_size = _block_size(config, params, policy)
+    _check_tokens(config, tokens, config.mask_token_id if mask_id is None else mask_id, policy)
+    _check_length(config, tokens, max_new_tokens)
+    shifted = config.logit_shift or policy is None
+    if not tokens and shifted:
         bos = "a BOS token (this model's config names none)" if config.bos_token_id is None else config.bos_token_id
-        why = "reads each token at the row before it (logit_shift)" if block else "predicts left to right"
+        why = "reads each token at the row before it (logit_shift)" if policy is not None else "predicts left to right"
         raise RequestError(f"prompt: it is empty, but this model {why}; start the prompt with the BOS id {bos}")
-    block_size = params.resolved_block_size(config.generation, config.block_size) if block else 1
+    suppressed = config.suppressed_token_ids
+    return Request(
+        id=request_id,
+        prompt=tokens,
+        max_new_tokens=max_new_tokens,
+        block_size=block_size,
+        policy=policy,
+        rule=Draw(temperature=params.temperature, suppressed=suppressed) if policy is None else policy.rule(suppressed),
+        seed=params.seed,
+        eos_ids=_eos_ids(config, params, policy),
+        mask_id=mask_id,
+        logit_shift=shifted,
+        clean_causal=config.clean_attention == "causal" or policy is None,
+        noisy_causal=config.noisy_attention == "causal",
+        fused=fused,
+    )
+
+
+def _native(config: CheckpointConfig, params: SamplingParams) -> Policy:
+    """Return the native policy with a request's own parameters."""
+    threshold = params.resolved_threshold(config.generation)
+    return Native(
+        block_length=params.resolved_block_size(config.generation, config.block_size),
+        acceptance=ThresholdAcceptance(threshold, params.min_accept),
+        temperature=params.temperature,
+    )
+
+
+def _block_size(config: CheckpointConfig, params: SamplingParams, policy: Policy | None) -> int:
+    """Return the tokens of a block: of the policy, or what the model says; 1 without a policy."""
+    if policy is None:
+        return 1
+    block_size = policy.block_length or params.resolved_block_size(config.generation, config.block_size)
     if block_size > config.model.max_positions:
         raise RequestError(
             f"block_size: {block_size} tokens are more than the context of {config.model.max_positions}; "
             f"choose a smaller block (the checkpoint's is {config.block_size})"
         )
-    return Request(
-        id=request_id,
-        prompt=tokens,
-        max_new_tokens=params.max_new_tokens,
-        block_size=block_size,
-        threshold=params.resolved_threshold(config.generation),
-        min_accept=params.min_accept,
-        temperature=params.temperature,
-        seed=params.seed,
-        eos_ids=frozenset() if params.ignore_eos else frozenset(config.eos_token_ids),
-        mask_id=config.mask_token_id if block else None,
-        logit_shift=config.logit_shift or not block,
-        clean_causal=config.clean_attention == "causal" or not block,
-        noisy_causal=config.noisy_attention == "causal",
-        fused=fused,
-    )
+    return block_size
+
+
+def _eos_ids(config: CheckpointConfig, params: SamplingParams, policy: Policy | None) -> frozenset[int]:
+    """Return the ids that end a generation: the policy's own, or every one of the model."""
+    if params.ignore_eos:
+        return frozenset()
+    if policy is not None and policy.eos_id is not None:
+        return frozenset({policy.eos_id})
+    return frozenset(config.eos_token_ids)
 
 
 def _token_ids(loaded: LoadedModel, prompt: Prompt) -> tuple[int, ...]:
@@ -79,22 +115,24 @@ def _token_ids(loaded: LoadedModel, prompt: Prompt) -> tuple[int, ...]:
         raise RequestError(f"prompt: {prompt!r:.80} is neither text nor a list of token ids") from None
 
 
-def _check_tokens(config: CheckpointConfig, tokens: tuple[int, ...]) -> None:
+def _check_tokens(
+    config: CheckpointConfig, tokens: tuple[int, ...], mask_id: int | None, policy: Policy | None
+) -> None:
     vocab_size = config.model.vocab_size
     for place, token in enumerate(tokens):
         if not 0 <= token < vocab_size:
             raise RequestError(f"prompt: id {token} at position {place} is not in the vocabulary (0..{vocab_size - 1})")
-        if token == config.mask_token_id:
+        if token == mask_id and not (policy is not None and policy.mask_in_prompt):
             raise RequestError(
                 f"prompt: id {token} at position {place} is the MASK token; remove it "
                 "(text that spells the mask token is safe when given as a string)"
             )
 
 
-def _check_length(config: CheckpointConfig, tokens: tuple[int, ...], params: SamplingParams) -> None:
-    total, most = len(tokens) + params.max_new_tokens, config.model.max_positions
+def _check_length(config: CheckpointConfig, tokens: tuple[int, ...], max_new_tokens: int) -> None:
+    total, most = len(tokens) + max_new_tokens, config.model.max_positions
     if total > most:
         raise RequestError(
-            f"prompt: {len(tokens)} tokens + max_new_tokens {params.max_new_tokens} = {total} do not fit the "
+            f"prompt: {len(tokens)} tokens + max_new_tokens {max_new_tokens} = {total} do not fit the "
             f"context of {most}; shorten the prompt by {total - most} tokens or lower max_new_tokens"
         )

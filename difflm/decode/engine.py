@@ -1,6 +1,7 @@
 """The decoding engine: requests in, events and completions out.
 
-One step is one forward: the scheduler says which rows, the runner runs them, the scheduler draws the consequences.
+One step is one forward: the scheduler says which rows of which requests, the runner runs them, the scheduler draws the
+consequences.
 """
 
 from __future__ import annotations
@@ -15,26 +16,52 @@ from difflm.decode.request import Completion, Event, Finished, Request, Sampling
 from difflm.decode.runner import Runner
 from difflm.decode.scheduler import Scheduler
 from difflm.decode.sequences import Outcome
+from difflm.decode.slots import Spans
 from difflm.errors import RequestError
+from difflm.models.cache import bytes_per_token
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
 
 
+DEFAULT_CACHE_BYTES = 4 << 30
+
+
 class Engine:
-    """Decodes requests on one model.
+    """Decodes requests on one model, all that there is room for together: one forward per step for all of them.
+
+    A request gets a span of the cache for its whole length before it starts, and waits until there is one; it joins and
+    leaves whatever the others are at. What it answers does not depend on them, but for the rounding of larger sums.
 
     Args:
         loaded: model, tokenizer (or None) and configuration.
         fused: commit a finished block in the forward that first denoises the next one. False spends a separate
             forward on it; the tokens are the same.
+        max_requests: requests that run at once; more of them wait.
+        cache_bytes: what the keys and values may take; allocated as it is needed.
+
+    Raises:
+        RequestError: less room than for one request, or for one token.
     """
 
-    def __init__(self, loaded: LoadedModel, *, fused: bool = True) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        fused: bool = True,
+        max_requests: int = 64,
+        cache_bytes: int = DEFAULT_CACHE_BYTES,
+    ) -> None:
         self.loaded = loaded
         self.fused = fused
-        self.scheduler = Scheduler()
-        self.runner = Runner(loaded.model, loaded.config.suppressed_token_ids)
+        each = bytes_per_token(loaded.model.config, loaded.model.embedding.weight.dtype)
+        self.cache_tokens = cache_bytes // each
+        if max_requests < 1:
+            raise RequestError(f"max_requests: {max_requests} cannot be used; give an integer >= 1")
+        if self.cache_tokens < 1:
+            raise RequestError(f"cache_bytes: {cache_bytes} hold no token; one takes {each} bytes of this model")
+        self.scheduler = Scheduler(Spans(self.cache_tokens), max_requests)
+        self.runner = Runner(loaded.model, max_tokens=self.cache_tokens)
         self._submitted = 0
         self._started: dict[int, float] = {}
         self._inboxes: dict[int, deque[Event]] = {}
@@ -55,22 +82,32 @@ class Engine:
 
     def _admit(self, prompt: Prompt, params: SamplingParams | None) -> Request:
         request = admit(self.loaded, prompt, params or SamplingParams(), request_id=self._submitted, fused=self.fused)
+        if request.capacity > self.cache_tokens:
+            raise RequestError(
+                f"max_new_tokens: prompt and answer take {request.capacity} tokens of cache, and the engine has "
+                f"{self.cache_tokens}; shorten them, or give the engine more cache_bytes"
+            )
         self._submitted += 1
         return request
 
     def step(self) -> list[Event]:
         """Run one forward and return what it led to; an empty list also when there is nothing to do."""
-        work = self.scheduler.schedule()
-        if work is None:
-            return []
-        self._started.setdefault(work.request.id, time.perf_counter())
-        events, outcome = self.scheduler.update(work, self.runner.run(work))
-        if outcome is not None:
-            events.append(self._finish(work.request.id, outcome))
-        for event in events:
-            if event.request_id in self._inboxes:
-                self._inboxes[event.request_id].append(event)
-        return events
+        updates = self.scheduler.start()
+        now = time.perf_counter()
+        for number in (*self.scheduler.running, *(number for number, _, _ in updates)):
+            self._started.setdefault(number, now)
+        works = self.scheduler.schedule()
+        if works:
+            proposals = self.runner.run(works)
+            updates += [self.scheduler.update(*each) for each in zip(works, proposals, strict=True)]
+        told: list[Event] = []
+        for number, events, outcome in updates:
+            if outcome is not None:
+                events.append(self._finish(number, outcome))
+            if number in self._inboxes:
+                self._inboxes[number] += events
+            told += events
+        return told
 
     def _finish(self, request_id: int, outcome: Outcome) -> Finished:
         self.runner.release(request_id)

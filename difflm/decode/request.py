@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from difflm.errors import RequestError
 
+if TYPE_CHECKING:
+    from difflm.decode.policies.base import Policy, Selection
+    from difflm.decode.sampling import Rule
+
 Decoding = Literal["block", "next_token"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "stuck"]
 ForwardKind = Literal["prefill", "denoise", "commit"]
 
 DEFAULT_BLOCK_SIZE = 32
@@ -33,6 +37,9 @@ class SamplingParams:
         ignore_eos: treat EOS as an ordinary token and always generate `max_new_tokens`.
         decoding: "block" (block diffusion) or "next_token" (left to right under a causal mask, one token per
             forward: for the AR parent and AR controls; block_size, threshold and min_accept are not used).
+        policy: from `difflm.policy`: the rules of another system, or other strategies of ours. It brings its own
+            block size, threshold, least number and temperature; `max_new_tokens` holds where it has no gen_length.
+            None is the native policy with the fields above.
 
     Raises:
         RequestError: for a value outside these ranges.
@@ -46,6 +53,7 @@ class SamplingParams:
     seed: int = 0
     ignore_eos: bool = False
     decoding: Decoding = "block"
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         _check_integer("max_new_tokens", self.max_new_tokens, minimum=1, unit="tokens")
@@ -62,6 +70,24 @@ class SamplingParams:
             raise RequestError(f"ignore_eos: {self.ignore_eos!r} is not a boolean; give True or False")
         if self.decoding not in ("block", "next_token"):
             raise RequestError(f"decoding: {self.decoding!r} is unknown; choose 'block' or 'next_token'")
+        if self.policy is not None:
+            self._check_alone()
+
+    def _check_alone(self) -> None:
+        """Refuse parameters that a policy decides."""
+        given = {
+            "block_size": self.block_size,
+            "threshold": self.threshold,
+            "min_accept": self.min_accept,
+            "temperature": self.temperature,
+            "decoding": self.decoding,
+        }
+        for each in fields(self):
+            if each.name in given and given[each.name] != each.default:
+                raise RequestError(
+                    f"{each.name}: {given[each.name]!r} has no effect beside a policy; "
+                    "leave it out, or give the policy's own setting to difflm.policy"
+                )
 
     def resolved_block_size(self, generation: Mapping[str, Any], config_block_size: int | None) -> int:
         """Return the block size in tokens: of the request, of generation_config, of config, or 32."""
@@ -99,10 +125,12 @@ class Request:
 
     Attributes:
         id: number of the request in its engine.
-        prompt: token ids, never MASK.
+        prompt: token ids; MASK only under the policies that take it.
         max_new_tokens: tokens to generate at most.
         block_size: tokens per block; 1 for next-token decoding.
-        threshold, min_accept, temperature, seed: see `SamplingParams`.
+        policy: decides what is filled and when it ends; None for next-token decoding.
+        rule: how rows become proposals.
+        seed: of the request's generator.
         eos_ids: ids that end the completion; empty when they are ignored.
         mask_id: input id of an undecided position; None for next-token decoding.
         logit_shift: token i is read at row i-1.
@@ -115,9 +143,8 @@ class Request:
     prompt: tuple[int, ...]
     max_new_tokens: int
     block_size: int
-    threshold: float
-    min_accept: int
-    temperature: float
+    policy: Policy | None
+    rule: Rule
     seed: int
     eos_ids: frozenset[int]
     mask_id: int | None
@@ -167,10 +194,12 @@ class Completion:
     """What a request produced.
 
     Attributes:
-        tokens: generated ids, without the prompt, cut before the first EOS, at most `max_new_tokens`.
+        tokens: generated ids, without the prompt, cut before the first EOS, at most `max_new_tokens`. Under a policy
+            what its system returns: that may hold EOS, masks or the prompt.
         text: the decoded tokens; None without a tokenizer.
         forwards: forward passes by kind.
-        finish_reason: "stop" (an EOS) or "length".
+        finish_reason: "stop" (an EOS), "length", or "stuck": a policy whose own loop has no end repeated a state, or
+            reached its `max_forwards` in a block; the tokens are those of that moment.
         num_tokens: tokens up to and including the first EOS (if it was not ignored), none beyond it or beyond
             `max_new_tokens`; what rates are counted in.
         seconds: wall-clock time from the request's first forward to its end.
@@ -186,7 +215,8 @@ class Completion:
     @property
     def tokens_per_forward(self) -> float:
         """TPF: `num_tokens` / (denoise + commit forwards). Prefill is apart; EOS fill does not count."""
-        return self.num_tokens / (self.forwards.denoise + self.forwards.commit)
+        forwards = self.forwards.denoise + self.forwards.commit
+        return self.num_tokens / forwards if forwards else 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -196,7 +226,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denoised:
-    """A forward decided tokens. Provisional: they do not change, but an EOS before them may cut them off.
+    """A denoising forward: what it decided. An EOS before them may still cut tokens off, an edit replace them.
 
     Attributes:
         request_id: number of the request.
@@ -205,6 +235,9 @@ class Denoised:
         tokens: their ids.
         confidences: their probabilities.
         open_positions: positions of the block that are still to be decided.
+        num_masked: positions that were undecided before the forward, those included that never will be.
+        wasted: positions that were chosen but stay undecided, as their proposal was the mask (compatible policies).
+        selected_by: what chose the positions; see `difflm.decode.policies.base.Decision`.
     """
 
     request_id: int
@@ -213,16 +246,44 @@ class Denoised:
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     open_positions: tuple[int, ...]
+    num_masked: int = 0
+    wasted: tuple[int, ...] = ()
+    selected_by: Selection = "threshold"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Committed:
-    """A block is final. The tokens of a request's `Committed` events, joined, are its completion's tokens.
+class Edited:
+    """A forward replaced decided tokens of the block that is not final yet. Follows the forward's `Denoised`.
 
     Attributes:
         request_id: number of the request.
         block: number of the block, counted from the start of the prompt.
-        tokens: its generated tokens, without prompt tokens, EOS and anything behind it; never empty.
+        positions: positions that changed, ascending.
+        before: ids that stood there.
+        tokens: ids that stand there now; the mask id where a policy opens a position again.
+        confidences: their probabilities.
+    """
+
+    request_id: int
+    block: int
+    positions: tuple[int, ...]
+    before: tuple[int, ...]
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A block is final. The tokens of a request's `Committed` events, joined, are its completion's generated tokens.
+
+    (Not so under one setting: hf20 policies with `eos_early_stop` and an EOS in the prompt, whose return drops tokens
+    that were final.)
+
+    Attributes:
+        request_id: number of the request.
+        block: number of the block, counted from the start of the prompt.
+        tokens: its generated tokens, without prompt tokens and what is not returned (natively EOS and anything behind
+            it); never empty.
     """
 
     request_id: int
@@ -243,4 +304,4 @@ class Finished:
     completion: Completion
 
 
-Event = Denoised | Committed | Finished
+Event = Denoised | Edited | Committed | Finished

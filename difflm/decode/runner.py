@@ -1,5 +1,8 @@
 """Executes forwards: tensors, cache and sampling, no decision about what runs when.
 
+The rows of all requests go through the model one behind another, without padding; only attention looks at each
+sequence by itself.
+
 Shape legend: see `difflm.types`; here N counts the rows of one forward and M the positions it predicts.
 """
 
@@ -9,48 +12,75 @@ Shape legend: see `difflm.types`; here N counts the rows of one forward and M th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from difflm.decode.policies.base import Proposal
 from difflm.decode.request import Request
-from difflm.decode.sequences import Proposal, Work
-from difflm.diffusion.acceptance import ThresholdAcceptance, propose
+from difflm.decode.sampling import Rows, Rule
+from difflm.decode.sequences import Work
 from difflm.errors import CheckpointError
-from difflm.models.cache import BlockCache, CachedAttention
+from difflm.models.cache import CachePool, PackedAttention, Part
 from difflm.models.transformer import Transformer
 
+TILE = 128
+"""Clean rows that share an attention call, tokens: a longer prompt is cut, so that no mask is wider than needed."""
+LOGITS_BYTES = 1 << 29
+"""Logits in float32 that are held at once; more rows are predicted in several calls."""
 
-def visibility(work: Work) -> Tensor | None:
-    """Return bool [N, N], which row of the forward sees which; None where every row sees every other.
+
+def parts_of(work: Work) -> Iterator[Part]:
+    """Yield the rows of one request's forward in parts that see the same, counted from its own first row.
 
     Clean rows see clean rows: all of the same and earlier blocks (block-causal), or of the same and earlier
     positions (token-causal). Noisy rows see every clean row, and their own block: all of it, or the same and
-    earlier rows. Clean rows never see noisy ones. (Everything sees the cached prefix.)
+    earlier rows. Clean rows never see noisy ones. Everything sees the cached prefix.
 
     Source: LLaDA2.0 Eq. 3, the rows of one block at a time.
     """
     request, count, clean = work.request, len(work.tokens), work.num_clean
-    position_N = torch.arange(work.start, work.start + count)
-    row_N = torch.arange(count)
-    noisy_N = row_N >= clean
-    order_N = position_N if request.clean_causal else position_N // request.block_size
-    clean_NN = order_N[:, None] >= order_N[None, :]
-    own_NN = noisy_N[:, None] & noisy_N[None, :]
-    if request.noisy_causal:
-        own_NN = own_NN & (row_N[:, None] >= row_N[None, :])
-    mask_NN = torch.where(noisy_N[None, :], own_NN, clean_NN | noisy_N[:, None])
+    if request.clean_causal and work.start == 0 and clean:
+        # A prompt: the kernel skips what no row sees.
+        yield Part(first=0, count=clean, base=work.base, stop=clean, causal=True)
+    else:
+        tile = max(request.block_size, TILE // request.block_size * request.block_size)
+        for first in range(0, clean, tile):
+            rows = min(tile, clean - first)
+            position_N = torch.arange(work.start + first, work.start + first + rows)
+            order_N = position_N if request.clean_causal else position_N // request.block_size
+            mask_NN = order_N[:, None] >= order_N[None, :]
+            stop = work.start + first + rows
+            yield Part(first=first, count=rows, base=work.base, stop=stop, mask_NN=_unless_full(mask_NN))
+    if count > clean:
+        mask_NN = torch.ones(count - clean, count - clean, dtype=torch.bool)
+        if request.noisy_causal:
+            mask_NN = mask_NN.tril()
+        stop = work.start + count
+        yield Part(first=clean, count=count - clean, base=work.base, stop=stop, mask_NN=_unless_full(mask_NN))
+
+
+def _unless_full(mask_NN: Tensor) -> Tensor | None:
     return None if bool(mask_NN.all()) else mask_NN
 
 
 @dataclass(slots=True)
-class _Slot:
-    """Device state of one request: cache, random numbers, and the last committed row's hidden state."""
+class Slot:
+    """What the runner keeps of a request.
 
-    cache: BlockCache
+    Attributes:
+        generator: random numbers.
+        length: committed entries of its span.
+        last_hidden_D: hidden state of the last committed row.
+        memory: what the rule keeps of the current block.
+    """
+
     generator: torch.Generator
+    length: int = 0
     last_hidden_D: Tensor | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 class Runner:
@@ -58,69 +88,137 @@ class Runner:
 
     Args:
         model: the transformer; its device and dtype are used.
-        suppressed_ids: token ids that must never be proposed (MASK, ids without a token).
+        max_tokens: entries that the cache may grow to.
     """
 
-    def __init__(self, model: Transformer, suppressed_ids: tuple[int, ...]) -> None:
+    def __init__(self, model: Transformer, *, max_tokens: int) -> None:
         self.model = model
         self.device = model.embedding.weight.device
-        self.suppressed = torch.tensor(suppressed_ids, dtype=torch.int64, device=self.device)
-        self.slots: dict[int, _Slot] = {}
+        self.max_tokens = max_tokens
+        self.pool = CachePool(model.config, device=self.device, dtype=model.embedding.weight.dtype)
+        self.slots: dict[int, Slot] = {}
 
-    def _slot(self, request: Request) -> _Slot:
+    def _slot(self, request: Request) -> Slot:
         if request.id not in self.slots:
-            dtype = self.model.embedding.weight.dtype
-            self.slots[request.id] = _Slot(
-                cache=BlockCache(self.model.config, request.capacity, device=self.device, dtype=dtype),
-                generator=torch.Generator().manual_seed(request.seed),
-            )
+            self.slots[request.id] = Slot(torch.Generator().manual_seed(request.seed))
         return self.slots[request.id]
 
     def release(self, request_id: int) -> None:
-        """Free a request's cache, if it has one."""
+        """Forget a request, if there is one."""
         self.slots.pop(request_id, None)
 
     @torch.inference_mode()
-    def run(self, work: Work) -> Proposal:
-        """Execute one forward, commit its clean rows, and return proposals for its places (if any)."""
-        slot = self._slot(work.request)
-        assert slot.cache.length == work.start, "the cache and the scheduler disagree"
-        token_BN = torch.tensor([work.tokens], dtype=torch.int64, device=self.device)
-        position_BN = torch.arange(work.start, work.start + len(work.tokens), device=self.device)[None]
-        hidden_ND = self.model(token_BN, position_BN, self._attend(work, slot))[0]
-        proposal = self._predict(work, slot, hidden_ND) if work.places else Proposal()
-        if work.num_clean:
-            slot.cache.commit(work.num_clean)
-            slot.last_hidden_D = hidden_ND[work.num_clean - 1].clone()
-        return proposal
+    def run(self, works: Sequence[Work]) -> list[Proposal]:
+        """Execute one forward for all works, commit their clean rows, and return their proposals, empty without places.
 
-    def _attend(self, work: Work, slot: _Slot) -> CachedAttention:
-        if work.request.clean_causal and work.start == 0 and work.num_clean == len(work.tokens):
-            return CachedAttention(slot.cache, causal=True)  # a prompt: the kernel skips what no row sees
-        mask_NN = visibility(work)
-        return CachedAttention(slot.cache, None if mask_NN is None else mask_NN.to(self.device))
+        Raises:
+            CheckpointError: the model gave NaN.
+        """
+        slots = [self._slot(work.request) for work in works]
+        for work, slot in zip(works, slots, strict=True):
+            slot.length += work.settled
+            assert slot.length == work.start, "the cache and the scheduler disagree"
+            if work.fresh:
+                slot.memory.clear()
+        self.pool.ensure(max(w.base + w.request.capacity for w in works), most=self.max_tokens)
+        token_BN = torch.tensor([[token for work in works for token in work.tokens]], device=self.device)
+        hidden_ND = self.model(token_BN, *self._places_and_attention(works))[0]
+        firsts = _offsets(works)
+        proposals = self._predict(works, slots, firsts, hidden_ND)
+        for work, slot, first in zip(works, slots, firsts, strict=True):
+            if work.num_clean:
+                slot.length += work.num_clean
+                slot.last_hidden_D = hidden_ND[first + work.num_clean - 1].clone()
+        return proposals
 
-    def _predict(self, work: Work, slot: _Slot, hidden_ND: Tensor) -> Proposal:
+    def _places_and_attention(self, works: Sequence[Work]) -> tuple[Tensor, PackedAttention]:
+        positions: list[int] = []
+        entries: list[int] = []
+        parts: list[Part] = []
+        for work, first in zip(works, _offsets(works), strict=True):
+            positions.extend(range(work.start, work.start + len(work.tokens)))
+            entries.extend(range(work.base + work.start, work.base + work.start + len(work.tokens)))
+            for part in parts_of(work):
+                mask_NN = None if part.mask_NN is None else part.mask_NN.to(self.device)
+                parts.append(replace(part, first=first + part.first, mask_NN=mask_NN))
+        entry_N = torch.tensor(entries, device=self.device)
+        return torch.tensor([positions], device=self.device), PackedAttention(self.pool, entry_N, parts)
+
+    def _predict(
+        self, works: Sequence[Work], slots: Sequence[Slot], firsts: Sequence[int], hidden_ND: Tensor
+    ) -> list[Proposal]:
+        """Return the proposals; works with equal rules share a call of head and rule, and all share one transfer."""
+        proposals = [Proposal() for _ in works]
+        calls = self._calls(works)
+        if not calls:
+            return proposals
+        answers: list[Tensor] = []
+        for call in calls:
+            hidden_MD = torch.cat([self._rows(works[i], slots[i], firsts[i], hidden_ND) for i in call])
+            rows = [_rows_of(works[i], slots[i]) for i in call]
+            answers.append(works[call[0]].request.rule(self.model.head(hidden_MD), rows).columns())
+        values: list[float] = torch.cat([answer_CM.flatten() for answer_CM in answers]).tolist()
+        for call, answer_CM in zip(calls, answers, strict=True):
+            count = answer_CM.shape[1]
+            columns = [values[c * count : (c + 1) * count] for c in range(len(answer_CM))]
+            values = values[answer_CM.numel() :]
+            first = 0
+            for number in call:
+                stop = first + len(works[number].places)
+                proposals[number] = self._proposal(works[number], [column[first:stop] for column in columns])
+                first = stop
+        return proposals
+
+    def _calls(self, works: Sequence[Work]) -> list[list[int]]:
+        """Return which works are predicted together: equal rules, and no more logits than are held at once."""
+        most = max(1, LOGITS_BYTES // (4 * self.model.config.vocab_size))
+        calls: dict[Rule, list[list[int]]] = {}
+        rows: dict[Rule, int] = {}
+        for number, work in enumerate(works):
+            if not work.places:
+                continue
+            rule, count = work.request.rule, len(work.places)
+            if rule not in calls or rows[rule] + count > most:
+                calls.setdefault(rule, []).append([])
+                rows[rule] = 0
+            calls[rule][-1].append(number)
+            rows[rule] += count
+        return [call for each in calls.values() for call in each]
+
+    def _rows(self, work: Work, slot: Slot, first: int, hidden_ND: Tensor) -> Tensor:
         row_M = [work.row_of(place) for place in work.places]
-        hidden_MD = hidden_ND[[max(row, 0) for row in row_M]]
+        hidden_MD = hidden_ND[[first + max(row, 0) for row in row_M]]
         if row_M[0] < 0:  # places ascend, so only the first can be read from the cached prefix
             assert slot.last_hidden_D is not None, "no committed row to read the first position from"
             hidden_MD[0] = slot.last_hidden_D
-        request = work.request
-        token_M, confidence_M = propose(
-            self.model.head(hidden_MD),
-            suppressed_ids=self.suppressed,
-            temperature=request.temperature,
-            generator=slot.generator,
-        )
-        acceptance = ThresholdAcceptance(request.threshold, request.min_accept)
-        taken_M = acceptance(confidence_M[None], torch.ones_like(token_M, dtype=torch.bool)[None])[0]
-        tokens: list[int] = token_M.tolist()
-        confidences: list[float] = confidence_M.tolist()
-        accepted: list[bool] = taken_M.tolist()
+        return hidden_MD
+
+    def _proposal(self, work: Work, columns: Sequence[Sequence[float]]) -> Proposal:
+        tokens, confidences, *more = columns
         if any(math.isnan(value) for value in confidences):
             raise CheckpointError(
                 f"logits: NaN at position {work.places[0]} or after; the weights or the dtype "
                 f"{self.model.embedding.weight.dtype} cannot be used: load the model in float32, or check its file"
             )
-        return Proposal(tokens=tokens, confidences=confidences, accepted=accepted)
+        return Proposal(
+            tokens=[int(token) for token in tokens], confidences=confidences, entropies=more[0] if more else ()
+        )
+
+
+def _offsets(works: Sequence[Work]) -> list[int]:
+    """Return the first row of each work in the forward."""
+    firsts = [0]
+    for work in works[:-1]:
+        firsts.append(firsts[-1] + len(work.tokens))
+    return firsts
+
+
+def _rows_of(work: Work, slot: Slot) -> Rows:
+    size = work.request.block_size
+    return Rows(
+        places=[place % size for place in work.places],
+        block_length=size,
+        left=[work.left_of(place) for place in work.places],
+        generator=slot.generator,
+        memory=slot.memory,
+    )

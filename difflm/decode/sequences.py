@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from difflm.decode.request import Committed, Denoised, Event, FinishReason, ForwardKind, Forwards, Request
+from difflm.decode.policies.base import Decision, Draft, Policy, Proposal, Verdict
+from difflm.decode.request import Committed, Denoised, Edited, Event, FinishReason, ForwardKind, Forwards, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,32 +21,33 @@ class Work:
 
     Attributes:
         request: whose.
+        base: first entry of its span of the cache.
         kind: under which count the forward is booked.
         start: position of the first row = length of the cached prefix.
         tokens: input ids of the rows.
         num_clean: leading rows that are clean and join the prefix.
-        places: positions to predict, ascending, all of them undecided.
+        places: positions to predict, ascending.
+        settled: rows that the forward before left behind the prefix and that are final: they join it first, unchanged.
+        fresh: whether this is the first denoising forward of its block.
     """
 
     request: Request
+    base: int = 0
     kind: ForwardKind
     start: int
     tokens: tuple[int, ...]
     num_clean: int
     places: tuple[int, ...] = ()
+    settled: int = 0
+    fresh: bool = True
 
     def row_of(self, place: int) -> int:
         """Return the row that predicts `place`; -1 is the last row of the cached prefix."""
         return place - self.start - (1 if self.request.logit_shift else 0)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proposal:
-    """What a forward proposes for the places of its work, in their order, and which proposals are accepted."""
-
-    tokens: Sequence[int] = ()
-    confidences: Sequence[float] = ()
-    accepted: Sequence[bool] = ()
+    def left_of(self, place: int) -> int:
+        """Return the input one position before `place`, -1 where that is outside the noisy block."""
+        return -1 if place <= self.start + self.num_clean else self.tokens[place - self.start - 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +64,22 @@ class Decoding(Protocol):
     """A running request."""
 
     @property
+    def request(self) -> Request:
+        """What is decoded."""
+        ...
+
+    @property
+    def base(self) -> int:
+        """First entry of its span of the cache."""
+        ...
+
+    @property
     def outcome(self) -> Outcome | None:
         """The result once the request is done, else None."""
+        ...
+
+    def begin(self) -> list[Event]:
+        """Open the first block and return what happened; the outcome may be there at once."""
         ...
 
     def next_work(self) -> Work:
@@ -75,134 +91,208 @@ class Decoding(Protocol):
         ...
 
 
-def decoding_of(request: Request) -> Decoding:
-    """Return the initial state of a request: block decoding, or next-token decoding if it has no mask id."""
-    return NextTokenDecoding(request) if request.mask_id is None else BlockDecoding(request, request.mask_id)
+def decoding_of(request: Request, base: int = 0) -> Decoding:
+    """Return the initial state of a request: block decoding, or next-token decoding if it has no policy.
+
+    Args:
+        request: what to decode.
+        base: first entry of its span of the cache.
+    """
+    if request.policy is None:
+        return NextTokenDecoding(request, base)
+    assert request.mask_id is not None, "block decoding needs a mask id"
+    draft = Draft(
+        tokens=list(request.prompt),
+        decided=[True] * len(request.prompt),
+        num_prompt=len(request.prompt),
+        limit=request.limit,
+        mask_id=request.mask_id,
+        eos_ids=request.eos_ids,
+    )
+    return BlockDecoding(request, base, request.policy, draft)
 
 
 @dataclass(slots=True)
 class BlockDecoding:
-    """Block-diffusion decoding of one request.
+    """Block-diffusion decoding of one request, under a policy.
 
     Blocks lie at absolute multiples of the block size. Whole prompt blocks are prefilled; the first decoded
     block starts with the rest of the prompt. A finished block is forwarded once more, clean, before (or fused
-    with) the first denoising of the next one; the last block is not.
-
-    Positions at the limit or behind the first accepted EOS are never decided: their rows stay masked and only
-    serve as the inputs that the model knows from training.
+    with) the first denoising of the next one; not the last block, and not where the last denoising forward changed
+    nothing, so that what it left behind the prefix is final.
 
     Attributes:
         request: what is decoded.
-        mask_id: input id of an undecided position.
-        tokens: prompt and decided tokens; undecided positions of the current block hold the mask id.
-        decided: whether each position of `tokens` holds a token (never inferred from its id).
+        base: first entry of its span of the cache.
+        policy: decides.
+        draft: tokens, and which of them are decided.
         committed: length of the cached prefix.
-        block: number of the block being decoded.
-        end: position of the first accepted EOS, else the limit; nothing is decided from there on.
-        stopped: whether `end` is an EOS.
+        settled: rows behind the prefix that are final and join it at the next forward.
+        streamed: generated tokens that `Committed` events have told.
+        seen: states of the block so far, where the policy could go round in circles.
         forwards: counts by kind.
         outcome: the result, once there is one.
     """
 
     request: Request
-    mask_id: int
-    tokens: list[int] = field(init=False)
-    decided: list[bool] = field(init=False)
+    base: int
+    policy: Policy
+    draft: Draft
     committed: int = 0
-    block: int = field(init=False)
-    end: int = field(init=False)
-    stopped: bool = False
+    settled: int = 0
+    streamed: int = 0
+    seen: set[tuple[int, ...]] = field(default_factory=set[tuple[int, ...]])
     forwards: Forwards = field(default_factory=Forwards)
     outcome: Outcome | None = None
 
-    def __post_init__(self) -> None:
-        prompt = self.request.prompt
-        self.tokens, self.decided = list(prompt), [True] * len(prompt)
-        self.end = self.request.limit
-        self._open_block(self.first_block)
+    @property
+    def block(self) -> int:
+        """Number of the current block."""
+        return self.draft.start // self.request.block_size
 
     @property
     def first_block(self) -> int:
         """Number of the first block that holds a generated token."""
         return len(self.request.prompt) // self.request.block_size
 
-    @property
-    def block_start(self) -> int:
-        """Position of the current block's first token."""
-        return self.block * self.request.block_size
+    def begin(self) -> list[Event]:
+        """Open the first block; without room for a block the request is finished."""
+        start = self.first_block * self.request.block_size
+        if start >= self.draft.limit:
+            self.draft.start = self.draft.stop = start
+            return self._end("next", "length")
+        self._open(start)
+        return self._advance(None)
 
-    @property
-    def block_stop(self) -> int:
-        """Position behind the current block."""
-        return self.block_start + self.request.block_size
+    def _open(self, start: int) -> None:
+        draft = self.draft
+        draft.start, draft.stop, draft.steps, draft.post = start, start + self.request.block_size, 0, 0
+        missing = draft.stop - len(draft.tokens)
+        draft.tokens += [draft.mask_id] * missing
+        draft.decided += [False] * missing
+        if self.policy.mask_is_undecided:
+            for place in range(start, draft.stop):
+                draft.decided[place] = draft.tokens[place] != draft.mask_id
+        self.seen = {self._state()}
 
-    def _open_block(self, block: int) -> None:
-        self.block = block
-        missing = self.block_stop - len(self.tokens)
-        self.tokens += [self.mask_id] * missing
-        self.decided += [False] * missing
-
-    def open_positions(self) -> tuple[int, ...]:
-        """Return the positions of the current block that are still to be decided."""
-        stop = min(self.block_stop, self.end)
-        return tuple(place for place in range(self.block_start, stop) if not self.decided[place])
+    def _state(self) -> tuple[int, ...]:
+        return (self.draft.post, *self.draft.block())
 
     def next_work(self) -> Work:
         """Return the next forward: prefill, commit (if not fused) or denoise."""
-        clean = self.block_start - self.committed
-        rows = tuple(self.tokens[self.committed :])
+        start = self.committed + self.settled
+        clean = self.draft.start - start
+        rows = tuple(self.draft.tokens[start:])
         prefill = self.block == self.first_block
         if clean and (prefill or not self.request.fused):
             kind: ForwardKind = "prefill" if prefill else "commit"
-            return Work(request=self.request, kind=kind, start=self.committed, tokens=rows[:clean], num_clean=clean)
+            return Work(
+                request=self.request, base=self.base, kind=kind, start=start, tokens=rows[:clean], num_clean=clean
+            )
         return Work(
             request=self.request,
+            base=self.base,
             kind="denoise",
-            start=self.committed,
+            start=start,
             tokens=rows,
             num_clean=clean,
-            places=self.open_positions(),
+            places=self.policy.places(self.draft),
+            settled=self.settled,
+            fresh=self.draft.steps == 0,
         )
 
     def absorb(self, work: Work, proposal: Proposal) -> list[Event]:
-        """Write the accepted tokens; when nothing is left to decide in the block, open the next one or finish."""
+        """Write what the policy decides; when the block is finished, open the next one or finish."""
         self.forwards = self.forwards.counting(work.kind)
-        self.committed += work.num_clean
-        if not work.places:
+        self.committed = work.start + work.num_clean
+        self.settled = 0
+        if work.kind != "denoise":
             return []
-        taken = [i for i, accepted in enumerate(proposal.accepted) if accepted]
-        assert taken, "a denoising forward must decide something"
-        for i in taken:
-            place, token = work.places[i], proposal.tokens[i]
-            self.tokens[place], self.decided[place] = token, True
-            if token in self.request.eos_ids and place < self.end:
-                self.end, self.stopped = place, True
-        left = self.open_positions()
-        denoised = Denoised(
-            request_id=self.request.id,
-            block=self.block,
-            positions=tuple(work.places[i] for i in taken),
-            tokens=tuple(proposal.tokens[i] for i in taken),
-            confidences=tuple(proposal.confidences[i] for i in taken),
-            open_positions=left,
-        )
-        return [denoised] if left else [denoised, *self._finish_block()]
+        decision = self.policy.decide(self.draft, work.places, proposal)
+        events = self._write(work, proposal, decision)
+        return events + self._advance(decision)
 
-    def _finish_block(self) -> list[Event]:
-        num_prompt = len(self.request.prompt)
-        tokens = tuple(self.tokens[max(self.block_start, num_prompt) : min(self.block_stop, self.end)])
-        events: list[Event] = [Committed(request_id=self.request.id, block=self.block, tokens=tokens)] if tokens else []
-        if self.block_stop < self.end:
-            self._open_block(self.block + 1)
-        else:
-            generated = self.tokens[num_prompt : self.end]
-            self.outcome = Outcome(
-                tokens=generated,
-                num_tokens=len(generated) + self.stopped,
-                finish_reason="stop" if self.stopped else "length",
-                forwards=self.forwards,
+    def _write(self, work: Work, proposal: Proposal, decision: Decision) -> list[Event]:
+        draft, by_id = self.draft, self.policy.mask_is_undecided
+        num_masked = len(draft.masked())
+        index = {place: i for i, place in enumerate(work.places)}
+        before = tuple(draft.tokens[place] for place in decision.edited)
+        for place in (*decision.filled, *decision.edited):
+            token = proposal.tokens[index[place]]
+            draft.tokens[place], draft.decided[place] = token, not (by_id and token == draft.mask_id)
+        draft.steps += 1
+        draft.post += num_masked == 0
+        filled = tuple(place for place in decision.filled if draft.decided[place])
+        events: list[Event] = [
+            Denoised(
+                request_id=self.request.id,
+                block=self.block,
+                positions=filled,
+                tokens=tuple(draft.tokens[place] for place in filled),
+                confidences=tuple(proposal.confidences[index[place]] for place in filled),
+                open_positions=tuple(place for place in self.policy.places(draft) if not draft.decided[place]),
+                num_masked=num_masked,
+                wasted=tuple(place for place in decision.filled if not draft.decided[place]),
+                selected_by=decision.selected_by,
             )
+        ]
+        if decision.edited:
+            edited = Edited(
+                request_id=self.request.id,
+                block=self.block,
+                positions=decision.edited,
+                before=before,
+                tokens=tuple(draft.tokens[place] for place in decision.edited),
+                confidences=tuple(proposal.confidences[index[place]] for place in decision.edited),
+            )
+            events.append(edited)
         return events
+
+    def _advance(self, decision: Decision | None) -> list[Event]:
+        """Return the events of finished blocks, and open the next ones, until one needs a forward or all is done."""
+        events: list[Event] = []
+        verdict = self.policy.verdict(self.draft, decision)
+        while verdict == "next" and self.draft.stop < self.draft.limit:
+            events += self._commit(self.policy.result(self.draft, verdict).tokens)
+            unchanged = decision is not None and not decision.filled and not decision.edited
+            self.settled = self.request.block_size if unchanged and self._clean_as_noisy else 0
+            self._open(self.draft.stop)
+            decision = None
+            verdict = self.policy.verdict(self.draft, None)
+        if verdict != "continue":
+            return events + self._end(verdict, None)
+        return events + (self._end("end", "stuck") if decision is not None and self._stuck() else [])
+
+    @property
+    def _clean_as_noisy(self) -> bool:
+        """Whether a decided block gives the same keys and values as clean rows and as noisy ones."""
+        request = self.request
+        return not (request.clean_causal or request.noisy_causal or request.logit_shift)
+
+    def _stuck(self) -> bool:
+        """Whether a policy without a bound will never finish the block, as far as that can be told."""
+        if self.policy.max_forwards is None:
+            return False
+        state = self._state()
+        # Without chance the same state leads to the same next one, for ever.
+        again = state in self.seen and not self.request.rule.random
+        self.seen.add(state)
+        return again or self.draft.steps >= self.policy.max_forwards
+
+    def _commit(self, generated: Sequence[int]) -> list[Event]:
+        tokens = tuple(generated[self.streamed :])
+        self.streamed = max(self.streamed, len(generated))
+        return [Committed(request_id=self.request.id, block=self.block, tokens=tokens)] if tokens else []
+
+    def _end(self, verdict: Verdict, reason: FinishReason | None) -> list[Event]:
+        result = self.policy.result(self.draft, verdict)
+        self.outcome = Outcome(
+            tokens=result.tokens,
+            num_tokens=result.num_tokens,
+            finish_reason=reason or ("stop" if result.stopped else "length"),
+            forwards=self.forwards,
+        )
+        return self._commit(result.tokens[result.num_prompt :])
 
 
 @dataclass(slots=True)
@@ -214,6 +304,7 @@ class NextTokenDecoding:
 
     Attributes:
         request: what is decoded.
+        base: first entry of its span of the cache.
         tokens: prompt and generated tokens.
         committed: length of the cached prefix.
         forwards: counts by kind.
@@ -221,6 +312,7 @@ class NextTokenDecoding:
     """
 
     request: Request
+    base: int
     tokens: list[int] = field(init=False)
     committed: int = 0
     forwards: Forwards = field(default_factory=Forwards)
@@ -229,11 +321,16 @@ class NextTokenDecoding:
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
 
+    def begin(self) -> list[Event]:
+        """Do nothing: there is at least one token to generate."""
+        return []
+
     def next_work(self) -> Work:
         """Return the next forward: every token behind the prefix, predicting the next position."""
         rows = tuple(self.tokens[self.committed :])
         return Work(
             request=self.request,
+            base=self.base,
             kind="denoise",
             start=self.committed,
             tokens=rows,
@@ -248,18 +345,20 @@ class NextTokenDecoding:
         (place,), (token,) = work.places, proposal.tokens
         stopped = token in self.request.eos_ids
         self.tokens.append(token)
-        identity = {"request_id": self.request.id, "block": place}
+        number = self.request.id
         events: list[Event] = [
             Denoised(
-                **identity,
+                request_id=number,
+                block=place,
                 positions=(place,),
                 tokens=(token,),
                 confidences=tuple(proposal.confidences),
                 open_positions=(),
+                num_masked=1,
             )
         ]
         if not stopped:
-            events.append(Committed(**identity, tokens=(token,)))
+            events.append(Committed(request_id=number, block=place, tokens=(token,)))
         if stopped or len(self.tokens) == self.request.limit:
             generated = self.tokens[len(self.request.prompt) :]
             self.outcome = Outcome(

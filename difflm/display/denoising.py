@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from difflm.decode.request import Committed, Completion, Denoised, Event, Finished
+from difflm.decode.request import Committed, Completion, Denoised, Edited, Event, Finished
 from difflm.display.text import printable
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ class Canvas:
             self.num_decided += len(event.positions)
             self.block, self._open, self._fresh = event.block, event.open_positions, frozenset(event.positions)
             self._tokens |= dict(zip(event.positions, event.tokens, strict=True))
+        elif isinstance(event, Edited):
+            self._fresh |= frozenset(event.positions)
+            for place, token in zip(event.positions, event.tokens, strict=True):
+                self._tokens[place] = token
+            for place in self._open:
+                self._tokens.pop(place, None)  # a policy may open a position again
         elif isinstance(event, Committed):
             self.committed += event.tokens
             self._tokens, self._open = {}, ()

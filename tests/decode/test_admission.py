@@ -9,7 +9,9 @@ import torch
 
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.admission import admit
+from difflm.decode.policies.native import Native
 from difflm.decode.request import Request, SamplingParams
+from difflm.diffusion.acceptance import ThresholdAcceptance
 from difflm.errors import RequestError
 from tests.decode.tiny import MASK, VOCAB, tiny
 
@@ -90,7 +92,9 @@ def test_the_request_carries_the_models_parametrisation() -> None:
     request = admitted(tiny(eos=(3,), generation={"block_size": 2, "threshold": 0.5}), [1], ignore_eos=True)
     assert (request.logit_shift, request.clean_causal, request.noisy_causal) == (False, False, False)
     assert not request.eos_ids
-    assert (request.block_size, request.threshold) == (2, 0.5)
+    assert request.block_size == 2
+    assert isinstance(request.policy, Native)
+    assert request.policy.acceptance == ThresholdAcceptance(0.5)
 
 
 def test_next_token_decoding_is_shifted_and_causal_whatever_the_model_says() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import Engine, generate, stream
+from difflm.decode.policies.named import policy
 from difflm.decode.request import Committed, Completion, Denoised, Event, Finished, Forwards, SamplingParams
 from difflm.errors import DifflmError, RequestError
 from difflm.types import CleanAttention, NoisyAttention
@@ -340,3 +342,112 @@ def test_a_completion_reports_its_rates() -> None:
     completion: Completion = generate(tiny(0), [[1, 2]], SamplingParams(max_new_tokens=8))[0]
     assert completion.seconds > 0
     assert completion.tokens_per_second == pytest.approx(8 / completion.seconds)
+
+
+@st.composite
+def mixes(draw: st.DrawFn) -> tuple[LoadedModel, list[tuple[list[int], SamplingParams, int]]]:
+    """Return a model and requests: prompt, parameters, and the step at which each is submitted."""
+    shift, clean, noisy = draw(st.sampled_from(PARAMETRISATIONS))
+    loaded = tiny(draw(st.integers(0, 10_000)), logit_shift=shift, clean=clean, noisy=noisy, eos=(3,))
+    requests: list[tuple[list[int], SamplingParams, int]] = []
+    for _ in range(draw(st.integers(2, 5))):
+        prompt = draw(st.lists(st.integers(0, MASK - 1), min_size=1, max_size=9))
+        common: dict[str, Any] = {"max_new_tokens": draw(st.integers(1, 9)), "seed": draw(st.integers(0, 3))}
+        named: dict[str, dict[str, Any]] = {
+            "hf21": {"block_length": 3, "threshold": 0.3, "editing_threshold": 0.2, "max_forwards": 20},
+            "sglang": {"block_size": 4, "edit_threshold": 0.3},
+            "native": {"block_length": 2, "fixed": 2, "temperature": 0.8},
+        }
+        kind = draw(st.sampled_from(("own", "own", "next_token", "hf21", "sglang", "native")))
+        if kind == "own":
+            params = SamplingParams(
+                block_size=draw(st.sampled_from((1, 2, 5))),
+                threshold=draw(st.sampled_from((0.0, 0.4, 1.0))),
+                temperature=draw(st.sampled_from((0.0, 0.9))),
+                **common,
+            )
+        elif kind == "next_token":
+            params = SamplingParams(decoding="next_token", **common)
+        else:
+            params = SamplingParams(policy=policy(kind, **named[kind]), **common)
+        requests.append((prompt, params, draw(st.integers(0, 6))))
+    return loaded, requests
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixes(), st.sampled_from((1, 2, 64)), st.booleans(), st.randoms(use_true_random=False))
+def test_batched_equals_alone_property(
+    case: tuple[LoadedModel, list[tuple[list[int], SamplingParams, int]]],
+    max_requests: int,
+    fused: bool,
+    random_: random.Random,
+) -> None:
+    # float64: a decision turns on rounding with a probability that no test run meets
+    loaded, requests = case
+    alone = [Engine(loaded, fused=fused).generate([prompt], params)[0] for prompt, params, _ in requests]
+    engine = Engine(loaded, fused=fused, max_requests=max_requests, cache_bytes=40 * 256)  # 40 tokens
+    order = list(range(len(requests)))
+    random_.shuffle(order)
+    numbers: dict[int, int] = {}
+    done: dict[int, Completion] = {}
+    extra = engine.submit([1, 2], SamplingParams(max_new_tokens=20, threshold=1.0))
+    for step in range(500):
+        for i in order:
+            prompt, params, when = requests[i]
+            if when == step:
+                numbers[engine.submit(prompt, params)] = i
+        if step == 3:
+            engine.cancel(extra)
+        for event in engine.step():
+            if isinstance(event, Finished) and event.request_id in numbers:
+                done[numbers[event.request_id]] = event.completion
+        if len(done) == len(requests):
+            break
+    for i, expected in enumerate(alone):
+        found = done[i]
+        assert (found.tokens, found.forwards, found.finish_reason) == (
+            expected.tokens,
+            expected.forwards,
+            expected.finish_reason,
+        )
+    assert not engine.runner.slots
+    assert engine.scheduler.spans.used == 0
+
+
+def test_one_forward_serves_all_requests_and_the_head_sees_undecided_rows_only() -> None:
+    loaded = scripted(lambda position: certain(5, 0.5))
+    engine = Engine(loaded)
+    first = engine.submit([1, 2, 4, 6, 8], SamplingParams(max_new_tokens=3, threshold=1.0))
+    engine.step()
+    second = engine.submit([1, 2], SamplingParams(max_new_tokens=2, threshold=1.0))
+    finished = [event.request_id for _ in range(4) for event in engine.step() if isinstance(event, Finished)]
+    assert finished == [second, first]
+    model = loaded.model
+    assert model.forward_rows == [  # pyright: ignore[reportAttributeAccessIssue]
+        [1, 2, 4, 6],
+        [8, MASK, MASK, MASK, 1, 2, MASK, MASK],
+        [8, 5, MASK, MASK, 1, 2, 5, MASK],
+        [8, 5, 5, MASK],
+    ]
+    assert model.head_rows == [[5, 6, 7, 2, 3], [6, 7, 3], [7]]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_request_that_never_fits_is_refused_and_one_that_does_not_fit_now_waits() -> None:
+    engine = Engine(tiny(1), cache_bytes=20 * 256)
+    with pytest.raises(RequestError, match="take 24 tokens of cache, and the engine has 20"):
+        engine.submit([1] * 10, SamplingParams(max_new_tokens=12))
+    params = SamplingParams(max_new_tokens=8, threshold=1.0)
+    numbers = [engine.submit([1, 2], params) for _ in range(3)]  # 12 tokens each: one at a time
+    finished: list[int] = []
+    for _ in range(60):
+        finished += [event.request_id for event in engine.step() if isinstance(event, Finished)]
+    assert finished == numbers
+    assert engine.runner.pool.capacity <= 20
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"max_requests": 0}, "integer >= 1"), ({"cache_bytes": 100}, "one takes 256 bytes")]
+)
+def test_an_engine_without_room_is_refused(options: Any, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        Engine(tiny(1), **options)

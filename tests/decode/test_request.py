@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from difflm.decode.policies.native import Native
 from difflm.decode.request import Completion, Forwards, Request, SamplingParams
+from difflm.decode.sampling import Draw
 from difflm.errors import RequestError
 
 
@@ -81,9 +83,8 @@ def test_capacity_is_whole_blocks(length: int, new: int, size: int, capacity: in
         prompt=(1,) * length,
         max_new_tokens=new,
         block_size=size,
-        threshold=0.9,
-        min_accept=1,
-        temperature=0.0,
+        policy=Native(),
+        rule=Draw(),
         seed=0,
         eos_ids=frozenset(),
         mask_id=9,

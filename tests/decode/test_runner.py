@@ -7,9 +7,12 @@ import itertools
 import pytest
 import torch
 
+from difflm.decode.policies.native import Native
 from difflm.decode.request import Request
-from difflm.decode.runner import Runner, visibility
+from difflm.decode.runner import Runner, parts_of
+from difflm.decode.sampling import Draw
 from difflm.decode.sequences import Work
+from difflm.diffusion.acceptance import ThresholdAcceptance
 from difflm.types import CleanAttention, NoisyAttention
 from tests.decode.reference import layout_logits, training_layout_mask
 from tests.decode.tiny import MASK, tiny
@@ -21,9 +24,8 @@ def request_of(**facts: object) -> Request:
         "prompt": (1,),
         "max_new_tokens": 31,
         "block_size": 4,
-        "threshold": 0.9,
-        "min_accept": 1,
-        "temperature": 0.0,
+        "policy": Native(acceptance=ThresholdAcceptance(0.9)),
+        "rule": Draw(suppressed=(MASK,)),
         "seed": 0,
         "eos_ids": frozenset[int](),
         "mask_id": MASK,
@@ -47,8 +49,14 @@ def test_visibility_is_the_training_layout_of_the_rows(
     expected = full[rows][:, rows]
     request = request_of(block_size=size, clean_causal=clean_causal, noisy_causal=noisy_causal)
     work = Work(request=request, kind="denoise", start=start, tokens=(0,) * (clean + noisy), num_clean=clean)
-    found = visibility(work)
-    assert torch.equal(torch.ones_like(expected) if found is None else found, expected)
+    found = torch.zeros_like(expected)
+    for part in parts_of(work):
+        own = slice(part.first, part.first + part.count)
+        assert part.stop == start + own.stop
+        found[own, : part.first] = True
+        inside = torch.ones(part.count, part.count, dtype=torch.bool)
+        found[own, own] = inside.tril() if part.causal else inside if part.mask_NN is None else part.mask_NN
+    assert torch.equal(found, expected)
     # and every row sees all of the prefix
     assert full[rows][:, length : length + start].all()
 
@@ -63,14 +71,14 @@ def test_hidden_rows_of_the_cached_path_are_those_of_the_training_layout(
     noised = [7, MASK, 2, MASK]
     full = layout_logits(loaded, [0] * 8 + noised, text[:8] + [0] * 4, size)
     request = request_of(clean_causal=clean == "causal", noisy_causal=noisy == "causal", logit_shift=shift)
-    runner = Runner(loaded.model, ())
+    runner = Runner(loaded.model, max_tokens=64)
     logits: list[torch.Tensor] = []
 
     def record(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
         logits.append(output)
 
     loaded.model.head.register_forward_hook(record)
-    runner.run(Work(request=request, kind="prefill", start=0, tokens=tuple(text[:4]), num_clean=4))
+    runner.run([Work(request=request, kind="prefill", start=0, tokens=tuple(text[:4]), num_clean=4)])
     fused = Work(
         request=request,
         kind="denoise",
@@ -79,9 +87,9 @@ def test_hidden_rows_of_the_cached_path_are_those_of_the_training_layout(
         num_clean=4,
         places=(8, 9, 10, 11),
     )
-    runner.run(fused)
+    runner.run([fused])
     again = Work(request=request, kind="denoise", start=8, tokens=tuple(noised), num_clean=0, places=(8, 11))
-    runner.run(again)
+    runner.run([again])
     layout_row = {8: 12 + 7, 9: 8, 10: 9, 11: 10} if shift else {8: 8, 9: 9, 10: 10, 11: 11}
     expected = full[[layout_row[place] for place in (8, 9, 10, 11)]]
     assert torch.allclose(logits[0], expected, atol=1e-12)
@@ -90,11 +98,11 @@ def test_hidden_rows_of_the_cached_path_are_those_of_the_training_layout(
 
 def test_a_masked_forward_leaves_the_prefix_as_it_was() -> None:
     loaded = tiny(1)
-    request, runner = request_of(), Runner(loaded.model, ())
-    runner.run(Work(request=request, kind="prefill", start=0, tokens=(1, 2, 3, 4), num_clean=4))
-    before = runner.slots[0].cache.key[:, :, :, :4].clone()
-    runner.run(Work(request=request, kind="denoise", start=4, tokens=(MASK,) * 4, num_clean=0, places=(4,)))
-    assert torch.equal(runner.slots[0].cache.key[:, :, :, :4], before)
-    assert runner.slots[0].cache.length == 4
+    request, runner = request_of(), Runner(loaded.model, max_tokens=64)
+    runner.run([Work(request=request, base=8, kind="prefill", start=0, tokens=(1, 2, 3, 4), num_clean=4)])
+    before = runner.pool.key[:, 8:12].clone()
+    runner.run([Work(request=request, base=8, kind="denoise", start=4, tokens=(MASK,) * 4, num_clean=0, places=(4,))])
+    assert torch.equal(runner.pool.key[:, 8:12], before)
+    assert runner.slots[0].length == 4
     runner.release(0)
     assert not runner.slots

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-from difflm.decode.request import Committed, Denoised, Forwards
-from difflm.decode.sequences import BlockDecoding, NextTokenDecoding, Proposal, decoding_of
+from collections.abc import Sequence
+
+from difflm.decode.policies.base import Proposal
+from difflm.decode.policies.native import Native
+from difflm.decode.request import Committed, Denoised, Forwards, Request
+from difflm.decode.sequences import BlockDecoding, NextTokenDecoding, decoding_of
+from difflm.diffusion.acceptance import Acceptance
 from tests.decode.test_runner import request_of
 from tests.decode.tiny import MASK
 
 
+class Listed:
+    """Takes what each call of `answer` listed."""
+
+    needs_entropy = False
+
+    def __call__(self, confidences: Sequence[float], entropies: Sequence[float]) -> list[int]:
+        return [i for i, confidence in enumerate(confidences) if confidence == 0.5]
+
+
 def answer(*tokens: int, accepted: tuple[int, ...] | None = None) -> Proposal:
     """Return a proposal of these tokens; `accepted` are indices (None: all)."""
-    taken = [accepted is None or i in accepted for i in range(len(tokens))]
-    return Proposal(tokens=tokens, confidences=[0.5] * len(tokens), accepted=taken)
+    return Proposal(
+        tokens=tokens, confidences=[0.5 if accepted is None or i in accepted else 0.25 for i in range(len(tokens))]
+    )
+
+
+def listed(**facts: object) -> Request:
+    acceptance: Acceptance = Listed()
+    return request_of(policy=Native(acceptance=acceptance), **facts)
+
+
+def begun(request: Request) -> BlockDecoding:
+    state = decoding_of(request)
+    assert isinstance(state, BlockDecoding)
+    assert state.begin() == []
+    return state
 
 
 def test_works_and_events_of_a_request_over_three_blocks() -> None:
-    request = request_of(prompt=(1, 2, 3, 4, 5), max_new_tokens=8, logit_shift=True)
-    state = decoding_of(request)
-    assert isinstance(state, BlockDecoding)
+    state = begun(listed(prompt=(1, 2, 3, 4, 5), max_new_tokens=8, logit_shift=True))
 
     work = state.next_work()
     assert (work.kind, work.start, work.tokens, work.num_clean, work.places) == ("prefill", 0, (1, 2, 3, 4), 4, ())
@@ -29,7 +54,13 @@ def test_works_and_events_of_a_request_over_three_blocks() -> None:
     assert [work.row_of(place) for place in work.places] == [0, 1, 2]
     (event,) = state.absorb(work, answer(7, 8, 9, accepted=(0, 2)))
     assert event == Denoised(
-        request_id=0, block=1, positions=(5, 7), tokens=(7, 9), confidences=(0.5, 0.5), open_positions=(6,)
+        request_id=0,
+        block=1,
+        positions=(5, 7),
+        tokens=(7, 9),
+        confidences=(0.5, 0.5),
+        open_positions=(6,),
+        num_masked=3,
     )
 
     work = state.next_work()
@@ -58,7 +89,7 @@ def test_works_and_events_of_a_request_over_three_blocks() -> None:
 
 
 def test_without_fusing_the_commit_is_a_forward_of_its_own() -> None:
-    state = decoding_of(request_of(prompt=(1,), max_new_tokens=7, fused=False))
+    state = begun(listed(prompt=(1,), max_new_tokens=7, fused=False))
     kinds: list[str] = []
     while state.outcome is None:
         work = state.next_work()
@@ -70,7 +101,7 @@ def test_without_fusing_the_commit_is_a_forward_of_its_own() -> None:
 
 def test_a_decided_position_is_never_recognised_by_its_id() -> None:
     # A policy may decide the mask id as a token; the position is decided all the same.
-    state = decoding_of(request_of(prompt=(1, 2), max_new_tokens=2))
+    state = begun(listed(prompt=(1, 2), max_new_tokens=2))
     state.absorb(state.next_work(), answer(MASK, 5, accepted=(0,)))
     assert state.next_work().places == (3,)
     state.absorb(state.next_work(), answer(5))
@@ -79,7 +110,7 @@ def test_a_decided_position_is_never_recognised_by_its_id() -> None:
 
 
 def test_tokens_decided_together_with_an_eos_before_them_are_cut() -> None:
-    state = decoding_of(request_of(prompt=(1,), max_new_tokens=9, eos_ids=frozenset({3})))
+    state = begun(listed(prompt=(1,), max_new_tokens=9, eos_ids=frozenset({3})))
     events = state.absorb(state.next_work(), answer(5, 3, 6))
     assert events[1:] == [Committed(request_id=0, block=0, tokens=(5,))]
     assert state.outcome is not None
@@ -87,7 +118,9 @@ def test_tokens_decided_together_with_an_eos_before_them_are_cut() -> None:
 
 
 def test_next_token_decoding_reads_the_prompt_and_counts_every_token_once() -> None:
-    state = decoding_of(request_of(prompt=(1, 2, 3), mask_id=None, max_new_tokens=2, logit_shift=True, block_size=1))
+    state = decoding_of(
+        request_of(prompt=(1, 2, 3), policy=None, mask_id=None, max_new_tokens=2, logit_shift=True, block_size=1)
+    )
     assert isinstance(state, NextTokenDecoding)
     work = state.next_work()
     assert (work.kind, work.tokens, work.num_clean, work.places) == ("denoise", (1, 2, 3), 3, (3,))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from difflm.checkpoints.config import CheckpointConfig
 from difflm.checkpoints.loading import LoadedModel
-from difflm.models.cache import CachedAttention
+from difflm.models.cache import PackedAttention
 from difflm.models.config import ModelConfig, RopeConfig
 from difflm.models.transformer import Attend, Transformer
 from difflm.types import CleanAttention, NoisyAttention, Parametrisation
@@ -96,7 +96,7 @@ class ScriptedModel(nn.Module):
 
     def forward(self, token_BN: Tensor, position_BN: Tensor, attend: Attend) -> Tensor:
         """Return hidden states that carry the position."""
-        assert isinstance(attend, CachedAttention)
+        assert isinstance(attend, PackedAttention)
         self.forward_rows.append(token_BN[0].tolist())
         return position_BN[..., None].float()
 

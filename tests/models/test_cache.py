@@ -1,4 +1,4 @@
-"""The cache: what a forward writes is provisional until it is committed; attention over it equals the dense one."""
+"""The pool: what a forward writes is provisional until it is counted; attention over spans equals the dense one."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from difflm.models.cache import BlockCache, CachedAttention
+from difflm.models.cache import CachePool, PackedAttention, Part, bytes_per_token
 from tests.decode.reference import DenseAttend
 from tests.decode.tiny import architecture
 
 HEADS, GROUPS, WIDTH = 4, 2, 4
+Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def rows(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def rows(count: int, seed: int) -> Triple:
     """Return random queries, keys and values of `count` rows."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((1, HEADS, count, WIDTH), (1, GROUPS, count, WIDTH), (1, GROUPS, count, WIDTH))
@@ -22,70 +23,93 @@ def rows(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.fixture
-def cache() -> BlockCache:
-    return BlockCache(architecture(), 16, device="cpu", dtype=torch.float64)
+def pool() -> CachePool:
+    pool = CachePool(architecture(), device="cpu", dtype=torch.float64)
+    pool.ensure(32, most=32)
+    return pool
 
 
-def dense(parts: list[tuple[Tensor, Tensor, Tensor]], visible: Tensor) -> Tensor:
+def attend(pool: CachePool, base: int, length: int, new: Triple, mask: Tensor | None = None, layer: int = 0) -> Tensor:
+    """Return the attention of new rows of one sequence of which `length` entries are committed."""
+    count = new[0].shape[2]
+    part = Part(first=0, count=count, base=base, stop=length + count, mask_NN=mask)
+    return PackedAttention(pool, torch.arange(base + length, base + length + count), [part])(layer, *new)
+
+
+def dense(parts: list[Triple], visible: Tensor) -> Tensor:
     query, key, value = (torch.cat(each, dim=2) for each in zip(*parts, strict=True))
     return DenseAttend(visible)(0, query, key, value)
 
 
-def test_new_rows_see_the_prefix_and_themselves(cache: BlockCache) -> None:
+def everything(count: int) -> Tensor:
+    return torch.ones(count, count, dtype=torch.bool)
+
+
+def test_new_rows_see_the_prefix_and_themselves(pool: CachePool) -> None:
     prefix, new = rows(5, 0), rows(3, 1)
-    CachedAttention(cache)(0, *prefix)
-    cache.commit(5)
-    found = CachedAttention(cache)(0, *new)
-    assert torch.allclose(found, dense([prefix, new], torch.ones(8, 8, dtype=torch.bool))[:, :, 5:])
+    attend(pool, 7, 0, prefix)
+    assert torch.allclose(attend(pool, 7, 5, new), dense([prefix, new], everything(8))[:, :, 5:])
 
 
-def test_the_mask_is_between_new_rows_only(cache: BlockCache) -> None:
+def test_the_mask_is_between_new_rows_only(pool: CachePool) -> None:
     prefix, new = rows(5, 0), rows(4, 1)
-    CachedAttention(cache)(0, *prefix)
-    cache.commit(5)
+    attend(pool, 0, 0, prefix)
     mask = torch.eye(4, dtype=torch.bool)
     mask[2, 0] = True
-    visible = torch.ones(9, 9, dtype=torch.bool)
+    visible = everything(9)
     visible[5:, 5:] = mask
-    assert torch.allclose(CachedAttention(cache, mask)(0, *new), dense([prefix, new], visible)[:, :, 5:])
+    assert torch.allclose(attend(pool, 0, 5, new, mask), dense([prefix, new], visible)[:, :, 5:])
 
 
-def test_the_kernels_causal_mask_is_the_triangle(cache: BlockCache) -> None:
+def test_the_kernels_causal_mask_is_the_triangle(pool: CachePool) -> None:
     new = rows(7, 2)
-    expected = dense([new], torch.ones(7, 7, dtype=torch.bool).tril())
-    assert torch.allclose(CachedAttention(cache, causal=True)(0, *new), expected)
-    cache.commit(7)
-    with pytest.raises(AssertionError, match="empty cache"):
-        CachedAttention(cache, causal=True)(0, *rows(1, 3))
+    part = Part(first=0, count=7, base=3, stop=7, causal=True)
+    found = PackedAttention(pool, torch.arange(3, 10), [part])(0, *new)
+    assert torch.allclose(found, dense([new], everything(7).tril()))
+    with pytest.raises(AssertionError, match="causal"):
+        PackedAttention(pool, torch.arange(3), [Part(first=0, count=1, base=0, stop=3, causal=True)])
 
 
-def test_provisional_rows_are_overwritten(cache: BlockCache) -> None:
+def test_provisional_rows_are_overwritten(pool: CachePool) -> None:
     prefix, dropped, new = rows(4, 0), rows(6, 1), rows(2, 2)
-    CachedAttention(cache)(0, *prefix)
-    cache.commit(4)
-    CachedAttention(cache)(0, *dropped)
-    found = CachedAttention(cache)(0, *new)
-    assert torch.allclose(found, dense([prefix, new], torch.ones(6, 6, dtype=torch.bool))[:, :, 4:])
-    assert cache.length == 4
+    attend(pool, 2, 0, prefix)
+    attend(pool, 2, 4, dropped)
+    assert torch.allclose(attend(pool, 2, 4, new), dense([prefix, new], everything(6))[:, :, 4:])
 
 
-def test_part_of_a_forward_can_be_committed(cache: BlockCache) -> None:
-    both, new = rows(6, 0), rows(2, 1)
-    CachedAttention(cache)(0, *both)
-    cache.commit(4)
-    kept = tuple(part[:, :, :4] for part in both)
-    found = CachedAttention(cache)(0, *new)
-    visible = torch.ones(6, 6, dtype=torch.bool)
-    assert torch.allclose(found, dense([(kept[0], kept[1], kept[2]), new], visible)[:, :, 4:])
+def test_rows_of_many_sequences_see_their_own_span_only(pool: CachePool) -> None:
+    prefixes = {0: rows(3, 0), 16: rows(6, 1)}
+    for base, prefix in prefixes.items():
+        attend(pool, base, 0, prefix)
+    first, second = rows(2, 2), rows(4, 3)
+    together = tuple(torch.cat(pair, dim=2) for pair in zip(first, second, strict=True))
+    parts = [Part(first=0, count=2, base=0, stop=5), Part(first=2, count=4, base=16, stop=10)]
+    entries = torch.cat([torch.arange(3, 5), torch.arange(22, 26)])
+    found = PackedAttention(pool, entries, parts)(0, together[0], together[1], together[2])
+    assert torch.allclose(found[:, :, :2], dense([prefixes[0], first], everything(5))[:, :, 3:])
+    assert torch.allclose(found[:, :, 2:], dense([prefixes[16], second], everything(10))[:, :, 6:])
 
 
-def test_layers_do_not_share_entries(cache: BlockCache) -> None:
-    CachedAttention(cache)(0, *rows(3, 0))
-    CachedAttention(cache)(1, *rows(3, 1))
-    assert not torch.equal(cache.key[0, :, :, :3], cache.key[1, :, :, :3])
-    assert cache.capacity == 16
+def test_layers_do_not_share_entries(pool: CachePool) -> None:
+    attend(pool, 0, 0, rows(3, 0))
+    attend(pool, 0, 0, rows(3, 1), layer=1)
+    assert not torch.equal(pool.key[0, :3], pool.key[1, :3])
 
 
-def test_nothing_is_committed_beyond_the_capacity(cache: BlockCache) -> None:
-    with pytest.raises(AssertionError, match="beyond"):
-        cache.commit(17)
+def test_growing_keeps_what_is_stored_and_doubles_up_to_the_most() -> None:
+    pool = CachePool(architecture(), device="cpu", dtype=torch.float64)
+    pool.ensure(5, most=100)
+    assert pool.capacity == 5
+    prefix, new = rows(5, 0), rows(2, 1)
+    attend(pool, 0, 0, prefix)
+    for need, most, expected in ((7, 100, 10), (11, 12, 12), (30, 12, 30), (4, 100, 30)):
+        pool.ensure(need, most=most)
+        assert pool.capacity == expected
+    assert torch.allclose(attend(pool, 0, 5, new), dense([prefix, new], everything(7))[:, :, 5:])
+
+
+def test_a_token_takes_keys_and_values_of_all_layers() -> None:
+    pool = CachePool(architecture(), device="cpu", dtype=torch.bfloat16)
+    pool.ensure(9, most=9)
+    stored = sum(each.numel() * each.element_size() for each in (pool.key, pool.value))
+    assert 9 * bytes_per_token(architecture(), torch.bfloat16) == stored

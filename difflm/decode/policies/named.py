@@ -1,0 +1,146 @@
+"""`difflm.policy`: policies by name, with the settings of the system they reproduce."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from difflm.decode.policies.base import Policy
+from difflm.decode.policies.dinfer import Credit, Hierarchy, Threshold
+from difflm.decode.policies.hf import Hf20, Hf20Greedy, Hf21
+from difflm.decode.policies.native import Native
+from difflm.decode.policies.sglang import JointThreshold, LowConfidence
+from difflm.diffusion.acceptance import Acceptance, EntropyAcceptance, FixedAcceptance, ThresholdAcceptance
+from difflm.errors import RequestError
+
+LEAST_INTEGER = {
+    "block_length": 1,
+    "block_size": 1,
+    "gen_length": 0,
+    "steps": 1,
+    "minimal_topk": 1,
+    "num_to_transfer": 1,
+    "max_post_steps": 0,
+    "max_post_edit_steps": 0,
+    "top_k": 0,
+    "eos_id": 0,
+    "mask_id": 0,
+    "max_forwards": 1,
+    "min_accept": 1,
+    "fixed": 1,
+}
+"""Settings that are integers, and the smallest value of each."""
+BOOLEANS = frozenset({"eos_early_stop", "early_stop", "use_credit"})
+CHOICES = {"algorithm": ("LowConfidence", "JointThreshold"), "parallel_decoding": ("threshold", "hierarchy")}
+
+
+def policy(name: str, **settings: Any) -> Policy:
+    """Return a decoding policy, for `SamplingParams(policy=...)`.
+
+    Args:
+        name: "hf20" (the code released with LLaDA2.0), "hf20-greedy" (the same with the arg-max at temperature 0),
+            "hf21" (LLaDA2.1, with token editing), "sglang", "dinfer", or "native".
+        settings: of that system, under its own names; what is not given has its default there. docs/decoding.md
+            lists them.
+
+    Raises:
+        RequestError: an unknown name or setting, or a value out of range.
+    """
+    match name:
+        case "hf20":
+            return _made(Hf20, name, settings)
+        case "hf20-greedy":
+            return _made(Hf20Greedy, name, settings)
+        case "hf21":
+            return _made(Hf21, name, settings)
+        case "sglang":
+            return _sglang(settings)
+        case "dinfer":
+            return _dinfer(settings)
+        case "native":
+            return _native(settings)
+        case _:
+            names = "hf20, hf20-greedy, hf21, sglang, dinfer, native"
+            raise RequestError(f"policy: {name!r} is unknown; choose one of {names}")
+
+
+def _made(kind: type[Any], name: str, settings: Mapping[str, Any]) -> Any:
+    """Return the policy of a class, its settings checked."""
+    check(name, settings, {each.name for each in dataclasses.fields(kind)})
+    defaults = {each.name: each.default for each in dataclasses.fields(kind)}
+    return kind(**{key: defaults[key] if value is None else value for key, value in settings.items()})
+
+
+def check(name: str, settings: Mapping[str, Any], known: set[str]) -> None:
+    """Refuse settings that a policy does not have, and values out of range; None is the default of any.
+
+    Args:
+        name: of the policy, for errors.
+        settings: as given.
+        known: names of the policy's settings.
+
+    Raises:
+        RequestError: one line that names setting, value and fix.
+    """
+    for key, value in settings.items():
+        if key not in known:
+            raise RequestError(f"policy {name}: it has no setting {key!r}; its settings are {', '.join(sorted(known))}")
+        if value is None:
+            continue
+        where = f"policy {name}: {key} {value!r} cannot be used"
+        if key in BOOLEANS:
+            if not isinstance(value, bool):
+                raise RequestError(f"{where}; give True or False")
+        elif key in CHOICES:
+            if value not in CHOICES[key]:
+                raise RequestError(f"{where}; choose one of {', '.join(CHOICES[key])}")
+        elif key in LEAST_INTEGER:
+            if isinstance(value, bool) or not isinstance(value, int) or value < LEAST_INTEGER[key]:
+                raise RequestError(f"{where}; give an integer >= {LEAST_INTEGER[key]}")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            off = " (1 switches editing off, 0 always edits)" if key.startswith("edit") else ""
+            raise RequestError(f"{where}; give a finite number >= 0{off}")
+        elif key == "top_p" and not 0 < value <= 1:
+            raise RequestError(f"{where}; give a number above 0, at most 1")
+
+
+def _sglang(settings: Mapping[str, Any]) -> Policy:
+    joint = {"edit_threshold", "max_post_edit_steps", "penalty_lambda"} & settings.keys()
+    algorithm = settings.get("algorithm") or ("JointThreshold" if joint else "LowConfidence")
+    kind = {"LowConfidence": LowConfidence, "JointThreshold": JointThreshold}.get(algorithm)
+    if kind is None:
+        check("sglang", settings, {*settings})
+    assert kind is not None
+    return _made(kind, f"sglang ({algorithm})", {key: value for key, value in settings.items() if key != "algorithm"})
+
+
+def _dinfer(settings: Mapping[str, Any]) -> Policy:
+    check("dinfer", {key: settings[key] for key in ("parallel_decoding", "use_credit") if key in settings}, {*settings})
+    hierarchy = settings.get("parallel_decoding") == "hierarchy"
+    if hierarchy and settings.get("use_credit"):
+        raise RequestError("policy dinfer: use_credit True has no effect on 'hierarchy' there; leave one of them out")
+    kind = Hierarchy if hierarchy else Credit if settings.get("use_credit") else Threshold
+    rest = {key: value for key, value in settings.items() if key not in ("parallel_decoding", "use_credit")}
+    return _made(kind, f"dinfer ({kind.__name__})", rest)
+
+
+def _native(settings: Mapping[str, Any]) -> Policy:
+    strategies = {"threshold", "min_accept", "fixed", "entropy_bound"}
+    fields = {each.name for each in dataclasses.fields(Native)} - {"acceptance"}
+    check("native", settings, fields | strategies)
+    given = {key for key in strategies if settings.get(key) is not None}
+    acceptance: Acceptance
+    if len(given - {"min_accept"}) > 1 or ("min_accept" in given and given & {"fixed", "entropy_bound"}):
+        raise RequestError(f"policy native: {' and '.join(sorted(given))} are different strategies; give one of them")
+    if "fixed" in given:
+        acceptance = FixedAcceptance(settings["fixed"])
+    elif "entropy_bound" in given:
+        acceptance = EntropyAcceptance(settings["entropy_bound"])
+    else:
+        acceptance = ThresholdAcceptance(
+            0.95 if settings.get("threshold") is None else settings["threshold"], settings.get("min_accept") or 1
+        )
+    rest = {key: value for key, value in settings.items() if key in fields}
+    return dataclasses.replace(_made(Native, "native", rest), acceptance=acceptance)
