@@ -194,7 +194,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/models/cache.py",
-        "larger[:, : stored.shape[1]] = stored",
+        "larger[:, :, : stored.shape[2]] = stored",
         "pass",
         "tests/models/test_cache.py::test_growing_keeps_what_is_stored_and_doubles_up_to_the_most",
     ),
@@ -1508,9 +1508,9 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/adapter_names.py",
-        "left = [a] if len(site.weights) > 1 else",
-        "left = [a] if len(site.weights) > 3 else",
-        "tests/checkpoints/test_adapter_names.py::test_names_and_shapes_of_ling_s_fused_and_single_matrices",
+        "if any(fits(module, target) for target in config.targets)",
+        "if module in config.targets",
+        "tests/checkpoints/test_adapter_names.py::test_a_lost_layer_is_noticed_by_the_targets",
     ),
     Mutant(
         "difflm/checkpoints/adapter_names.py",

@@ -35,13 +35,13 @@ class CachePool:
         self.key, self.value = (self._empty(0, device, dtype) for _ in range(2))
 
     def _empty(self, capacity: int, device: str | torch.device, dtype: torch.dtype) -> Tensor:
-        shape = (self.config.num_layers, capacity, self.config.num_kv_heads, self.config.head_dim)
+        shape = (self.config.num_layers, self.config.num_kv_heads, capacity, self.config.head_dim)
         return torch.empty(shape, device=device, dtype=dtype)
 
     @property
     def capacity(self) -> int:
         """Entries there is room for now, tokens."""
-        return self.key.shape[1]
+        return self.key.shape[2]
 
     def ensure(self, capacity: int, *, most: int) -> None:
         """Make room for entries below `capacity`, keeping what is stored.
@@ -57,7 +57,7 @@ class CachePool:
 
     def _grown(self, stored: Tensor, capacity: int) -> Tensor:
         larger = self._empty(capacity, stored.device, stored.dtype)
-        larger[:, : stored.shape[1]] = stored
+        larger[:, :, : stored.shape[2]] = stored
         return larger
 
 
@@ -99,14 +99,13 @@ class PackedAttention:
 
     def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
         """Return the mixed values, [1, H, N, E]."""
-        key_TGE, value_TGE = self.pool.key[layer], self.pool.value[layer]
-        key_TGE[self.entry_N] = key_BGNE[0].transpose(0, 1)
-        value_TGE[self.entry_N] = value_BGNE[0].transpose(0, 1)
+        key_GTE, value_GTE = self.pool.key[layer], self.pool.value[layer]
+        key_GTE[:, self.entry_N], value_GTE[:, self.entry_N] = key_BGNE[0], value_BGNE[0]
         mixed = [
             F.scaled_dot_product_attention(
                 query_BHNE[:, :, part.first : part.first + part.count],
-                key_TGE[part.base : part.base + part.stop].transpose(0, 1)[None],
-                value_TGE[part.base : part.base + part.stop].transpose(0, 1)[None],
+                key_GTE[None, :, part.base : part.base + part.stop],
+                value_GTE[None, :, part.base : part.base + part.stop],
                 attn_mask=mask_QT,
                 is_causal=part.causal,
                 enable_gqa=True,

@@ -100,9 +100,9 @@ def test_a_masked_forward_leaves_the_prefix_as_it_was() -> None:
     loaded = tiny(1)
     request, runner = request_of(), Runner(loaded.model, max_tokens=64)
     runner.run([Work(request=request, base=8, kind="prefill", start=0, tokens=(1, 2, 3, 4), num_clean=4)])
-    before = runner.pool.key[:, 8:12].clone()
+    before = runner.pool.key[:, :, 8:12].clone()
     runner.run([Work(request=request, base=8, kind="denoise", start=4, tokens=(MASK,) * 4, num_clean=0, places=(4,))])
-    assert torch.equal(runner.pool.key[:, 8:12], before)
+    assert torch.equal(runner.pool.key[:, :, 8:12], before)
     assert runner.slots[0].length == 4
     runner.release(0)
     assert not runner.slots

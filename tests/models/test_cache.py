@@ -93,7 +93,7 @@ def test_rows_of_many_sequences_see_their_own_span_only(pool: CachePool) -> None
 def test_layers_do_not_share_entries(pool: CachePool) -> None:
     attend(pool, 0, 0, rows(3, 0))
     attend(pool, 0, 0, rows(3, 1), layer=1)
-    assert not torch.equal(pool.key[0, :3], pool.key[1, :3])
+    assert not torch.equal(pool.key[0, :, :3], pool.key[1, :, :3])
 
 
 def test_growing_keeps_what_is_stored_and_doubles_up_to_the_most() -> None:
