@@ -117,17 +117,18 @@ def score_input(
         probe=probe,
         adapter=adapter,
     )
-    head_VD = _head(model, suppressed_id, adapter=adapter)
+    rows = model.head_rows(adapter)
     flat = hidden_BND.flatten(0, 1)
     device = flat.device
     return tuple(
         score_tokens(
             flat[term.row_M.to(device)],
-            head_VD,
+            model.head.weight,
             term.target_M.to(device),
             chunk=chunk,
             entropy=entropy,
             suppressed_V=_suppressed(model, suppressed_id),
+            rows=rows,
         )
         for term in inputs.terms
     )
@@ -137,13 +138,6 @@ def _suppressed(model: Transformer, token_id: int | None) -> Tensor | None:
     if token_id is None:
         return None
     return torch.arange(model.config.vocab_size, device=model.embedding.weight.device) == token_id
-
-
-def _head(model: Transformer, suppressed_id: int | None, *, adapter: bool) -> Tensor:
-    """Return the head's weight; where the one row that an adapter replaces has probability 0, that row is no matter."""
-    rows = model.token_rows
-    unseen = rows is not None and rows.token_ids == (suppressed_id,)
-    return model.head.weight if unseen else model.head_weight(adapter)
 
 
 def _documents(token_BL: Tensor, document_BL: Tensor | None) -> Tensor:
@@ -286,10 +280,11 @@ def score(
     flat = hidden_BND.flatten(0, 1)
     scores = score_tokens(
         flat[source_M.to(flat.device)],
-        _head(loaded.model, mask_id if suppress_mask else None, adapter=True),
+        loaded.model.head.weight,
         clean_BL[row_M, place_M].to(flat.device),
         entropy=True,
         suppressed_V=_suppressed(loaded.model, mask_id if suppress_mask else None),
+        rows=loaded.model.head_rows(),
     )
     return PositionScores(
         nll_BL=_placed(scores.nll_M.float(), masked_BL),

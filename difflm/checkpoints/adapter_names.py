@@ -107,9 +107,8 @@ def pairs_to_disk(
         place = at[site.weights]
         a = tensors[f"{pair_name(site.weights[0])}.a"]
         b = [tensors[f"{pair_name(weight)}.b"] for weight in site.weights]
-        # B has the rows of the matrices, so it takes their way; so does A, unless it is one for all.
-        left = [a] if len(site.weights) > 1 else place.rule.change.to_disk([a], layout.config)
-        right = place.rule.change.to_disk(b, layout.config)
+        # B has the rows of the matrices, so it takes their way; so does A: one for all stays one.
+        left, right = (place.rule.change.to_disk(each, layout.config) for each in ([a], b))
         for module, one, two in zip(place.modules, left, right, strict=True):
             found[f"{_PREFIX}{module}{_A}"], found[f"{_PREFIX}{module}{_B}"] = one, two
     if TOKEN_ROWS in tensors:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from difflm.checkpoints.adapter import AdapterFacts, put_adapter
+from difflm.checkpoints.adapter_config import ADAPTER_CONFIG, is_adapter
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
 from difflm.checkpoints.families import model_config, refuse_window
 from difflm.checkpoints.fields import one_line
 from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.rules import stored_dtype
-from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokenizer_facts
+from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokenizer_facts, with_adapters
 from difflm.checkpoints.tokens import SafeEncoder
 from difflm.errors import CheckpointError, ConfigError
 from difflm.models.config import ModelConfig
@@ -36,13 +38,15 @@ class LoadedModel:
         model: the decoder, in evaluation mode.
         tokenizer: transformers tokenizer, None where the checkpoint has none.
         config: facts of the checkpoint.
-        path: HF folder or GGUF file it came from.
+        path: HF folder or GGUF file it came from; of a model with an adapter, that of the base.
+        adapter: what the model's adapter is; None for a model without.
     """
 
     model: Transformer
     tokenizer: Any | None
     config: CheckpointConfig
     path: Path
+    adapter: AdapterFacts | None = None
     _encoder: SafeEncoder | None = field(default=None, init=False, repr=False)
 
     def encode(self, text: str) -> list[int]:
@@ -125,10 +129,13 @@ def load_model(
     dtype: str | torch.dtype = "float32",
     rope_scaling: Mapping[str, Any] | None = None,
     revision: str | None = None,
+    adapter: str | Path | None = None,
 ) -> LoadedModel:
-    """Load a checkpoint: an HF folder, a GGUF file, a folder with one GGUF file, or a hub id at a commit.
+    """Load a checkpoint: an HF folder, a GGUF file, a folder with one GGUF file, a hub id at a commit, or an adapter.
 
-    Reads safetensors and GGUF only; pickle files are never opened and code of a checkpoint is never run.
+    Reads safetensors and GGUF only; pickle files are never opened and code of a checkpoint is never run. The folder of
+    an adapter in PEFT's format is loaded with the base that it names; the two stay apart in the model, so that
+    `logits(..., adapter=False)` is the base, bit for bit.
 
     Args:
         path: local folder or file; or, where there is none of that name, a hub id: "org/name", "org/name/file.gguf".
@@ -137,6 +144,7 @@ def load_model(
         rope_scaling: replaces the checkpoint's rope scaling, as in config.json: {"rope_type": "linear", "factor": 2.0}
             or {"rope_type": "yarn", "factor": 4.0}; the longest context grows with it. None leaves it as it is.
         revision: commit of a hub id, 40 hexadecimal digits. Without one nothing is ever downloaded.
+        adapter: folder of an adapter to put on the checkpoint `path`, whatever base it names itself.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file or field, its value and the fix.
@@ -144,6 +152,10 @@ def load_model(
     """
     check_device(device, field="device")
     source = open_checkpoint(path, revision=revision)
+    if adapter is not None:
+        if not is_adapter(Path(adapter)):
+            raise CheckpointError(f"{adapter}: no adapter; expected a folder with {ADAPTER_CONFIG}")
+        source = with_adapters(source, [Path(adapter)])
     architecture = model_config(source.raw, source.where)
     if rope_scaling is not None:
         architecture = with_rope_scaling(architecture, rope_scaling)
@@ -153,8 +165,13 @@ def load_model(
     config = checkpoint_config(
         source.raw, source.generation, tokenizer_facts(tokenizer), model=architecture, where=source.where
     )
-    model = build_model(architecture, parameters, device=device, dtype=resolve_dtype(dtype))
-    return LoadedModel(model, tokenizer, config, source.path)
+    if source.adapter is None:
+        model = build_model(architecture, parameters, device=device, dtype=resolve_dtype(dtype))
+        return LoadedModel(model, tokenizer, config, source.path)
+    [found] = source.adapter.members
+    model = build_model(architecture, replace(parameters, adapter=None), device=device, dtype=resolve_dtype(dtype))
+    put_adapter(model, found)
+    return LoadedModel(model, tokenizer, config, source.path, found.facts)
 
 
 def load_without_weights(path: str | Path, *, revision: str | None = None) -> LoadedModel:

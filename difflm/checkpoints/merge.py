@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difflm.checkpoints.adapter_config import ADAPTER_WEIGHTS, is_adapter, read_adapter_config
 from difflm.checkpoints.card import model_card
-from difflm.checkpoints.families import model_config
-from difflm.checkpoints.fields import write_json
+from difflm.checkpoints.families import model_config, updated_config
+from difflm.checkpoints.fields import merged, write_json
 from difflm.checkpoints.folders import require_free, staged_folder
 from difflm.checkpoints.hf import MAX_SHARD_BYTES, file_sha256, listed
-from difflm.checkpoints.saving import merged, without_remote_code, write_model, write_tokenizer
-from difflm.checkpoints.source import Checkpoint, open_checkpoint
+from difflm.checkpoints.loading import resolve_dtype
+from difflm.checkpoints.rules import stored_dtype
+from difflm.checkpoints.saving import without_remote_code, write_model, write_tokenizer
+from difflm.checkpoints.source import Checkpoint, open_base, open_checkpoint, with_adapters
 from difflm.errors import CheckpointError, ConfigError
 
 _MAY_DIFFER = ("difflm", "transformers_version", "_name_or_path")
@@ -28,17 +31,22 @@ def average_checkpoints(
     target: str | Path,
     *,
     weights: Sequence[float] | None = None,
+    base: str | Path | None = None,
+    dtype: str | torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write the mean of checkpoints, accumulated in float32 tensor by tensor; one weight file in memory.
 
     Configuration, tokenizer and model card are the first checkpoint's; the merged folders are recorded with their
-    shares and hashes.
+    shares and hashes. Adapters (one or more of one base) are merged into their base: W + the mean of their deltas, in
+    float32, cast once.
 
     Args:
         paths: checkpoints of one model; a path given twice counts twice.
         target: an absent or empty folder.
         weights: one for each path, at least 0; divided by their sum. None: all equal.
+        base: of adapters, instead of the one that they name.
+        dtype: of the weights on disk; None keeps the stored ones. Small deltas round away in bfloat16, not in float32.
         max_shard_bytes: largest weight file, bytes.
 
     Raises:
@@ -48,18 +56,17 @@ def average_checkpoints(
     shares = _shares(paths, weights)
     target = Path(target)
     require_free(target)
-    opened = _opened(paths)
-    first = opened[0]
+    kind = None if dtype is None else resolve_dtype(dtype)
+    first, parameters, hashes = _mean(paths, shares, base=base, dtype=kind)
     config = model_config(first.raw, first.where)
-    parameters = MeanParameters([each.parameters(config) for each in opened], shares)
     record = [
-        {"name": each.name, "weight": 1.0 / len(opened) if shares is None else share, "sha256": _hashes(each)}
-        for each, share in zip(opened, shares or [0.0] * len(opened), strict=True)
+        {"name": name, "weight": 1.0 / len(hashes) if shares is None else share, "sha256": each}
+        for (name, each), share in zip(hashes, shares or [0.0] * len(hashes), strict=True)
     ]
-    raw = merged(first.raw, {"difflm": {"merged": record}})
+    raw = merged(updated_config(first.raw, config, first.where), {"difflm": {"merged": record}})
     tokenizer = first.tokenizer() if first.is_gguf else None
     with staged_folder(target) as stage:
-        write_model(stage, parameters, first.family, config, raw=raw, dtype=None, max_shard_bytes=max_shard_bytes)
+        write_model(stage, parameters, first.family, config, raw=raw, dtype=kind, max_shard_bytes=max_shard_bytes)
         if first.generation:
             write_json(stage / "generation_config.json", without_remote_code(first.generation))
         write_tokenizer(stage, first.path, tokenizer)
@@ -67,7 +74,7 @@ def average_checkpoints(
             (stage / "README.md").write_text(model_card(raw), encoding="utf-8")
 
 
-def mean_parameters(paths: Sequence[str | Path], weights: Sequence[float] | None = None) -> MeanParameters:
+def mean_parameters(paths: Sequence[str | Path], weights: Sequence[float] | None = None) -> Mapping[str, Tensor]:
     """Return the mean of checkpoints by parameter, computed when one is asked for; nothing is written.
 
     Args:
@@ -78,10 +85,52 @@ def mean_parameters(paths: Sequence[str | Path], weights: Sequence[float] | None
         ConfigError: no paths, or weights that do not belong to them.
         CheckpointError: configuration, names, shapes, dtypes or tokenizers differ.
     """
-    shares = _shares(paths, weights)
+    return _mean(paths, _shares(paths, weights))[1]
+
+
+def _mean(
+    paths: Sequence[str | Path],
+    shares: list[float] | None,
+    *,
+    base: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[Checkpoint, Mapping[str, Tensor], list[tuple[str, dict[str, str]]]]:
+    """Return (the first checkpoint, the mean's parameters, name and hashes of each member)."""
+    folders = [Path(path) for path in paths]
+    if any(is_adapter(folder) for folder in folders):
+        first = _adapters(folders, shares, base=base, dtype=dtype)
+        hashes = [(each.resolve().name, {ADAPTER_WEIGHTS: file_sha256(each / ADAPTER_WEIGHTS)}) for each in folders]
+        return first, first.parameters(model_config(first.raw, first.where)), hashes
+    if base is not None:
+        raise ConfigError(f"base: {base} is the base of adapters, but {folders[0]} is none; leave it out")
     opened = _opened(paths)
     config = model_config(opened[0].raw, opened[0].where)
-    return MeanParameters([each.parameters(config) for each in opened], shares)
+    mean = MeanParameters([each.parameters(config) for each in opened], shares, dtype)
+    return opened[0], mean, [(each.name, _hashes(each)) for each in opened]
+
+
+def _adapters(
+    folders: Sequence[Path], shares: list[float] | None, *, base: str | Path | None, dtype: torch.dtype | None
+) -> Checkpoint:
+    """Return the base of adapters with their mean merged in."""
+    whole = [folder for folder in folders if not is_adapter(folder)]
+    if whole:
+        raise CheckpointError(f"{whole[0]}: is no adapter, others are; merge those into their base first")
+    opened = open_base(folders[0]) if base is None else open_checkpoint(base)
+    origins = {folder: read_adapter_config(folder).base for folder in folders}
+    others = [folder for folder, origin in origins.items() if origin != origins[folders[0]]]
+    if base is None and others:
+        raise CheckpointError(
+            f"{others[0]}: its base is {origins[others[0]]}, that of {folders[0]} is {origins[folders[0]]}; average "
+            "adapters of one base"
+        )
+    found = with_adapters(opened, folders, shares or [1.0 / len(folders)] * len(folders), dtype=dtype)
+    assert found.adapter is not None
+    first, *rest = (member.facts.updates for member in found.adapter.members)
+    for folder, updates in zip(folders[1:], rest, strict=True):
+        if names := _differing(first, updates):
+            raise CheckpointError(f"{folder}: {listed(names)} differ from {folders[0]}; average one model's adapters")
+    return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,10 +140,12 @@ class MeanParameters(Mapping[str, Tensor]):
     Attributes:
         members: parameters of each checkpoint.
         shares: of each, adding up to 1; None: all equal.
+        dtype: of the mean; None: that of the first member's.
     """
 
     members: Sequence[Mapping[str, Tensor]]
     shares: Sequence[float] | None = None
+    dtype: torch.dtype | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         # A plain sum is divided once, so that copies of one checkpoint average to itself.
@@ -104,7 +155,8 @@ class MeanParameters(Mapping[str, Tensor]):
         total = first.to(torch.float32, copy=True).mul_(parts[0][1])
         for member, factor in parts[1:]:
             total.add_(member[name].to(torch.float32), alpha=factor)
-        return (total.div_(len(self.members)) if self.shares is None else total).to(first.dtype)
+        kind = first.dtype if self.dtype is None else stored_dtype(name, self.dtype)
+        return (total.div_(len(self.members)) if self.shares is None else total).to(kind)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.members[0])

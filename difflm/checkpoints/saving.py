@@ -12,13 +12,14 @@ from torch import Tensor
 
 from difflm.checkpoints.card import model_card
 from difflm.checkpoints.families import FAMILIES, Family, updated_config
-from difflm.checkpoints.fields import read_json, write_json
+from difflm.checkpoints.fields import merged, read_json, write_json
 from difflm.checkpoints.folders import staged_folder
 from difflm.checkpoints.hf import MAX_SHARD_BYTES, write_safetensors
 from difflm.checkpoints.loading import LoadedModel, resolve_dtype
 from difflm.checkpoints.rules import key_map, stored_dtype
 from difflm.checkpoints.source import parameter_shapes
 from difflm.checkpoints.tokens import carried_text_files
+from difflm.models.adapters import merged_tensors
 from difflm.models.config import ModelConfig
 
 _REMOTE_CODE = ("auto_map", "custom_pipelines", "custom_generate")
@@ -33,7 +34,7 @@ def save_model(
     card: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a model as an HF folder; written aside and renamed.
+    """Write a model as an HF folder, an adapter merged in; written aside and renamed.
 
     Args:
         loaded: model, and the checkpoint whose configuration and tokenizer are carried over.
@@ -68,7 +69,7 @@ def write_loaded(
     raw = merged(raw, config_updates or {})
     write_model(
         folder,
-        loaded.model.stored_tensors(),
+        merged_tensors(loaded.model),
         family,
         architecture,
         raw=raw,
@@ -158,13 +159,3 @@ def write_tokenizer(folder: Path, source: Path, tokenizer: Any | None) -> None:
 def without_remote_code(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without references to code: no code of a checkpoint is run or carried over."""
     return {name: value for name, value in raw.items() if name not in _REMOTE_CODE}
-
-
-def merged(base: Mapping[str, Any], updates: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `updates`; objects are merged recursively."""
-    result = dict(base)
-    for name, value in updates.items():
-        old = result.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[name] = merged(old, value) if both else value  # pyright: ignore[reportArgumentType]
-    return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from difflm.checkpoints import hf
+from difflm.checkpoints.adapter import AdapterMean, digest_of, read_adapter
+from difflm.checkpoints.adapter_config import is_adapter, read_adapter_config
 from difflm.checkpoints.card import licence_of_card
 from difflm.checkpoints.config import TokenizerFacts, check_files
-from difflm.checkpoints.families import Family, find_family, mtp_layers, refuse_quantised
-from difflm.checkpoints.fields import read_json, read_optional_json
+from difflm.checkpoints.families import Family, find_family, model_config, mtp_layers, refuse_quantised
+from difflm.checkpoints.fields import merged, read_json, read_optional_json
 from difflm.checkpoints.gguf import gguf_config, open_gguf
 from difflm.checkpoints.hub import HubOrigin, locate
 from difflm.checkpoints.rules import IGNORED_ON_DISK, KeyRule, Shape, key_map
@@ -49,6 +51,7 @@ class Checkpoint:
         licence: licence that the parent's model card or metadata states, if any.
         has_gguf_tokenizer: the GGUF file holds a tokenizer.
         hub: where it came from, None for a local one.
+        adapter: merged into the parameters as they are read; everything else is the base's.
     """
 
     path: Path
@@ -60,6 +63,7 @@ class Checkpoint:
     licence: str | None
     has_gguf_tokenizer: bool = False
     hub: HubOrigin | None = None
+    adapter: AdapterMean | None = None
 
     @property
     def where(self) -> str:
@@ -79,11 +83,26 @@ class Checkpoint:
         return load_tokenizer(self.path.parent, gguf_file=self.path.name) if self.has_gguf_tokenizer else None
 
     def parameters(self, config: ModelConfig) -> StoredParameters:
-        """Return the model's parameters, read one by one on demand, after a strict check of names and shapes."""
+        """Return the model's parameters, read one by one on demand, after a strict check of names and shapes.
+
+        Raises:
+            CheckpointError: tensors that do not fit, or an adapter that was trained on another base.
+        """
+        for member in self.adapter.members if self.adapter else ():
+            if member.facts.base_sha256 not in ("", self.digest()):
+                raise CheckpointError(
+                    f"{self.path}: config.json or weights are not those that the adapter was trained on (by sha256); "
+                    "give the adapter its own base"
+                )
         rules = self.family.gguf_rules if self.is_gguf else self.family.hf_rules
         assert rules is not None, "gguf_config accepts only families with GGUF rules"
         layers = range(config.num_layers, config.num_layers + mtp_layers(self.raw, self.where))
-        return stored_parameters(self.weights, rules, config, left_out=tuple(f"model.layers.{n}." for n in layers))
+        stored = stored_parameters(self.weights, rules, config, left_out=tuple(f"model.layers.{n}." for n in layers))
+        return stored if self.adapter is None else replace(stored, adapter=self.adapter)
+
+    def digest(self) -> str:
+        """Return a hash of configuration and weights (of the base, if there is an adapter)."""
+        return digest_of(self.weights.files if self.is_gguf else (self.path / "config.json", *self.weights.files))
 
 
 def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Checkpoint:
@@ -98,9 +117,53 @@ def open_checkpoint(source: str | Path, *, revision: str | None = None) -> Check
         ConfigError: `revision` is no commit.
     """
     path, hub = locate(source, revision)
+    if is_adapter(path):
+        return with_adapters(open_base(path), [path])
     opened = _open(path)
     opened.hub = hub
     return opened
+
+
+def with_adapters(
+    base: Checkpoint, folders: Sequence[Path], shares: Sequence[float] = (1.0,), *, dtype: torch.dtype | None = None
+) -> Checkpoint:
+    """Return a checkpoint whose parameters are those of `base` with the mean of adapters merged in.
+
+    Args:
+        base: without an adapter.
+        folders: of the adapters; fields of config.json that they change are those of the first.
+        shares: of each, adding up to 1.
+        dtype: of the merged parameters; None keeps the stored one.
+
+    Raises:
+        CheckpointError: files of an adapter that cannot be used, or do not fit the base.
+    """
+    if base.adapter is not None:
+        raise CheckpointError(
+            f"{base.path}: the base of an adapter is an adapter itself; merge that into its base first"
+        )
+    config = model_config(base.raw, base.where)
+    members = tuple(read_adapter(folder, base.family, config) for folder in folders)
+    raw = merged(base.raw, members[0].facts.updates)
+    return replace(base, raw=raw, adapter=AdapterMean(members, tuple(shares), dtype))
+
+
+def open_base(folder: Path) -> Checkpoint:
+    """Open the base that an adapter names.
+
+    Raises:
+        CheckpointError: it names none, or one that is not here.
+    """
+    told = read_adapter_config(folder)
+    advice = f"load_model(BASE, adapter={str(folder)!r}), or difflm merge {folder} --base BASE"
+    if told.base is None:
+        raise CheckpointError(f"{told.where}: base_model_name_or_path is missing; write it there, or name it: {advice}")
+    if not Path(told.base).exists() and told.revision is None:
+        raise CheckpointError(
+            f"{told.where}: base_model_name_or_path is {told.base!r}, which is not here; mend it there (a hub id needs "
+            f"its commit in revision), or name the base: {advice}"
+        )
+    return open_checkpoint(told.base, revision=told.revision)
 
 
 def _open(path: Path) -> Checkpoint:
@@ -156,24 +219,27 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredParameters(Mapping[str, Tensor]):
-    """Parameters of a model by name, read from the files each time they are asked for.
+    """Parameters of a model by name, read from the files each time they are asked for, an adapter merged in.
 
     Attributes:
         weights: opened weight files.
         config: architecture.
         source: parameter name -> the rule that makes it.
         left_out: tensors of the files that the model has no use for (multi-token-prediction layers).
+        adapter: merged into what is read.
     """
 
     weights: WeightFiles
     config: ModelConfig
     source: Mapping[str, KeyRule]
     left_out: tuple[str, ...] = ()
+    adapter: AdapterMean | None = None
 
     def __getitem__(self, name: str) -> Tensor:
         rule = self.source[name]
         made = rule.change.to_model([self.weights.read(each) for each in rule.disk], self.config)
-        return made[rule.model.index(name)]
+        found = made[rule.model.index(name)]
+        return found if self.adapter is None else self.adapter.merged(name, found)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.source)

@@ -37,6 +37,13 @@ _OPTION_OF = {"best": "best", "window": "window", "shape": "window", "decay": "e
     help="Learning-rate decay that --method window stands in for; linear weighs all alike.",
 )
 @click.option("--decay", type=float, default=0.7, show_default=True, help="Share that the average of ema keeps, < 1.")
+@click.option("--base", type=folder(), show_default="the one they name", help="Of adapters: the base they belong to.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    show_default="as stored",
+    help="Of named checkpoints and adapters: dtype that is written.",
+)
 @click.option("--weights", show_default="all alike", help="Of named checkpoints: a number for each, as in 1,1,2.")
 @click.option(
     "--compare/--no-compare", default=False, show_default=True, help="Of a run: validate what each method would give."
@@ -53,23 +60,32 @@ def merge(
     shape: Literal["linear", "cosine", "sqrt"],
     decay: float,
     weights: str | None,
+    base: Path | None,
+    dtype: str | None,
     compare: bool,
 ) -> None:
     """Average checkpoints in float32.
 
     PATHS is one run folder (checkpoints of its last block size are chosen and the mean is validated), or the
-    checkpoints themselves.
+    checkpoints themselves. Adapters, one or several of one base, are merged into it.
     """
     given = {name for name in (*_OPTION_OF, "method", "compare") if _is_given(context, name)}
     if output is None and not compare:
         raise click.UsageError("Missing option '--output'.")
+    from difflm.checkpoints.adapter_config import is_adapter
+
     run = paths[0]
-    if len(paths) > 1 or (run / "config.json").is_file() or run.is_file():
+    if len(paths) > 1 or (run / "config.json").is_file() or run.is_file() or is_adapter(run):
         for name in sorted(given):
             raise ConfigError(f"--{name}: chooses among a run's checkpoints; leave it out, or name one run folder")
         assert output is not None
-        _average(paths, output, weights)
+        _average(paths, output, weights, base=base, dtype=dtype)
         return
+    for name, value in (("base", base), ("dtype", dtype)):
+        if value is not None:
+            raise ConfigError(
+                f"--{name}: {value} is for checkpoints and adapters that are named, not for a run; leave it out"
+            )
     if weights is not None:
         raise ConfigError("--weights: weighs checkpoints that are named; a run's are weighted by --method")
     for name in sorted(given & {*_OPTION_OF}):
@@ -92,15 +108,22 @@ def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
 
 
-def _average(paths: tuple[Path, ...], output: Path, weights: str | None) -> None:
+def _average(
+    paths: tuple[Path, ...], output: Path, weights: str | None, *, base: Path | None, dtype: str | None
+) -> None:
+    from difflm.checkpoints.adapter_config import is_adapter
     from difflm.checkpoints.merge import average_checkpoints
 
     try:
         numbers = None if weights is None else [float(each) for each in weights.split(",")]
     except ValueError:
         raise ConfigError(f"--weights: {weights!r} is no list of numbers; write one for each, as in 1,1,2") from None
-    average_checkpoints(paths, output, weights=numbers)
-    click.echo(f"{output}: mean of {len(paths)} checkpoints")
+    average_checkpoints(paths, output, weights=numbers, base=base, dtype=dtype)
+    if not is_adapter(paths[0]):
+        click.echo(f"{output}: mean of {len(paths)} checkpoints")
+    else:
+        what = "adapter" if len(paths) == 1 else f"mean of {len(paths)} adapters"
+        click.echo(f"{output}: {what}, merged into the base")
 
 
 def _print_merge(merged: MergedRun, output: Path) -> None:

@@ -1,6 +1,6 @@
 """Scores of selected rows: the head applied in chunks, so that no [B, L, V] and no [M, V] ever exists.
 
-Shape legend: see `difflm.types`; C rows of one chunk.
+Shape legend: see `difflm.types`; C rows of one chunk, T tokens whose row of the head is replaced.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from torch.nn import functional as F
 
 from difflm.types import TokenScores
 
+HeadRows = tuple[Tensor, Tensor]
+"""(int64 token ids [T], rows [T, D]) that stand in for those of a head, whose own rows get no gradient there."""
 
-def _logits(hidden_CD: Tensor, head_VD: Tensor, suppressed_V: Tensor | None) -> Tensor:
+
+def _logits(hidden_CD: Tensor, head_VD: Tensor, suppressed_V: Tensor | None, rows: HeadRows | None) -> Tensor:
     logit_CV = F.linear(hidden_CD, head_VD)
+    if rows is not None:
+        logit_CV[:, rows[0]] = F.linear(hidden_CD, rows[1])
     # Softmax statistics need float32; float64 models (exactness tests) keep their precision.
     logit_CV = logit_CV if logit_CV.dtype == torch.float64 else logit_CV.float()
     return logit_CV if suppressed_V is None else logit_CV.masked_fill_(suppressed_V, -torch.inf)
@@ -33,12 +38,15 @@ class _ChunkedScores(torch.autograd.Function):
         suppressed_V: Tensor | None,
         chunk: int,
         entropy: bool,
+        id_T: Tensor | None,
+        row_TD: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(hidden_MD, head_VD, target_M)
-        ctx.suppressed_V, ctx.chunk, ctx.entropy = suppressed_V, chunk, entropy
+        ctx.save_for_backward(hidden_MD, head_VD, target_M, row_TD)
+        ctx.suppressed_V, ctx.chunk, ctx.entropy, ctx.id_T = suppressed_V, chunk, entropy, id_T
+        rows = None if id_T is None or row_TD is None else (id_T, row_TD)
         nll, spread, correct = [], [], []
         for hidden_CD, target_C in zip(hidden_MD.split(chunk), target_M.split(chunk), strict=True):
-            logit_CV = _logits(hidden_CD, head_VD, suppressed_V)
+            logit_CV = _logits(hidden_CD, head_VD, suppressed_V, rows)
             total_C = logit_CV.logsumexp(-1)
             nll.append(total_C - logit_CV.gather(1, target_C[:, None])[:, 0])
             correct.append(logit_CV.argmax(-1) == target_C)
@@ -51,13 +59,15 @@ class _ChunkedScores(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_MD, head_VD, target_M = ctx.saved_tensors
+        hidden_MD, head_VD, target_M, row_TD = ctx.saved_tensors
+        rows = None if row_TD is None else (ctx.id_T, row_TD)
+        grad_rows = None if row_TD is None else torch.zeros_like(row_TD)
         nll_grad, spread_grad, _ = grads
         grad_hidden = torch.empty_like(hidden_MD)
         grad_head: Tensor | None = None
         for start in range(0, hidden_MD.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logit_CV = _logits(hidden_MD[part], head_VD, ctx.suppressed_V)
+            logit_CV = _logits(hidden_MD[part], head_VD, ctx.suppressed_V, rows)
             log_chance = logit_CV.sub_(logit_CV.logsumexp(-1, keepdim=True))
             chance = log_chance.exp()
             grad_logit = torch.zeros_like(chance)
@@ -70,13 +80,19 @@ class _ChunkedScores(torch.autograd.Function):
                 grad_logit.add_(chance.mul_(scale))
                 grad_logit.scatter_add_(1, target_M[part, None], -scale.to(grad_logit.dtype))
             grad_logit = grad_logit.to(hidden_MD.dtype)
-            grad_hidden[part] = grad_logit @ head_VD
+            if rows is not None and grad_rows is not None:
+                replaced = grad_logit[:, rows[0]]
+                grad_rows += replaced.T @ hidden_MD[part]
+                grad_logit[:, rows[0]] = 0
+                grad_hidden[part] = grad_logit @ head_VD + replaced @ rows[1]
+            else:
+                grad_hidden[part] = grad_logit @ head_VD
             if ctx.needs_input_grad[1]:
                 part_head = grad_logit.T @ hidden_MD[part]
                 grad_head = part_head if grad_head is None else grad_head.add_(part_head)
         if grad_head is None and ctx.needs_input_grad[1]:
             grad_head = torch.zeros_like(head_VD)
-        return grad_hidden, grad_head, None, None, None, None
+        return grad_hidden, grad_head, None, None, None, None, None, grad_rows
 
 
 def score_tokens(
@@ -87,6 +103,7 @@ def score_tokens(
     chunk: int = 512,
     entropy: bool = False,
     suppressed_V: Tensor | None = None,
+    rows: HeadRows | None = None,
 ) -> TokenScores:
     """Return negative log-likelihood, entropy and correctness of the targets, differentiable in hidden and head.
 
@@ -99,6 +116,10 @@ def score_tokens(
         chunk: rows per matrix product.
         entropy: also compute the entropy of the prediction, in nats.
         suppressed_V: bool, tokens that get probability 0 (MASK in native decoding); losses and scores use raw logits.
+        rows: stand in for rows of the head; differentiable.
     """
-    nll_M, entropy_M, correct_M = _ChunkedScores.apply(hidden_MD, head_VD, target_M, suppressed_V, chunk, entropy)
+    id_T, row_TD = (None, None) if rows is None else rows
+    nll_M, entropy_M, correct_M = _ChunkedScores.apply(
+        hidden_MD, head_VD, target_M, suppressed_V, chunk, entropy, id_T, row_TD
+    )
     return TokenScores(nll_M=nll_M, entropy_M=entropy_M, correct_M=correct_M)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from difflm.checkpoints.architectures import ARCHITECTURES, architecture
+from difflm.checkpoints.architectures import ARCHITECTURES, architecture, architecture_fields
 from difflm.checkpoints.config import checkpoint_config
-from difflm.checkpoints.families import model_config
+from difflm.checkpoints.families import find_family, model_config
 from difflm.checkpoints.fields import read_json
 from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.source import open_checkpoint
@@ -22,11 +22,13 @@ class ModelFacts:
     """What an estimate needs of a checkpoint.
 
     Attributes:
+        family: name of the model family.
         model: architecture.
         parametrisation: of the training layout.
         mask_id: mask token; an id that is surely none of the text where there is none.
     """
 
+    family: str
     model: ModelConfig
     parametrisation: Parametrisation
     mask_id: int
@@ -50,7 +52,8 @@ def model_facts(config: TrainConfig) -> ModelFacts:
         shape, objective = _scaled(architecture(model), config), config.objective
         causal = isinstance(objective, BlockDiffusionConfig) and objective.ar_weight > 0
         layout = Parametrisation(clean_attention="causal" if causal else "block")
-        return ModelFacts(model=shape, parametrisation=layout, mask_id=shape.vocab_size - 1)
+        family = find_family(architecture_fields(model), model).name
+        return ModelFacts(family=family, model=shape, parametrisation=layout, mask_id=shape.vocab_size - 1)
     path = Path(model)
     if not path.exists():
         raise ConfigError(
@@ -65,7 +68,7 @@ def model_facts(config: TrainConfig) -> ModelFacts:
     shape = _scaled(model_config(raw, where), config)
     facts = checkpoint_config(raw, {}, None, model=shape, where=where)
     mask_id = shape.vocab_size - 1 if facts.mask_token_id is None else facts.mask_token_id
-    return ModelFacts(model=shape, parametrisation=facts.parametrisation, mask_id=mask_id)
+    return ModelFacts(family=facts.family, model=shape, parametrisation=facts.parametrisation, mask_id=mask_id)
 
 
 def _scaled(model: ModelConfig, config: TrainConfig) -> ModelConfig:

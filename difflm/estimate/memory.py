@@ -15,11 +15,16 @@ from dataclasses import dataclass
 
 import torch
 
+from difflm.checkpoints.adapter_names import adapter_layout
+from difflm.checkpoints.families import FAMILIES
 from difflm.estimate.tiles import tile_shapes
+from difflm.models.adapters import attach_adapter
 from difflm.models.attention import AttentionBackend
 from difflm.models.config import ModelConfig
 from difflm.models.transformer import Transformer
 from difflm.training.config import OptimizerConfig, TrainConfig
+from difflm.training.config_lora import LoRAConfig
+from difflm.training.lora import sites_of
 from difflm.training.parameters import plan_parameters
 from difflm.types import ModelInput
 
@@ -71,16 +76,28 @@ class StepMemory:
     masks: int
 
 
-def parameter_memory(model: ModelConfig, optimizer: OptimizerConfig, *, dtype: torch.dtype) -> ParameterMemory:
+def parameter_memory(
+    model: ModelConfig,
+    optimizer: OptimizerConfig,
+    *,
+    dtype: torch.dtype,
+    lora: LoRAConfig | None = None,
+    family: str = "llama",
+) -> ParameterMemory:
     """Return the bytes of a run's parameters and of what the optimiser keeps for them.
 
     Args:
         model: architecture.
         optimizer: its kind and what it freezes.
         dtype: of the run.
+        lora: low-rank pairs that learn instead of the weights.
+        family: of the model; decides which weights share a pair.
     """
     with torch.device("meta"):
         built = Transformer(model)
+    if lora is not None:
+        sites = sites_of(lora, adapter_layout(FAMILIES[family], model), family=family)
+        attach_adapter(built, sites, token_ids=(0,) if lora.mask_row else ())
     plans = plan_parameters(built, optimizer)
     total = sum(plan.parameter.numel() for plan in plans)
     trained = [plan for plan in plans if not plan.frozen]
@@ -97,7 +114,8 @@ def parameter_memory(model: ModelConfig, optimizer: OptimizerConfig, *, dtype: t
         parameters=total,
         active=total - _idle(model),
         weights=total * dtype.itemsize,
-        masters=total * WIDE if narrow else 0,
+        # The base of an adapter is never updated, so there is one copy of it.
+        masters=(total if lora is None else size) * WIDE if narrow else 0,
         gradients=size * WIDE,
         working_gradients=size * narrow,
         optimizer=state,

@@ -100,6 +100,16 @@ def adapter_parameters(model: Transformer) -> dict[str, nn.Parameter]:
     return {name: each for name, each in model.named_parameters() if name.rpartition(".")[0] in prefixes}
 
 
+def remove_adapter(model: Transformer) -> None:
+    """Take a model's adapter off; the weights are the base's again, as they were all along."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.lora = None
+        elif isinstance(module, Experts):
+            module.gate_up_lora = module.down_lora = None
+    model.token_rows = None
+
+
 def pair_name(weight: str) -> str:
     """Return the name of the module that is the pair beside a weight (see `AdapterSite`)."""
     return f"{weight}_lora" if ".experts." in weight else f"{weight}.lora"

@@ -136,11 +136,16 @@ class Transformer(nn.Module):
         every = dict(self.named_parameters()) | dict(self.named_buffers())
         return {name: tensor for name, tensor in every.items() if name.rpartition(".")[0] not in adapters}
 
-    def head_weight(self, adapter: AdapterRows = True) -> Tensor:
-        """Return the weight of the head, [V, D]; where it is the embedding, with the rows that an adapter replaces."""
+    def head_rows(self, adapter: AdapterRows = True) -> tuple[Tensor, Tensor] | None:
+        """Return (token ids [T], rows [T, D]) that an adapter puts into a head that is the embedding; None: no such."""
         if self.token_rows is None or not self.config.tied_embeddings or adapter is False:
-            return self.head.weight
-        return self.token_rows.placed(self.head.weight)
+            return None
+        return torch.tensor(self.token_rows.token_ids, device=self.head.weight.device), self.token_rows.weight
+
+    def head_weight(self, adapter: AdapterRows = True) -> Tensor:
+        """Return the weight of the head, [V, D], with the rows of `head_rows`: a copy where there are any."""
+        rows = self.head_rows(adapter)
+        return self.head.weight if rows is None else self.head.weight.index_copy(0, *rows)
 
     def forward(
         self,

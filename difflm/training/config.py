@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field
 from difflm.errors import ConfigError
 from difflm.training.config_data import DataConfig
 from difflm.training.config_fields import STRICT, Count, NonEmpty, NonEmptyPath, Positive
+from difflm.training.config_lora import LoRAConfig
 from difflm.training.config_objective import (
     BlockDiffusionConfig,
     EmbeddingNoiseConfig,
@@ -48,6 +49,7 @@ class TrainConfig:
         optimizer: AdamW or Muon.
         lr_schedule: learning rate over tokens.
         router: balance of a mixture of experts. Default off.
+        lora: train low-rank pairs instead of the weights; null trains the weights. Default null.
         embedding_noise: noise on masked embeddings. Default off.
         validation: what is measured, and when.
         checkpoint: what is written, and when.
@@ -83,6 +85,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LearningRateConfig = field(default_factory=LearningRateConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
+    lora: LoRAConfig | None = None
     embedding_noise: EmbeddingNoiseConfig = field(default_factory=EmbeddingNoiseConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointingConfig = field(default_factory=CheckpointingConfig)
@@ -111,6 +114,11 @@ class TrainConfig:
             raise ConfigError(
                 f"train.embedding_noise.stages: {self.embedding_noise.stages} is more than the "
                 f"{len(self.curriculum)} stages of train.curriculum; lower it"
+            )
+        if self.lora is not None and self.router.bias_update_rate:
+            raise ConfigError(
+                f"train.router.bias_update_rate: {self.router.bias_update_rate} changes the base, which "
+                "train.lora leaves as it is; set it to 0"
             )
         if self.lr_schedule.warmup_tokens > self.total_tokens:
             raise ConfigError(

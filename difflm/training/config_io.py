@@ -111,7 +111,9 @@ def _child(here: Any, part: str, path: str) -> Any:
     if isinstance(here, list):
         return here[_index(here, part, path)]
     if isinstance(here, dict):
-        return here.setdefault(part, {})
+        if here.get(part) is None:  # a section that is off by default, such as lora
+            here[part] = {}
+        return here[part]
     raise ConfigError(f"{path}.{part}: cannot be set, {path} is {here!r} and has no fields")
 
 

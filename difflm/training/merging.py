@@ -14,6 +14,7 @@ from difflm.checkpoints.manifest import MANIFEST, verify_folder
 from difflm.checkpoints.merge import average_checkpoints, mean_parameters
 from difflm.data.rows import PackedRows
 from difflm.errors import CheckpointError
+from difflm.models.adapters import remove_adapter
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.training.config_io import load_config
 from difflm.training.merge_methods import Best, Candidate, MergeMethod, RunFacts
@@ -175,6 +176,8 @@ class _Run:
         """Return the weighted mean of checkpoints as a model, in memory."""
         folders = list(weights)
         loaded = load_model(folders[0], device=self.config.device, dtype=self.config.dtype)
+        remove_adapter(loaded.model)  # the mean is of merged weights
+        loaded.adapter = None
         state = loaded.model.state_dict()
         parameters = mean_parameters(folders, list(weights.values()))
         with torch.no_grad():

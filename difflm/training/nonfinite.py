@@ -26,6 +26,7 @@ from difflm.checkpoints.folders import staged_folder
 from difflm.checkpoints.hf import listed, save_tensors
 from difflm.data.rows import PackedRows
 from difflm.errors import CheckpointError, DifflmError
+from difflm.models.adapters import adapter_parameters
 from difflm.models.transformer import Transformer
 from difflm.training.config import TrainConfig
 from difflm.training.config_io import config_to_tree
@@ -100,8 +101,9 @@ class Diagnosis:
 
 
 def weights_not_finite(model: Transformer) -> list[str]:
-    """Return the names of stored tensors, biases of experts among them, that hold a NaN or an infinity."""
-    return [name for name, each in model.stored_tensors().items() if not bool(torch.isfinite(each).all())]
+    """Return the names of stored tensors, biases of experts and an adapter among them, with a NaN or an infinity."""
+    every = model.stored_tensors() | adapter_parameters(model)
+    return [name for name, each in every.items() if not bool(torch.isfinite(each).all())]
 
 
 def require_finite_weights(model: Transformer, *, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Iterable, Mapping
@@ -52,7 +53,8 @@ class MasterWeights:
 
     def __init__(self, master: Transformer, working: Transformer) -> None:
         self.shared = master is working
-        self.pairs = list(zip(master.parameters(), working.parameters(), strict=True))
+        pairs = zip(master.parameters(), working.parameters(), strict=True)
+        self.pairs = [(mine, theirs) for mine, theirs in pairs if mine is not theirs]
         self.buffers = list(zip(master.buffers(), working.buffers(), strict=True))
         self.publish()
 
@@ -75,6 +77,21 @@ class MasterWeights:
         if not self.shared:
             for master, working in [*self.pairs, *self.buffers]:
                 working.copy_(master)
+
+
+def working_copy(master: Transformer, dtype: torch.dtype) -> Transformer:
+    """Return what computes in a dtype: the masters themselves in float32, otherwise a copy.
+
+    Frozen weights that have the dtype already (the base of an adapter) are shared, not copied.
+
+    Args:
+        master: after `Optimizer` has frozen what does not learn.
+        dtype: of the run.
+    """
+    if dtype == torch.float32:
+        return master
+    shared = {id(each): each for each in master.parameters() if each.dtype == dtype and not each.requires_grad}
+    return copy.deepcopy(master, shared).to(dtype)
 
 
 class Optimizer:
@@ -123,7 +140,8 @@ class Optimizer:
     @torch.no_grad()
     def step(self, ratio: float) -> float:
         """Update the weights with `ratio` of the peak learning rate, clear the gradients; return the rate used."""
-        scaled = self.mask_id is not None and self.config.mask_row_lr_scale != 1.0
+        whole = self.model.embedding.weight.requires_grad  # the row of an adapter has its scale in its rate
+        scaled = whole and self.mask_id is not None and self.config.mask_row_lr_scale != 1.0
         row = self.model.embedding.weight[self.mask_id] if scaled else None
         before = row.clone() if row is not None else None
         for part in self.parts:

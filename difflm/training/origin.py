@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from difflm.checkpoints.hf import file_sha256
+from difflm.checkpoints.adapter import copy_adapter, digest_of, read_adapter
+from difflm.checkpoints.families import FAMILIES
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.checkpoints.source import open_checkpoint
 from difflm.checkpoints.tokens import carried_text_files
@@ -65,7 +64,7 @@ def continued_state(
 
     Args:
         checkpoint: where to continue; None for a new run.
-        loaded: the starting model.
+        loaded: the starting model, with the run's adapter if it trains one.
         data: fingerprint of the training rows.
         validation_data: fingerprint of the validation rows, "" without any.
         model: path of the starting model, for errors.
@@ -79,10 +78,16 @@ def continued_state(
         data=data,
         validation_data=validation_data,
     )
+    if loaded.adapter is not None:
+        loaded.adapter = replace(loaded.adapter, base_sha256=origin.model)
     if checkpoint is None:
         return TrainingState(**asdict(origin))
     state = read_state(checkpoint)
     origin.check(state, model=model, where=checkpoint)
+    if loaded.adapter is not None:
+        family = FAMILIES[loaded.config.family]
+        copy_adapter(loaded.model, read_adapter(checkpoint, family, loaded.config.model))
+        return state
     # Only the weights come from the checkpoint: it may be pruned, while later ones carry the parent's files.
     # By way of the CPU: an accelerator need not hold the model twice.
     loaded.model.load_state_dict(load_model(checkpoint).model.state_dict())
@@ -91,18 +96,10 @@ def continued_state(
 
 def model_hash(path: Path) -> str:
     """Return a hash of the configuration and the weights in an HF folder, or of a GGUF file."""
-    source = open_checkpoint(path)
-    return _hash(source.weights.files if source.is_gguf else (source.path / "config.json", *source.weights.files))
+    return open_checkpoint(path).digest()
 
 
 def tokenizer_hash(path: Path) -> str:
     """Return a hash of the tokenizer files that a run carries into its checkpoints."""
     source = open_checkpoint(path)
-    return _hash(source.weights.files if source.is_gguf else carried_text_files(source.path))
-
-
-def _hash(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(f"{file.name}:{file_sha256(file)}\n".encode())
-    return digest.hexdigest()
+    return digest_of(source.weights.files if source.is_gguf else carried_text_files(source.path))

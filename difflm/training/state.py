@@ -2,7 +2,7 @@
 
 run/config.yaml                      the resolved configuration; runs again
 run/metrics.jsonl, run/training.png
-run/checkpoints/step-00000123/       model folder (config, weights in float32, tokenizer, card)
+run/checkpoints/step-00000123/       model folder (config, weights in float32, tokenizer, card), or an adapter's
     training_state.json              counters and validation figures
     optimizer.safetensors            moments of the optimiser; kept in the newest `checkpoint.keep` checkpoints
     manifest.json                    size and sha256 of every file, written last
@@ -24,6 +24,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from difflm.checkpoints.adapter_saving import write_loaded_adapter
 from difflm.checkpoints.fields import one_line
 from difflm.checkpoints.folders import remove_folder, staged_folder, sync
 from difflm.checkpoints.hf import listed, save_tensors
@@ -32,6 +33,7 @@ from difflm.checkpoints.manifest import drop_file, read_manifest, seal_folder, v
 from difflm.checkpoints.saving import write_loaded
 from difflm.checkpoints.tokens import carried_text_files
 from difflm.errors import CheckpointError
+from difflm.models.adapters import adapter_parameters
 from difflm.training.config import TrainConfig
 from difflm.training.optim import Optimizer
 
@@ -168,7 +170,8 @@ def save_checkpoint(
         with staged_folder(target, replace=True, seal=seal_folder) as stage:
             for log in sorted(run.glob("*.jsonl")):
                 sync(log)  # before the checkpoint that says these steps are done
-            write_loaded(loaded, stage, config_updates=updates)
+            write = write_loaded if loaded.adapter is None else write_loaded_adapter
+            write(loaded, stage, config_updates=updates)
             moments = {name: each.cpu().contiguous() for name, each in optimizer.named_state().items()}
             save_tensors(stage / MOMENTS, moments)
             (stage / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
@@ -207,9 +210,10 @@ def require_space(run: Path, loaded: LoadedModel, optimizer: Optimizer) -> None:
     Raises:
         CheckpointError: it has not.
     """
-    tensors = [*loaded.model.parameters(), *optimizer.named_state().values()]
+    written = adapter_parameters(loaded.model).values() if loaded.adapter else loaded.model.parameters()
+    tensors = [*written, *optimizer.named_state().values()]
     needed = sum(each.numel() * each.element_size() for each in tensors) + _MARGIN_BYTES
-    if loaded.path.is_dir():
+    if loaded.path.is_dir() and loaded.adapter is None:
         needed += sum(file.stat().st_size for file in carried_text_files(loaded.path))
     free = shutil.disk_usage(run).free
     if free < needed:

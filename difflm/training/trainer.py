@@ -5,7 +5,6 @@ Objectives differ only in `config.objective`; the block size comes from the curr
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +24,10 @@ from difflm.training import state as run_state
 from difflm.training.build import ObjectiveWrapper, annealed_view, check_model, curriculum_of, objective_of, set_threads
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.training.config_io import checked
+from difflm.training.lora import give_adapter
 from difflm.training.metrics import MetricsLog, Observer, Silent, peak_memory
 from difflm.training.nonfinite import BadStep, examine, is_bad, require_budget, require_finite_weights
-from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio
+from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio, working_copy
 from difflm.training.origin import continued_state
 from difflm.training.parameters import plan_parameters
 from difflm.training.router import ForwardProbe, RouterStep
@@ -79,7 +79,11 @@ class Trainer:
         set_threads(config.threads)
         check_device(config.device, field="train.device")
         parent = load_model(
-            config.model, device=config.device, rope_scaling=config.rope_scaling, revision=config.revision
+            config.model,
+            device=config.device,
+            dtype=config.dtype if config.lora else "float32",  # a base that does not learn needs no masters
+            rope_scaling=config.rope_scaling,
+            revision=config.revision,
         )
         check_model(config, parent)
         self.parametrisation = parent.config.parametrisation
@@ -89,10 +93,11 @@ class Trainer:
         self.objective = objective_of(config, self.parametrisation)
         self.curriculum = curriculum_of(config)
         self.rows, self.validation_rows = load_rows(config, parent)
+        give_adapter(config, parent)
         plan_parameters(parent.model, config.learning, mask_id=self.mask_id)  # for its errors
         self.loaded = parent
         # Of the model the run starts from, so that a resumed run adds the same noise.
-        self.embedding_rms = float(parent.model.embedding.weight.detach().pow(2).mean().sqrt())
+        self.embedding_rms = float(parent.model.embedding.weight.detach().float().pow(2).mean().sqrt())
         self.run = open_run(config, resume)
         try:
             self.state = continued_state(
@@ -124,7 +129,7 @@ class Trainer:
         # Before the working copy is made: the optimiser freezes parameters, the copy must know.
         self.optimizer = Optimizer(master, config.learning, mask_id=self.mask_id)
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-        self.model = master if dtype == torch.float32 else copy.deepcopy(master).to(dtype)
+        self.model = working_copy(master, dtype)
         self.weights = MasterWeights(master, self.model)
         if checkpoint:
             run_state.load_moments(checkpoint, self.optimizer)

@@ -22,7 +22,8 @@ from difflm.models.adapters import merged_tensors
 from difflm.scoring import logits
 from tests.checkpoints.adapters import BASES, adapted, base_folder
 from tests.checkpoints.test_adapter_peft import TOKENS, distance
-from tests.checkpoints.tiny import causal
+from tests.checkpoints.tiny import causal, hf_folder, make_tokenizer
+from tests.checkpoints.tiny_gguf import write_gguf
 
 
 def refused(call: object, *given: object, **named: object) -> str:
@@ -211,3 +212,28 @@ def test_the_digest_is_that_of_names_and_contents(tmp_path: Path) -> None:
     assert digest_of(reversed(files)) == before
     (tmp_path / "b").write_text("c")
     assert digest_of(files) != before
+
+
+def test_a_gguf_base_carries_an_adapter_and_takes_it_in(tmp_path: Path) -> None:
+    """Its query and key rows lie in another order in the file; the adapter's are those of safetensors."""
+    pytest.importorskip("gguf")
+    model = hf_folder(tmp_path / "base", "llama", tokenizer=make_tokenizer(), vocab_size=320)
+    write_gguf(tmp_path / "base.gguf", model, tokenizer=make_tokenizer())
+    save_adapter(adapted(tmp_path / "base"), tmp_path / "adapter")
+    expected = logits(load_model(tmp_path / "adapter"), TOKENS, attention="causal")
+    apart = load_model(tmp_path / "base.gguf", adapter=tmp_path / "adapter")
+    assert distance(logits(apart, TOKENS, attention="causal"), expected) < 1e-5
+    difflm.merge([tmp_path / "adapter"], tmp_path / "merged", base=tmp_path / "base.gguf")
+    assert distance(logits(load_model(tmp_path / "merged"), TOKENS, attention="causal"), expected) < 1e-5
+
+
+def test_export_merges_as_it_reads(tmp_path: Path) -> None:
+    """An adapter is a checkpoint wherever one is read."""
+    base = base_folder(tmp_path / "base", "llada2_moe")
+    save_adapter(adapted(base), tmp_path / "adapter")
+    difflm.export(tmp_path / "adapter", tmp_path / "exported")
+    difflm.merge([tmp_path / "adapter"], tmp_path / "merged")
+    [file] = (tmp_path / "exported").glob("*.safetensors")
+    one, two = load_file(file), load_file(tmp_path / "merged" / "model.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)

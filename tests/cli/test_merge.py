@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from difflm.checkpoints.adapter_saving import save_adapter
 from difflm.cli.main import run
+from tests.checkpoints.adapters import adapted
 from tests.cli.test_train import SHORT
 from tests.standins import write_parent, write_texts
 
@@ -128,3 +130,30 @@ def test_what_cannot_be_merged_is_one_line(
     assert printed.startswith(f"difflm: {message}")
     assert printed.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_adapters_are_merged_into_their_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_parent(tmp_path / "base")
+    for seed in (1, 2):
+        save_adapter(adapted(base, seed=seed, token_ids=()), tmp_path / f"a{seed}")
+    one, two, output = (str(tmp_path / name) for name in ("a1", "a2", "merged"))
+    assert run(["merge", one, "--output", output]) == 0
+    assert capsys.readouterr().out == f"{output}: adapter, merged into the base\n"
+    base.rename(tmp_path / "moved")
+    assert run(["merge", one, two, "--weights", "3,1", "--output", output + "2"]) == 2
+    assert "base_model_name_or_path" in capsys.readouterr().err
+    words = ["--base", str(tmp_path / "moved"), "--dtype", "bfloat16"]
+    assert run(["merge", one, two, "--weights", "3,1", *words, "--output", output + "2"]) == 0
+    assert capsys.readouterr().out == f"{output}2: mean of 2 adapters, merged into the base\n"
+    assert {each.dtype for each in load_file(tmp_path / "merged2" / "model.safetensors").values()} == {torch.bfloat16}
+
+
+def test_base_and_dtype_are_for_what_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "x")
+    assert run(["merge", str(trained), "--dtype", "float32", "--output", output]) == 2
+    assert "--dtype: float32 is for checkpoints and adapters that are named, not for a run" in capsys.readouterr().err
+    parent = str(trained.parent / "parent")
+    assert run(["merge", parent, "--base", parent, "--output", output]) == 2
+    assert "is the base of adapters, but" in capsys.readouterr().err

@@ -42,3 +42,29 @@ def test_no_rows() -> None:
     assert scores.nll_M.shape == (0,)
     assert head.grad is not None
     assert float(head.grad.abs().sum()) == 0
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize("suppress", [False, True])
+def test_rows_that_stand_in_equal_a_head_with_them(chunk: int, suppress: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(23, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(11, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    rows = torch.randn(2, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([7, 3])
+    target = torch.randint(0, 10, (23,), generator=generator)
+    banned = torch.arange(11) == (7 if suppress else 10)
+    options = {"chunk": chunk, "entropy": True, "suppressed_V": banned}
+    target[target == 7] = 3
+    found = score_tokens(hidden, head, target, rows=(ids, rows), **options)  # type: ignore[arg-type]
+    dense = score_tokens(hidden, head.index_copy(0, ids, rows), target, **options)  # type: ignore[arg-type]
+    assert torch.equal(found.correct_M, dense.correct_M)
+    grads = []
+    for each in (found, dense):
+        assert torch.allclose(each.nll_M, dense.nll_M)
+        loss = each.nll_M.sum() + 0.3 * each.entropy_M.sum()
+        grads.append(torch.autograd.grad(loss, (hidden, head, rows)))
+    for one, other in zip(*grads, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
+    assert not bool(grads[0][1][ids].any())
+    assert bool(grads[0][2][1].any())

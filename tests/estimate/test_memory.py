@@ -10,15 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from difflm.checkpoints.adapter_names import adapter_layout
+from difflm.checkpoints.families import FAMILIES
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.estimate.memory import ParameterMemory, StepMemory, parameter_memory, peak_memory_of, step_memory
+from difflm.models.adapters import adapter_parameters, attach_adapter
 from difflm.models.attention import AttentionBackend
 from difflm.models.config import ModelConfig, MoEConfig, RopeConfig
 from difflm.models.transformer import Transformer
 from difflm.scoring import forward_hidden
 from difflm.training.config import OptimizerConfig
-from difflm.training.optim import Optimizer
+from difflm.training.config_lora import LoRAConfig
+from difflm.training.lora import sites_of
+from difflm.training.optim import Optimizer, working_copy
 from difflm.types import Batch, ModelInput
 
 SHAPE = ModelConfig(
@@ -154,3 +159,23 @@ def test_peaks_count_gradients_where_they_lie() -> None:
     assert twice["start of the backward pass"] == 176, "gradients of the micro-batch before"
     narrow = replace(parameters, masters=20, working_gradients=10)
     assert peak_memory_of(narrow, step, accumulation=2)["end of the backward pass"] == 71 + 20 + 10 + 7 + 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("family", ["llama", "llada2_moe"])
+def test_parameters_of_a_run_with_an_adapter_are_exact(family: str, dtype: torch.dtype) -> None:
+    lora = LoRAConfig(rank=4, targets=("attention",))
+    found = parameter_memory(SHAPE, OptimizerConfig(), dtype=dtype, lora=lora, family=family)
+    master = Transformer(SHAPE).to(dtype)
+    sites = sites_of(lora, adapter_layout(FAMILIES[family], SHAPE), family=family)
+    attach_adapter(master, sites, token_ids=(0,), dtype=torch.float32)
+    optimizer = Optimizer(master, OptimizerConfig(), mask_id=0)
+    working = working_copy(master, dtype)
+    assert found.weights == sum(each.nbytes for each in working.parameters())
+    mine = {each.untyped_storage().data_ptr() for each in working.parameters()}
+    assert found.masters == sum(
+        each.nbytes for each in master.parameters() if each.untyped_storage().data_ptr() not in mine
+    )
+    assert found.gradients == sum(each.nbytes for each in adapter_parameters(master).values())
+    assert found.optimizer == sum(each.nbytes for each in optimizer.named_state().values())
+    assert found.embedding_gradient == 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from difflm.errors import ConfigError
+from difflm.models.adapters import AdapterSite, attach_adapter
 from difflm.models.config import MoEConfig
 from difflm.models.transformer import Transformer
 from difflm.training.config_optimizer import OptimizerConfig, ParameterGroupConfig
@@ -110,3 +111,34 @@ def test_what_has_no_effect_is_refused_in_one_line(config: OptimizerConfig, mess
     with pytest.raises(ConfigError, match=message) as caught:
         plans(config)
     assert "\n" not in str(caught.value)
+
+
+def test_of_a_model_with_an_adapter_only_the_adapter_learns() -> None:
+    moe = MoEConfig(num_experts=4, experts_per_token=2, expert_size=6, score="sigmoid", dense_layers=(0,))
+    model = Transformer(replace(architecture(), moe=moe))
+    names = ("layers.0.attention.query", "layers.1.mlp.experts.gate_up", "layers.1.mlp.experts.down")
+    sites = [AdapterSite(weights=(name,), rank=2, alpha=4.0) for name in names]
+    attach_adapter(model, sites, token_ids=(12,))
+    config = OptimizerConfig(
+        kind="muon",
+        weight_decay=0.1,
+        layer_decay=0.5,
+        mask_row_lr_scale=3.0,
+        freeze=("*.down_lora.*",),
+        groups=(ParameterGroupConfig(pattern="*.lora.a", lr_scale=10.0),),
+    )
+    made = {plan.names[0]: plan for plan in plan_parameters(model, config, mask_id=12)}
+    found = {
+        name: (plan.matrix, plan.parts, plan.lr_scale, plan.weight_decay)
+        for name, plan in made.items()
+        if not plan.frozen
+    }
+    assert found == {
+        "token_rows.weight": (False, 1, 0.25 * 3.0, 0.0),
+        "layers.0.attention.query.lora.a": (True, 1, 0.5 * 10.0, 0.1),
+        "layers.0.attention.query.lora.b": (True, 1, 0.5, 0.1),
+        "layers.1.mlp.experts.gate_up_lora.a": (True, 2, 1.0, 0.1),
+        "layers.1.mlp.experts.gate_up_lora.b": (True, 2, 1.0, 0.1),
+    }
+    with pytest.raises(ConfigError, match=r"train\.optimizer\.freeze: .* freezes everything"):
+        plan_parameters(model, OptimizerConfig(freeze=("*lora*", "token_rows.*")))

@@ -13,6 +13,8 @@ import pytest
 
 from difflm.checkpoints.manifest import MANIFEST, read_manifest, seal_folder, verify_folder
 from difflm.errors import CheckpointError
+from difflm.models.adapters import AdapterSite, adapter_parameters, attach_adapter
+from difflm.models.transformer import Transformer
 from difflm.training import state as run_state
 from difflm.training.state import (
     MOMENTS,
@@ -25,6 +27,7 @@ from difflm.training.state import (
     read_state,
     require_space,
 )
+from tests.decode.tiny import architecture
 
 
 def write(run: Path, step: int, block_size: int | None, perplexity: float | None) -> Path:
@@ -178,7 +181,7 @@ def test_space_is_checked_before_anything_is_written(tmp_path: Path, monkeypatch
 
     tokenizer = tmp_path / "tokenizer.json"
     tokenizer.write_text("{}")
-    model: Any = SimpleNamespace(model=torch.nn.Linear(512, 512, bias=False), path=tmp_path)
+    model: Any = SimpleNamespace(model=torch.nn.Linear(512, 512, bias=False), path=tmp_path, adapter=None)
     optimizer: Any = SimpleNamespace(named_state=lambda: {"a": torch.zeros(1024, 512)})
     needed = 3 * 512 * 512 * 4 + 2**20 + 2
     for free, message in ((needed - 1, r"4\.0 MiB free, a checkpoint takes 4\.0 MiB"), (2**20, r"1\.0 MiB free")):
@@ -187,3 +190,17 @@ def test_space_is_checked_before_anything_is_written(tmp_path: Path, monkeypatch
             require_space(tmp_path, model, optimizer)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
     require_space(tmp_path, model, optimizer)
+
+
+def test_a_run_with_an_adapter_needs_the_space_of_its_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = Transformer(architecture())
+    attach_adapter(base, [AdapterSite(weights=("layers.0.mlp.up",), rank=2, alpha=4.0)])
+    model: Any = SimpleNamespace(model=base, path=tmp_path, adapter=object())
+    (tmp_path / "tokenizer.json").write_text("{}")
+    optimizer: Any = SimpleNamespace(named_state=dict)
+    needed = 4 * sum(each.numel() for each in adapter_parameters(base).values()) + 2**20
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed))
+    require_space(tmp_path, model, optimizer)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
+    with pytest.raises(CheckpointError, match="a checkpoint takes"):
+        require_space(tmp_path, model, optimizer)

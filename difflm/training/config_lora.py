@@ -1,0 +1,36 @@
+"""Section `lora` of a training configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from difflm.training.config_fields import STRICT, AboveZero, NonEmpty, Positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank pairs beside the weights learn, the weights do not; `lora: {}` takes the defaults.
+
+    There is no dropout: every random number of a run follows from its row, and what the adapter computes is what the
+    merged model computes.
+
+    Attributes:
+        rank: R of each pair; of an expert's gate, up and down each. Default 16.
+        alpha: the pairs' part is scaled by alpha / rank. Default 32.
+        rank_stabilised: scale by alpha / sqrt(rank) instead (rsLoRA). Default false.
+        targets: weights that get a pair: "attention", "mlp" (feed-forward of dense layers), "shared" (shared experts),
+            "experts", or patterns of names, with * and ?, e.g. "layers.1?.attention.*". Each must match something.
+            Default [attention, mlp].
+        mask_row: the mask token's row of the embedding learns as well, where the model has one. Default true.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    rank: Positive = 16
+    alpha: AboveZero = 32.0
+    rank_stabilised: bool = False
+    targets: Annotated[tuple[NonEmpty, ...], Field(min_length=1)] = ("attention", "mlp")
+    mask_row: bool = True
