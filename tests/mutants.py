@@ -782,9 +782,99 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/saving.py",
-        "tensor.to(stored_dtype(name, dtype))",
-        "tensor.to(dtype)",
+        "kind = tensor.dtype if dtype is None else stored_dtype(name, dtype)",
+        "kind = tensor.dtype if dtype is None else dtype",
         "tests/checkpoints/test_ling.py::test_biases_of_experts_survive_any_dtype",
+    ),
+    Mutant(
+        "difflm/checkpoints/resume.py",
+        "if differing := _differences(request, self._request):",
+        "if differing := [] and _differences(request, self._request):",
+        "tests/checkpoints/test_resume.py::test_another_option_is_refused_and_named",
+    ),
+    Mutant(
+        "difflm/checkpoints/resume.py",
+        '        if not self._begun:\n            return ""\n',
+        "",
+        "tests/checkpoints/test_resume.py::test_another_option_is_refused_and_named",
+    ),
+    Mutant(
+        "difflm/checkpoints/resume.py",
+        "                if problem:\n",
+        "                if not name:\n",
+        "tests/checkpoints/test_resume.py::test_damaged_finished_files_are_written_again_and_said",
+    ),
+    Mutant(
+        "difflm/checkpoints/resume.py",
+        "        sync(path)\n        self.finished_files",
+        "        self.finished_files",
+        "tests/checkpoints/test_resume.py::test_a_weight_file_is_on_the_disk_before_the_manifest_says_so",
+    ),
+    Mutant(
+        "difflm/checkpoints/resume.py",
+        "            (target / PROGRESS).unlink(missing_ok=True)",
+        "            pass",
+        "tests/checkpoints/test_resume.py::test_a_kill_at_any_moment_is_made_good",
+    ),
+    Mutant(
+        "difflm/checkpoints/resume.py",
+        "        require_free(target)  # another",
+        "        pass  # another",
+        "tests/checkpoints/test_resume.py::test_a_target_that_another_process_finished_meanwhile_is_left_alone",
+    ),
+    Mutant(
+        "difflm/checkpoints/resume.py",
+        "recorded[file.name].sha256 != hashes[file]",
+        "not hashes[file]",
+        "tests/checkpoints/test_resume.py::test_a_parent_that_is_not_what_its_manifest_says",
+    ),
+    Mutant(
+        "difflm/checkpoints/hf.py",
+        "if _identity(file) != self._identities[fact.file]:",
+        "if not _identity(file):",
+        "tests/checkpoints/test_resume.py::test_a_parent_that_changes_while_it_is_read_is_refused",
+    ),
+    Mutant(
+        "difflm/checkpoints/hf.py",
+        "        done += count\n",
+        "        done = len(content)\n",
+        "tests/checkpoints/test_shards.py::test_a_partial_write_goes_on",
+    ),
+    Mutant(
+        "difflm/checkpoints/shards.py",
+        "key=lambda each: (_ORDER.index(each.dtype), each.name)",
+        "key=lambda each: each.name",
+        "tests/checkpoints/test_shards.py::test_a_file_is_the_reference_writers_byte_for_byte",
+    ),
+    Mutant(
+        "difflm/checkpoints/shards.py",
+        "missing = [shard for shard in shards if not (ledger and ledger.has(shard.file))]",
+        "missing = list(shards)",
+        "tests/checkpoints/test_resume.py::test_a_killed_process_and_the_command_line",
+    ),
+    Mutant(
+        "difflm/checkpoints/parameters.py",
+        "step = max(1, SLAB_BYTES // one)",
+        "step = count",
+        "tests/checkpoints/test_parameters.py::test_what_is_held_at_once_is_a_tensor_or_a_slab",
+    ),
+    Mutant(
+        "difflm/checkpoints/source.py",
+        "return [each.to(kind) for each in rule.change.to_model(parts, self.config)]",
+        "return rule.change.to_model(parts, self.config)",
+        "tests/checkpoints/test_parameters.py::test_the_dtype_of_some_experts_is_that_of_the_stack",
+    ),
+    Mutant(
+        "difflm/checkpoints/source.py",
+        "            if rule.disk[0] not in made:\n",
+        "            if rule.disk[0]:\n",
+        "tests/checkpoints/test_parameters.py::test_what_is_held_at_once_is_a_tensor_or_a_slab",
+    ),
+    Mutant(
+        "difflm/checkpoints/gguf.py",
+        "            self._map.madvise(mmap.MADV_DONTNEED)",
+        "            pass",
+        "tests/checkpoints/test_gguf.py::test_pages_that_were_read_are_let_go",
     ),
     Mutant(
         "difflm/checkpoints/hub.py",
@@ -944,8 +1034,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/mask_token.py",
-        "return matrix_VD[:known_ids].mean(",
-        "return matrix_VD.mean(",
+        "parts_VC = matrix_VD[:known_ids].split(",
+        "parts_VC = matrix_VD.split(",
         "tests/checkpoints/test_convert.py::test_weights_are_kept_bit_for_bit",
     ),
     Mutant(
@@ -962,8 +1052,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/merge.py",
-        "total = first.to(torch.float32, copy=True).mul_(parts[0][1])",
-        "total = first.clone().mul_(parts[0][1])",
+        "totals = [each.to(torch.float32, copy=True).mul_(scale) for each in own]",
+        "totals = [each.clone().mul_(scale) for each in own]",
         "tests/checkpoints/test_merge.py::test_the_mean_is_that_of_float32",
     ),
     Mutant(
@@ -1016,7 +1106,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/folders.py",
-        "        _flush(stage)\n        if seal:",
+        "        flush_folder(stage)\n        if seal:",
         "        if seal:",
         "tests/checkpoints/test_folders.py::test_everything_is_on_the_disk_before_the_name_is",
     ),
@@ -1028,8 +1118,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/manifest.py",
-        "intact = text == _rendered(files)",
-        "intact = bool(text)",
+        'if guarded(content).encode("ascii") != text:',
+        "if not text:",
         "tests/checkpoints/test_manifest.py::test_no_bit_of_the_manifest_may_flip",
     ),
     Mutant(
@@ -1238,8 +1328,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/merge.py",
-        "total.add_(member[name].to(torch.float32), alpha=factor)",
-        "total.add_(member[name].to(torch.float32))",
+        "total.add_(each.to(torch.float32), alpha=factor)",
+        "total.add_(each.to(torch.float32))",
         "tests/checkpoints/test_merge.py::test_a_weighted_mean_is_that_of_float32",
     ),
     Mutant(

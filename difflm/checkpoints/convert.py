@@ -14,8 +14,8 @@ from difflm.checkpoints.card import model_card
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config, named_token_ids
 from difflm.checkpoints.families import converted_config
 from difflm.checkpoints.fields import write_json
-from difflm.checkpoints.folders import require_free, staged_folder
-from difflm.checkpoints.hf import MAX_SHARD_BYTES, file_sha256
+from difflm.checkpoints.folders import require_free
+from difflm.checkpoints.hf import MAX_SHARD_BYTES
 from difflm.checkpoints.loading import resolve_dtype
 from difflm.checkpoints.mask_token import (
     MaskChoice,
@@ -26,6 +26,7 @@ from difflm.checkpoints.mask_token import (
     reserved_ids,
     write_mask_token,
 )
+from difflm.checkpoints.resume import Observer, Stage, hash_checkpoints, resumable_folder
 from difflm.checkpoints.saving import without_remote_code, write_model, write_tokenizer
 from difflm.checkpoints.source import Checkpoint, open_checkpoint, tokenizer_facts
 from difflm.checkpoints.tokens import load_tokenizer, turn_token_ids, vocabulary
@@ -74,12 +75,14 @@ def convert(
     recipe: str | Mapping[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     revision: str | None = None,
+    fresh: bool = False,
+    observer: Observer | None = None,
 ) -> Conversion:
-    """Write a block-diffusion checkpoint made from an AR one; streams, one weight file in memory.
+    """Write a block-diffusion checkpoint made from an AR one; streams, a tensor (of experts: some) in memory at a time.
 
     The parent's weights are kept bit for bit outside the mask row (unless `dtype` changes them). A Ling 2.0 parent
-    becomes LLaDA2, without layers for multi-token prediction. The defaults are
-    the paper's parametrisation: no shift, block-causal clean stream, bidirectional blocks.
+    becomes LLaDA2, without layers for multi-token prediction. The defaults are the paper's parametrisation: no shift,
+    block-causal clean stream, bidirectional blocks. The same call continues an interrupted one, to the same bytes.
 
     Args:
         source: HF folder, GGUF file, a folder with one GGUF file, or a hub id (see `load_model`).
@@ -96,9 +99,11 @@ def convert(
         recipe: name or description of what made or will train the checkpoint, recorded as it is.
         max_shard_bytes: largest weight file, bytes.
         revision: commit of a hub id; recorded with it.
+        fresh: throw away what an interrupted conversion to `target` left, instead of continuing it.
+        observer: is told of progress; None: what it would note is a warning.
 
     Raises:
-        CheckpointError: the parent cannot be used, `target` is not free, or the mask token is not possible.
+        CheckpointError: the parent cannot be used, `target` is not free or in use, or the mask token is not possible.
         ConfigError: an option's value is not one of those allowed.
     """
     parametrisation = _parametrisation(logit_shift, clean_attention, noisy_attention)
@@ -107,17 +112,13 @@ def convert(
     require_free(target)
     checkpoint = open_checkpoint(source, revision=revision)
     tokenizer = checkpoint.tokenizer()
-    config = _parent_config(checkpoint, tokenizer)
-    if block_size > config.model.max_positions:
-        raise ConfigError(
-            f"block_size is {block_size}; expected at most the context of {checkpoint.path}, "
-            f"{config.model.max_positions} tokens"
-        )
+    config = _parent_config(checkpoint, tokenizer, block_size)
     choice = _choose(checkpoint, config, tokenizer, mask_token, mask_token_id, mask_init)
-    fields = _diffusion_fields(choice, block_size, parametrisation)
     record = {"recipe": recipe, "license": licence or checkpoint.licence, "mask_init": mask_init}
+    fields = _diffusion_fields(choice, block_size, parametrisation)
     plan = _Plan(checkpoint, config, tokenizer, choice, mask_init, fields, record)
-    return plan.write(target, dtype=stored, max_shard_bytes=max_shard_bytes)
+    with resumable_folder(target, fresh=fresh, observer=observer) as stage:
+        return plan.write(stage, target, dtype=stored, max_shard_bytes=max_shard_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +133,16 @@ class _Plan:
     fields: Mapping[str, Any]
     record: Mapping[str, Any]
 
-    def write(self, target: Path, *, dtype: torch.dtype | None, max_shard_bytes: int) -> Conversion:
-        """Write the folder."""
+    def write(self, stage: Stage, target: Path, *, dtype: torch.dtype | None, max_shard_bytes: int) -> Conversion:
+        """Fill the stage of a target."""
         checkpoint, choice = self.checkpoint, self.choice
+        inputs = hash_checkpoints({"": checkpoint}, stage.observer)
+        options = {**self.fields, **self.record, "dtype": dtype and str(dtype), "max_shard_bytes": max_shard_bytes}
+        stage.begin("convert", options, inputs)
         stored = checkpoint.parameters(self.config.model)
         parameters = MaskedParameters(stored, choice, self.mask_init)
         architecture = replace(self.config.model, vocab_size=choice.vocab_size)
-        hashes = {file.name: file_sha256(file) for file in checkpoint.weights.files}
+        hashes = {file.name: inputs[file.name] for file in checkpoint.weights.files}
         commit = {} if checkpoint.hub is None else {"revision": checkpoint.hub.revision}
         parent = {"name": checkpoint.name, **commit, "sha256": hashes}
         family, raw = converted_config(checkpoint.raw, architecture, checkpoint.where)
@@ -147,17 +151,18 @@ class _Plan:
         raw |= self.fields
         left_out = {"left_out": sorted(stored.left_out)} if stored.left_out else {}
         raw["difflm"] = {"version": difflm.__version__, "parent": parent, **self.record, **left_out}
-        with staged_folder(target) as stage:
-            write_model(
-                stage,
-                parameters,
-                family,
-                architecture,
-                raw=raw,
-                dtype=dtype,
-                max_shard_bytes=max_shard_bytes,
-            )
-            _write_texts(stage, checkpoint, self.tokenizer, choice, model_card(raw))
+        # Before the weights: a tokenizer that cannot take the mask token is found at once.
+        _write_texts(stage.folder, checkpoint, self.tokenizer, choice, model_card(raw))
+        write_model(
+            stage.folder,
+            parameters,
+            family,
+            architecture,
+            raw=raw,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+            ledger=stage,
+        )
         return Conversion(
             target=target,
             family=family.name,
@@ -195,7 +200,7 @@ def _check_options(mask_init: str, block_size: int) -> None:
         raise ConfigError(f"block_size is {block_size!r}; expected a number of tokens, at least 1")
 
 
-def _parent_config(checkpoint: Checkpoint, tokenizer: Any | None) -> CheckpointConfig:
+def _parent_config(checkpoint: Checkpoint, tokenizer: Any | None, block_size: int) -> CheckpointConfig:
     facts = tokenizer_facts(tokenizer)
     config = checkpoint_config(checkpoint.raw, checkpoint.generation, facts, where=checkpoint.where)
     if config.mask_token_id is not None:
@@ -205,6 +210,11 @@ def _parent_config(checkpoint: Checkpoint, tokenizer: Any | None) -> CheckpointC
         )
     if facts is not None and "eos_token" not in facts.special:
         raise CheckpointError(f"{checkpoint.path}: the tokenizer has no eos_token; set it in tokenizer_config.json")
+    if block_size > config.model.max_positions:
+        raise ConfigError(
+            f"block_size is {block_size}; expected at most the context of {checkpoint.path}, "
+            f"{config.model.max_positions} tokens"
+        )
     return config
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from difflm.checkpoints.config import DIFFUSION_TYPES, CheckpointConfig, checkpo
 from difflm.checkpoints.engines import ENGINES, shortcomings
 from difflm.checkpoints.families import FAMILIES, Family, rewritten_config, updated_config
 from difflm.checkpoints.fields import read_json, write_json
-from difflm.checkpoints.folders import require_free, staged_folder
-from difflm.checkpoints.hf import INDEX_FILE, MAX_SHARD_BYTES, SINGLE_FILE, open_safetensors
+from difflm.checkpoints.folders import require_free
+from difflm.checkpoints.hf import MAX_SHARD_BYTES
 from difflm.checkpoints.loading import resolve_dtype
+from difflm.checkpoints.parameters import Parameters, outline, take
+from difflm.checkpoints.resume import Observer, Stage, hash_checkpoints, resumable_folder
 from difflm.checkpoints.saving import without_remote_code, write_model, write_tokenizer
 from difflm.checkpoints.source import Checkpoint, open_checkpoint, tokenizer_facts
 from difflm.errors import CheckpointError, ConfigError
@@ -102,11 +104,14 @@ def export(
     dtype: str | torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     revision: str | None = None,
+    fresh: bool = False,
+    observer: Observer | None = None,
 ) -> Export:
-    """Write a checkpoint in the layout that another program loads; streams, one weight file in memory.
+    """Write a checkpoint in the layout that another program loads; a tensor (of experts: some) in memory at a time.
 
     The weights are the source's bit for bit (unless `dtype` changes them), and so are tokenizer, chat template and
-    licence; the model card says which engine serves the folder and how.
+    licence; the model card says which engine serves the folder and how. What interrupts an export leaves the finished
+    weight files beside `target`; the same call continues after them.
 
     Args:
         source: a checkpoint, as in `load_model`.
@@ -117,9 +122,12 @@ def export(
         dtype: of the weights on disk; None keeps what is stored.
         max_shard_bytes: largest weight file, bytes.
         revision: commit of a hub id.
+        fresh: throw away what an interrupted export to `target` left, instead of continuing it.
+        observer: is told of progress; None: what it would note is a warning.
 
     Raises:
-        CheckpointError: the source cannot be used or does not fit format or engine, or `target` is not free.
+        CheckpointError: the source cannot be used or does not fit format or engine, or `target` is not free, is being
+            written or holds an interrupted export of something else.
         ConfigError: an unknown format, engine or dtype.
     """
     layout = _named(FORMATS, format, "format")
@@ -140,7 +148,8 @@ def export(
     if engine is not None and reasons[engine]:
         raise CheckpointError(f"{checkpoint.where}: {ENGINES[engine].title}: {'; '.join(reasons[engine])}")
     plan = _Plan(checkpoint, config, tokenizer, format, layout, family, reasons)
-    plan.write(target, dtype=stored, max_shard_bytes=max_shard_bytes)
+    with resumable_folder(target, fresh=fresh, observer=observer) as stage:
+        plan.write(stage, dtype=stored, max_shard_bytes=max_shard_bytes)
     refused = {name: found for name, found in reasons.items() if found}
     return Export(target=target, family=family.name, commands=plan.commands(str(target)), refused=refused)
 
@@ -220,8 +229,8 @@ class _Plan:
         values = {"target": target, "block_size": size, "threshold": self.threshold}
         return {name: ENGINES[name].command.format(**values) for name, found in self.reasons.items() if not found}
 
-    def write(self, target: Path, *, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
-        """Write the folder."""
+    def write(self, stage: Stage, *, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
+        """Fill the stage."""
         checkpoint = self.checkpoint
         parameters: Mapping[str, Tensor] = checkpoint.parameters(self.config.model)
         architecture = self.config.model
@@ -230,14 +239,22 @@ class _Plan:
             architecture = replace(architecture, tied_embeddings=False)
         raw = self._raw(architecture)
         own_class = self.family.name in DIFFUSION_TYPES
-        with staged_folder(target) as stage:
-            write_model(
-                stage, parameters, self.family, architecture, raw=raw, dtype=dtype, max_shard_bytes=max_shard_bytes
-            )
-            if own_class:
-                _write_index(stage)
-                _write_config_class(stage, self.family)
-            self._write_texts(stage, raw)
+        options = {"format": self.format, "dtype": dtype and str(dtype), "max_shard_bytes": max_shard_bytes}
+        stage.begin("export", options, hash_checkpoints({"": checkpoint}, stage.observer))
+        self._write_texts(stage.folder, raw)
+        write_model(
+            stage.folder,
+            parameters,
+            self.family,
+            architecture,
+            raw=raw,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+            indexed=own_class,  # dInfer opens nothing but an index
+            ledger=stage,
+        )
+        if own_class:
+            _write_config_class(stage.folder, self.family)
 
     def _raw(self, architecture: ModelConfig) -> dict[str, Any]:
         """Return config.json."""
@@ -295,14 +312,18 @@ class _Plan:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Untied(Mapping[str, Tensor]):
+class _Untied(Parameters):
     """Parameters of a model with tied embeddings, the head a copy of the embedding."""
 
     tied: Mapping[str, Tensor]
 
-    def __getitem__(self, name: str) -> Tensor:
-        # A copy: safetensors refuses two tensors over the same memory.
-        return self.tied["embedding.weight"].clone() if name == "head.weight" else self.tied[name]
+    def take(self, names: Sequence[str], experts: range | None = None) -> list[Tensor]:
+        """Return parameters, or some experts of stacks."""
+        return take(self.tied, [_tied_name(name) for name in names], experts)
+
+    def outline(self, name: str) -> Tensor:
+        """Return a parameter's shape and dtype."""
+        return outline(self.tied, _tied_name(name))
 
     def __iter__(self) -> Iterator[str]:
         yield from self.tied
@@ -312,17 +333,8 @@ class _Untied(Mapping[str, Tensor]):
         return len(self.tied) + 1
 
 
-def _write_index(folder: Path) -> None:
-    """Give a single weight file an index: dInfer opens nothing else."""
-    single = folder / SINGLE_FILE
-    if not single.is_file():
-        return
-    facts = open_safetensors(folder).facts
-    name = "model-00001-of-00001.safetensors"
-    sizes = (fact.dtype.itemsize * torch.Size(fact.shape).numel() for fact in facts.values())
-    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict.fromkeys(facts, name)}
-    single.rename(folder / name)
-    write_json(folder / INDEX_FILE, index)
+def _tied_name(name: str) -> str:
+    return "embedding.weight" if name == "head.weight" else name
 
 
 def _write_config_class(folder: Path, family: Family) -> None:

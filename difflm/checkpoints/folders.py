@@ -11,6 +11,8 @@ from pathlib import Path
 from difflm.checkpoints.fields import one_line
 from difflm.errors import CheckpointError
 
+_MARGIN_BYTES = 2**25  # tokenizer files, configuration, card
+
 
 def require_free(target: Path) -> None:
     """Check that `target` is absent or an empty folder.
@@ -23,6 +25,20 @@ def require_free(target: Path) -> None:
     if target.exists() or target.is_symlink():
         kind = "folder is not empty" if target.is_dir() else "is not a folder"
         raise CheckpointError(f"{target}: output {kind}; choose another path or remove it")
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Check that the disk of a folder has room for so many bytes, and for some texts beside them.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + _MARGIN_BYTES:
+        raise CheckpointError(
+            f"{folder.parent}: {free / 2**20:.0f} MiB free, {(needed + _MARGIN_BYTES) / 2**20:.0f} MiB needed; free "
+            "space or choose another path"
+        )
 
 
 @contextmanager
@@ -52,7 +68,7 @@ def staged_folder(
         raise CheckpointError(f"{target}: cannot be written ({error.strerror}); choose another path") from None
     try:
         yield stage
-        _flush(stage)
+        flush_folder(stage)
         if seal:
             seal(stage)
         _put(stage, target)
@@ -66,6 +82,12 @@ def staged_folder(
         raise
 
 
+def publish_folder(stage: Path, target: Path) -> None:
+    """Flush a finished folder to disk and rename it to a name that is free (see `require_free`)."""
+    flush_folder(stage)
+    _put(stage, target)
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -73,6 +95,15 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def flush_folder(folder: Path) -> None:
+    """Sync everything to disk, and give every file the rights of a plainly created one (safetensors: owner only)."""
+    rights = folder.stat().st_mode & 0o666
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file():
+            path.chmod(rights)
+        sync(path)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -119,12 +150,3 @@ def _put(stage: Path, target: Path) -> None:
         raise
     sync(target.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Sync everything to disk, and give every file the rights of a plainly created one (safetensors: owner only)."""
-    rights = folder.stat().st_mode & 0o666
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_file():
-            path.chmod(rights)
-        sync(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,10 @@ class GGUFFile:
     facts: dict[str, TensorFact]
     metadata: dict[str, Any]
     _tensors: dict[str, Any] = field(repr=False)
+    _map: mmap.mmap = field(repr=False)
 
-    def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU, dequantised to float32."""
+    def read(self, name: str, rows: range | None = None) -> Tensor:
+        """Return one tensor on the CPU, dequantised to float32, or some rows of its first dimension."""
         from gguf.quants import dequantize
 
         entry = self._tensors[name]
@@ -47,7 +50,11 @@ class GGUFFile:
                 f"{self.files[0]}: tensor {name} has type {entry.tensor_type.name}, which the gguf package cannot "
                 "dequantise; use another quantisation"
             ) from None
-        return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(self.facts[name].shape)
+        tensor = torch.from_numpy(np.array(values, dtype=np.float32)).reshape(self.facts[name].shape)
+        # The pages of a mapped file that were touched count as memory of the process until they are let go.
+        if sys.platform == "linux":
+            self._map.madvise(mmap.MADV_DONTNEED)
+        return tensor if rows is None else tensor[rows.start : rows.stop]
 
 
 def open_gguf(path: Path) -> GGUFFile:
@@ -70,7 +77,8 @@ def open_gguf(path: Path) -> GGUFFile:
         name: TensorFact(tuple(int(size) for size in reversed(entry.shape)), torch.float32, path.name)
         for name, entry in tensors.items()
     }
-    return GGUFFile((path,), facts, metadata, tensors)
+    whole: Any = reader.data  # numpy's memmap, on top of the mapping itself
+    return GGUFFile((path,), facts, metadata, tensors, whole.base)
 
 
 def gguf_config(file: GGUFFile) -> tuple[dict[str, Any], dict[str, Any]]:

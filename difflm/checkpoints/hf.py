@@ -1,35 +1,45 @@
-"""Safetensors folders: strict, streaming reading and writing. Pickle files are never opened."""
+"""Safetensors folders, strictly checked and read tensor by tensor. Pickle files are never opened."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from difflm.checkpoints.fields import one_line, read_json, write_json
+from difflm.checkpoints.fields import one_line, read_json
 from difflm.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 4_000_000_000
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorFact:
-    """What the header of a weight file says about one tensor."""
+    """What the header of a weight file says about one tensor; `start` is where its bytes begin in the file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     file: str
+    start: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(slots=True)
@@ -45,11 +55,35 @@ class SafetensorsFolder:
     folder: Path
     files: tuple[Path, ...]
     facts: dict[str, TensorFact]
-    _handles: dict[str, Any] = field(repr=False)
+    _identities: dict[str, tuple[int, ...]] = field(repr=False)
 
-    def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU, in its stored dtype, mapped from the file."""
-        return self._handles[self.facts[name].file].get_tensor(name)
+    def read(self, name: str, rows: range | None = None) -> Tensor:
+        """Return one tensor on the CPU, in its stored dtype, in memory of its own.
+
+        The file is read, not mapped: pages of a mapped file count as the process's memory until it is closed, which
+        over a whole checkpoint is all of it.
+
+        Args:
+            name: of the tensor.
+            rows: of its first dimension, one after the other; None: all.
+
+        Raises:
+            CheckpointError: the file cannot be read, or is not the one that was opened.
+        """
+        fact = self.facts[name]
+        path, shape, start = self.folder / fact.file, fact.shape, fact.start
+        if rows is not None:
+            start += rows.start * (fact.size // max(shape[0], 1))
+            shape = (len(rows), *shape[1:])
+        content = torch.empty(math.prod(shape) * fact.dtype.itemsize, dtype=torch.uint8)
+        try:
+            with path.open("rb", buffering=0) as file:
+                if _identity(file) != self._identities[fact.file]:
+                    raise CheckpointError(f"{path}: was changed while it was read; start again with files at rest")
+                _fill(file, start, content.numpy().data)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror or one_line(error)})") from None
+        return content.view(fact.dtype).reshape(shape)
 
 
 def open_safetensors(folder: Path) -> SafetensorsFolder:
@@ -60,34 +94,67 @@ def open_safetensors(folder: Path) -> SafetensorsFolder:
             disagrees with the shards, or tensors that are not floating point.
     """
     files, owner = _locate(folder)
-    handles: dict[str, Any] = {}
     facts: dict[str, TensorFact] = {}
+    identities: dict[str, tuple[int, ...]] = {}
     for file in files:
-        handle = _open(file)
-        handles[file.name] = handle
-        for name in handle.keys():  # noqa: SIM118 (safe_open is no mapping)
+        found, identities[file.name] = _read_header(file)
+        for name, fact in found.items():
             if name in facts:
                 raise CheckpointError(f"{file}: tensor {name} is also in {facts[name].file}; keep one of them")
-            view = handle.get_slice(name)
-            dtype = _DTYPES.get(view.get_dtype())
-            if dtype is None:
-                raise CheckpointError(
-                    f"{file}: tensor {name} has dtype {view.get_dtype()}; only {', '.join(_DTYPES)} are supported, "
-                    "quantised weights are not: use the original ones"
-                )
-            facts[name] = TensorFact(tuple(view.get_shape()), dtype, file.name)
+            facts[name] = fact
     if owner is not None:
         _compare_with_index(folder / INDEX_FILE, owner, facts)
-    return SafetensorsFolder(folder, files, facts, handles)
+    return SafetensorsFolder(folder, files, facts, identities)
 
 
-def _open(file: Path) -> Any:
+def _read_header(path: Path) -> tuple[dict[str, TensorFact], tuple[int, ...]]:
+    """Return the tensors of a file, and what tells it from another of its name."""
     try:
-        return safetensors.safe_open(file, framework="pt", device="cpu")
-    except (safetensors.SafetensorError, OSError) as error:
+        # The library's own check: lengths, offsets and shapes fit each other and the size of the file.
+        with safetensors.safe_open(path, framework="pt", device="cpu"):
+            pass
+        with path.open("rb") as file:
+            identity, length = _identity(file), int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file}: damaged or truncated safetensors file ({one_line(error)}); copy it again"
+            f"{path}: damaged or truncated safetensors file ({one_line(error)}); copy it again"
         ) from None
+    header.pop("__metadata__", None)
+    facts = {}
+    for name, entry in header.items():
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise CheckpointError(
+                f"{path}: tensor {name} has dtype {entry['dtype']}; only {', '.join(DTYPES)} are supported, "
+                "quantised weights are not: use the original ones"
+            )
+        facts[name] = TensorFact(tuple(entry["shape"]), dtype, path.name, 8 + length + entry["data_offsets"][0])
+    return facts, identity
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} stands twice in the header")
+    return found
+
+
+def _identity(file: IO[bytes]) -> tuple[int, ...]:
+    facts = os.fstat(file.fileno())
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _fill(file: FileIO, start: int, content: memoryview) -> None:
+    """Read bytes until `content` is full: one call returns at most 2 GB on Linux."""
+    file.seek(start)
+    done = 0
+    while done < len(content):
+        count = file.readinto(content[done:])
+        if not count:
+            raise OSError("the file is shorter than its header says")
+        done += count
 
 
 def _locate(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None]:
@@ -151,47 +218,6 @@ def listed(names: Iterable[object], limit: int = 8) -> str:
     every = [str(name) for name in names]
     more = f" and {len(every) - limit} more" if len(every) > limit else ""
     return ", ".join(every[:limit]) + more
-
-
-def write_safetensors(
-    folder: Path, tensors: Iterable[tuple[str, Tensor]], *, max_shard_bytes: int = MAX_SHARD_BYTES
-) -> None:
-    """Write tensors as `model.safetensors`, or as shards with an index where one file would be too large.
-
-    Holds one shard in memory.
-
-    Args:
-        folder: an existing folder without weights.
-        tensors: names on disk and tensors, written in this order.
-        max_shard_bytes: largest shard, bytes; a single tensor may exceed it.
-    """
-    parts: list[tuple[Path, list[str]]] = []
-    shard: dict[str, Tensor] = {}
-    size = total = 0
-
-    def flush() -> None:
-        part = folder / f"model-{len(parts) + 1:05d}.part"
-        save_tensors(part, shard)
-        parts.append((part, list(shard)))
-        shard.clear()
-
-    for name, tensor in tensors:
-        count = tensor.numel() * tensor.element_size()
-        if shard and size + count > max_shard_bytes:
-            flush()
-            size = 0
-        shard[name] = tensor.detach().cpu().contiguous()
-        size, total = size + count, total + count
-    flush()
-    if len(parts) == 1:
-        parts[0][0].rename(folder / SINGLE_FILE)
-        return
-    weight_map: dict[str, str] = {}
-    for number, (part, names) in enumerate(parts, start=1):
-        file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        part.rename(folder / file)
-        weight_map |= dict.fromkeys(names, file)
-    write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

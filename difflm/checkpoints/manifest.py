@@ -76,9 +76,9 @@ def read_manifest(folder: Path) -> dict[str, FileFact]:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_bytes().decode("ascii")
-        files = {name: FileFact(fact["size"], fact["sha256"]) for name, fact in json.loads(text)["files"].items()}
-        intact = text == _rendered(files)
+        content = unguarded(path.read_bytes())
+        files = file_facts(content["files"])
+        intact = content["format"] == FORMAT
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing; the folder is incomplete") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -86,6 +86,11 @@ def read_manifest(folder: Path) -> dict[str, FileFact]:
     if not intact:
         raise CheckpointError(f"{path}: damaged (it is not as it was written)")
     return files
+
+
+def file_facts(stored: Mapping[str, Any]) -> dict[str, FileFact]:
+    """Return facts of files as JSON holds them; KeyError or TypeError for what are none."""
+    return {name: FileFact(fact["size"], fact["sha256"]) for name, fact in stored.items()}
 
 
 def verify_folder(folder: Path, *, spare: Collection[str] = ()) -> dict[str, FileFact]:
@@ -100,7 +105,7 @@ def verify_folder(folder: Path, *, spare: Collection[str] = ()) -> dict[str, Fil
     """
     facts = read_manifest(folder)
     with ThreadPoolExecutor(_READERS) as pool:
-        for _ in pool.map(_verify_file, (folder / name for name in facts), facts.values()):
+        for _ in pool.map(verify_file, (folder / name for name in facts), facts.values()):
             pass
     for file in sorted(folder.iterdir()):
         known = file.name in facts or file.name in (MANIFEST, *spare) or file.name.startswith(".")
@@ -109,7 +114,12 @@ def verify_folder(folder: Path, *, spare: Collection[str] = ()) -> dict[str, Fil
     return facts
 
 
-def _verify_file(file: Path, fact: FileFact) -> None:
+def verify_file(file: Path, fact: FileFact) -> None:
+    """Read a file and compare it with what was written.
+
+    Raises:
+        CheckpointError: it is missing, cut short, changed or unreadable.
+    """
     try:
         size = file.stat().st_size
         if size != fact.size:
@@ -132,9 +142,25 @@ def drop_file(folder: Path, name: str) -> None:
 
 
 def _rendered(files: Mapping[str, FileFact]) -> str:
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "files": {name: asdict(fact) for name, fact in sorted(files.items())},
-    }
+    return guarded({"format": FORMAT, "files": {name: asdict(fact) for name, fact in sorted(files.items())}})
+
+
+def guarded(content: Mapping[str, Any]) -> str:
+    """Return a JSON object as text, with a hash of itself."""
     digest = hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()
     return json.dumps({**content, "sha256": digest}, indent=1) + "\n"
+
+
+def unguarded(text: bytes) -> dict[str, Any]:
+    """Return the object in a text of `guarded`.
+
+    Raises:
+        ValueError: the text is not, byte for byte, what the object is written as.
+    """
+    content = json.loads(text.decode("ascii"))
+    if not isinstance(content, dict):
+        raise ValueError("it holds no object")  # noqa: TRY004 (bad content, whatever its kind)
+    content.pop("sha256", None)
+    if guarded(content).encode("ascii") != text:
+        raise ValueError("it is not as it was written")
+    return content

@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,10 +22,12 @@ from torch import Tensor
 from difflm.checkpoints.config import TokenizerFacts
 from difflm.checkpoints.fields import read_json, write_json
 from difflm.checkpoints.hf import listed
+from difflm.checkpoints.parameters import Parameters, outline, take
 from difflm.checkpoints.tokens import without_token
 from difflm.errors import CheckpointError
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
+_COLUMNS = 64
 MaskInit = Literal["mean", "keep"]
 
 
@@ -150,7 +152,7 @@ def require_spare(tokenizer: Any, choice: MaskChoice, where: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MaskedParameters(Mapping[str, Tensor]):
+class MaskedParameters(Parameters):
     """The parent's parameters with the mask row put in; everything else passes through untouched.
 
     Attributes:
@@ -163,8 +165,17 @@ class MaskedParameters(Mapping[str, Tensor]):
     choice: MaskChoice
     init: MaskInit
 
-    def __getitem__(self, name: str) -> Tensor:
-        tensor, choice = self.parent[name], self.choice
+    def take(self, names: Sequence[str], experts: range | None = None) -> list[Tensor]:
+        """Return parameters, or some experts of stacks."""
+        found = take(self.parent, names, experts)
+        return [self._masked(name, tensor) for name, tensor in zip(names, found, strict=True)]
+
+    def outline(self, name: str) -> Tensor:
+        """Return a parameter's shape and dtype."""
+        return self._masked(name, outline(self.parent, name))
+
+    def _masked(self, name: str, tensor: Tensor) -> Tensor:
+        choice = self.choice
         if name == "embedding.weight" and (self.init == "mean" or choice.adds_row):
             return with_row(tensor, choice.token_id, mean_row(tensor, choice.known_ids))
         if name == "head.weight" and choice.adds_row:
@@ -180,7 +191,9 @@ class MaskedParameters(Mapping[str, Tensor]):
 
 def mean_row(matrix_VD: Tensor, known_ids: int) -> Tensor:
     """Return the mean of the first `known_ids` rows, accumulated in float64, in the matrix's dtype."""
-    return matrix_VD[:known_ids].mean(dim=0, dtype=torch.float64).to(matrix_VD.dtype)
+    # Some columns at a time: all of them in float64 are four times the largest tensor of a large model.
+    parts_VC = matrix_VD[:known_ids].split(_COLUMNS, dim=1)
+    return torch.cat([part_VC.mean(dim=0, dtype=torch.float64) for part_VC in parts_VC]).to(matrix_VD.dtype)
 
 
 def with_row(matrix_VD: Tensor, index: int, row_D: Tensor) -> Tensor:

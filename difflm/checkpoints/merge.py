@@ -15,9 +15,11 @@ from difflm.checkpoints.adapter_config import ADAPTER_WEIGHTS, is_adapter, read_
 from difflm.checkpoints.card import model_card
 from difflm.checkpoints.families import model_config, updated_config
 from difflm.checkpoints.fields import merged, write_json
-from difflm.checkpoints.folders import require_free, staged_folder
+from difflm.checkpoints.folders import require_free
 from difflm.checkpoints.hf import MAX_SHARD_BYTES, file_sha256, listed
 from difflm.checkpoints.loading import resolve_dtype
+from difflm.checkpoints.parameters import Parameters, outline, take
+from difflm.checkpoints.resume import Observer, Stage, hash_checkpoints, resumable_folder
 from difflm.checkpoints.rules import stored_dtype
 from difflm.checkpoints.saving import without_remote_code, write_model, write_tokenizer
 from difflm.checkpoints.source import Checkpoint, open_base, open_checkpoint, with_adapters
@@ -34,8 +36,12 @@ def average_checkpoints(
     base: str | Path | None = None,
     dtype: str | torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    fresh: bool = False,
+    observer: Observer | None = None,
 ) -> None:
-    """Write the mean of checkpoints, accumulated in float32 tensor by tensor; one weight file in memory.
+    """Write the mean of checkpoints, accumulated in float32 tensor by tensor, experts a few at a time.
+
+    What interrupts it leaves the finished weight files beside `target`; the same call continues after them.
 
     Configuration, tokenizer and model card are the first checkpoint's; the merged folders are recorded with their
     shares and hashes. Adapters (one or more of one base) are merged into their base: W + the mean of their deltas, in
@@ -48,30 +54,21 @@ def average_checkpoints(
         base: of adapters, instead of the one that they name.
         dtype: of the weights on disk; None keeps the stored ones. Small deltas round away in bfloat16, not in float32.
         max_shard_bytes: largest weight file, bytes.
+        fresh: throw away what an interrupted merge to `target` left, instead of continuing it.
+        observer: is told of progress; None: what it would note is a warning.
 
     Raises:
         ConfigError: no paths, or weights that do not belong to them.
-        CheckpointError: configuration, names, shapes, dtypes or tokenizers differ, or `target` is not free.
+        CheckpointError: configuration, names, shapes, dtypes or tokenizers differ, or `target` is not free, is being
+            written or holds an interrupted merge of something else.
     """
     shares = _shares(paths, weights)
     target = Path(target)
     require_free(target)
     kind = None if dtype is None else resolve_dtype(dtype)
-    first, parameters, hashes = _mean(paths, shares, base=base, dtype=kind)
-    config = model_config(first.raw, first.where)
-    record = [
-        {"name": name, "weight": 1.0 / len(hashes) if shares is None else share, "sha256": each}
-        for (name, each), share in zip(hashes, shares or [0.0] * len(hashes), strict=True)
-    ]
-    raw = merged(updated_config(first.raw, config, first.where), {"difflm": {"merged": record}})
-    tokenizer = first.tokenizer() if first.is_gguf else None
-    with staged_folder(target) as stage:
-        write_model(stage, parameters, first.family, config, raw=raw, dtype=kind, max_shard_bytes=max_shard_bytes)
-        if first.generation:
-            write_json(stage / "generation_config.json", without_remote_code(first.generation))
-        write_tokenizer(stage, first.path, tokenizer)
-        if raw.get("mask_token_id") is not None:
-            (stage / "README.md").write_text(model_card(raw), encoding="utf-8")
+    mean = _mean(paths, shares, base=base, dtype=kind)
+    with resumable_folder(target, fresh=fresh, observer=observer) as stage:
+        mean.write(stage, shares or [1.0 / len(paths)] * len(paths), dtype=kind, max_shard_bytes=max_shard_bytes)
 
 
 def mean_parameters(paths: Sequence[str | Path], weights: Sequence[float] | None = None) -> Mapping[str, Tensor]:
@@ -85,7 +82,58 @@ def mean_parameters(paths: Sequence[str | Path], weights: Sequence[float] | None
         ConfigError: no paths, or weights that do not belong to them.
         CheckpointError: configuration, names, shapes, dtypes or tokenizers differ.
     """
-    return _mean(paths, _shares(paths, weights))[1]
+    return _mean(paths, _shares(paths, weights)).parameters
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Mean:
+    """What is merged: checkpoints, or adapters of one base."""
+
+    first: Checkpoint
+    parameters: Mapping[str, Tensor]
+    checkpoints: Sequence[Checkpoint] = ()
+    adapters: Sequence[Path] = ()
+
+    def write(self, stage: Stage, shares: Sequence[float], *, dtype: torch.dtype | None, max_shard_bytes: int) -> None:
+        """Fill the stage."""
+        first = self.first
+        config = model_config(first.raw, first.where)
+        inputs, hashes = self.hashed(stage.observer)
+        options = {"weights": list(shares), "dtype": dtype and str(dtype), "max_shard_bytes": max_shard_bytes}
+        stage.begin("merge", options, inputs)
+        record = [
+            {"name": name, "weight": share, "sha256": files}
+            for (name, files), share in zip(hashes, shares, strict=True)
+        ]
+        raw = merged(updated_config(first.raw, config, first.where), {"difflm": {"merged": record}})
+        if first.generation:
+            write_json(stage.folder / "generation_config.json", without_remote_code(first.generation))
+        write_tokenizer(stage.folder, first.path, first.tokenizer() if first.is_gguf else None)
+        if raw.get("mask_token_id") is not None:
+            (stage.folder / "README.md").write_text(model_card(raw), encoding="utf-8")
+        write_model(
+            stage.folder,
+            self.parameters,
+            first.family,
+            config,
+            raw=raw,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+            ledger=stage,
+        )
+
+    def hashed(self, observer: Observer) -> tuple[dict[str, str], list[tuple[str, dict[str, str]]]]:
+        """Return the hashes of everything that is read; and name and hashes of the weight files of each member."""
+        if self.adapters:
+            inputs = hash_checkpoints({"": self.first}, observer)
+            files = [{ADAPTER_WEIGHTS: file_sha256(each / ADAPTER_WEIGHTS)} for each in self.adapters]
+            return inputs, [(each.resolve().name, own) for each, own in zip(self.adapters, files, strict=True)]
+        members = {f"{number}/": each for number, each in enumerate(self.checkpoints)}
+        inputs = hash_checkpoints(members, observer)
+        return inputs, [
+            (each.name, {file.name: inputs[start + file.name] for file in each.weights.files})
+            for start, each in members.items()
+        ]
 
 
 def _mean(
@@ -94,19 +142,18 @@ def _mean(
     *,
     base: str | Path | None = None,
     dtype: torch.dtype | None = None,
-) -> tuple[Checkpoint, Mapping[str, Tensor], list[tuple[str, dict[str, str]]]]:
-    """Return (the first checkpoint, the mean's parameters, name and hashes of each member)."""
+) -> _Mean:
+    """Return the mean of checkpoints or adapters, opened."""
     folders = [Path(path) for path in paths]
     if any(is_adapter(folder) for folder in folders):
         first = _adapters(folders, shares, base=base, dtype=dtype)
-        hashes = [(each.resolve().name, {ADAPTER_WEIGHTS: file_sha256(each / ADAPTER_WEIGHTS)}) for each in folders]
-        return first, first.parameters(model_config(first.raw, first.where)), hashes
+        return _Mean(first, first.parameters(model_config(first.raw, first.where)), adapters=folders)
     if base is not None:
         raise ConfigError(f"base: {base} is the base of adapters, but {folders[0]} is none; leave it out")
     opened = _opened(paths)
     config = model_config(opened[0].raw, opened[0].where)
     mean = MeanParameters([each.parameters(config) for each in opened], shares, dtype)
-    return opened[0], mean, [(each.name, _hashes(each)) for each in opened]
+    return _Mean(opened[0], mean, checkpoints=opened)
 
 
 def _adapters(
@@ -134,7 +181,7 @@ def _adapters(
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MeanParameters(Mapping[str, Tensor]):
+class MeanParameters(Parameters):
     """The mean of several sets of parameters, computed in float32 when a parameter is asked for.
 
     Attributes:
@@ -147,16 +194,28 @@ class MeanParameters(Mapping[str, Tensor]):
     shares: Sequence[float] | None = None
     dtype: torch.dtype | None = None
 
-    def __getitem__(self, name: str) -> Tensor:
+    def take(self, names: Sequence[str], experts: range | None = None) -> list[Tensor]:
+        """Return the means of parameters, or of some experts of stacks."""
         # A plain sum is divided once, so that copies of one checkpoint average to itself.
         factors = [1.0] * len(self.members) if self.shares is None else self.shares
-        parts = [(member, factor) for member, factor in zip(self.members, factors, strict=True) if factor]
-        first = parts[0][0][name]
-        total = first.to(torch.float32, copy=True).mul_(parts[0][1])
-        for member, factor in parts[1:]:
-            total.add_(member[name].to(torch.float32), alpha=factor)
-        kind = first.dtype if self.dtype is None else stored_dtype(name, self.dtype)
-        return (total.div_(len(self.members)) if self.shares is None else total).to(kind)
+        (first, scale), *rest = [(each, factor) for each, factor in zip(self.members, factors, strict=True) if factor]
+        own = take(first, names, experts)
+        kinds = [each.dtype for each in own]
+        if self.dtype is not None:
+            kinds = [stored_dtype(name, self.dtype) for name in names]
+        totals = [each.to(torch.float32, copy=True).mul_(scale) for each in own]
+        del own
+        for member, factor in rest:
+            for total, each in zip(totals, take(member, names, experts), strict=True):
+                total.add_(each.to(torch.float32), alpha=factor)
+        if self.shares is None:
+            totals = [total.div_(len(self.members)) for total in totals]
+        return [total.to(kind) for total, kind in zip(totals, kinds, strict=True)]
+
+    def outline(self, name: str) -> Tensor:
+        """Return a parameter's shape and dtype."""
+        found = outline(self.members[0], name)
+        return found if self.dtype is None else found.to(stored_dtype(name, self.dtype))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.members[0])
@@ -209,7 +268,3 @@ def _require_same(first: Checkpoint, other: Checkpoint) -> None:
 def _differing(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
     names = sorted({*left, *right} - {*_MAY_DIFFER})
     return [name for name in names if left.get(name) != right.get(name)]
-
-
-def _hashes(checkpoint: Checkpoint) -> dict[str, str]:
-    return {file.name: file_sha256(file) for file in checkpoint.weights.files}

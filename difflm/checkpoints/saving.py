@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from difflm.checkpoints.card import model_card
 from difflm.checkpoints.families import FAMILIES, Family, updated_config
 from difflm.checkpoints.fields import merged, read_json, write_json
 from difflm.checkpoints.folders import staged_folder
-from difflm.checkpoints.hf import MAX_SHARD_BYTES, write_safetensors
+from difflm.checkpoints.hf import MAX_SHARD_BYTES
 from difflm.checkpoints.loading import LoadedModel, resolve_dtype
-from difflm.checkpoints.rules import key_map, stored_dtype
+from difflm.checkpoints.parameters import outline, put_parameters
+from difflm.checkpoints.rules import KeyRule, key_map, stored_dtype
+from difflm.checkpoints.shards import Entry, Ledger, plan_shards, write_safetensors
 from difflm.checkpoints.source import parameter_shapes
 from difflm.checkpoints.tokens import carried_text_files
 from difflm.models.adapters import merged_tensors
@@ -94,38 +96,53 @@ def write_model(
     raw: Mapping[str, Any],
     dtype: torch.dtype | None,
     max_shard_bytes: int,
+    indexed: bool = False,
+    ledger: Ledger | None = None,
 ) -> None:
-    """Write weights and config.json into an existing folder.
+    """Write weights and config.json into an existing folder, tensor by tensor, experts in slabs.
 
     Args:
         folder: where to.
-        parameters: by the names of `Transformer`; each is asked for once, when it is written.
+        parameters: by the names of `Transformer`; each is asked for when it is written, and never whole if it is a
+            stack of experts.
         family: decides the names on disk.
         config: architecture.
         raw: config.json; its dtype field is set to what is written.
         dtype: of the weights on disk, None keeps each parameter's own.
         max_shard_bytes: largest weight file, bytes.
+        indexed: write an index even for a single file.
+        ledger: knows the weight files that are finished already, and is told of the others (`Stage`).
     """
-    written: set[torch.dtype] = set()
     absent = set(parameter_shapes(config)) - set(parameters)
     assert not absent, f"{sorted(absent)} would be missing from the files"
-
-    def stream() -> Iterator[tuple[str, Tensor]]:
-        shapes = {name: () for name in parameters}
-        for rule in key_map(family.hf_rules, shapes, config):
-            tensors = rule.change.to_disk([parameters[name] for name in rule.model], config)
-            for name, tensor in zip(rule.disk, tensors, strict=True):
-                tensor = tensor if dtype is None else tensor.to(stored_dtype(name, dtype))
-                if not name.endswith(".expert_bias"):  # may be wider than the weights, which the field describes
-                    written.add(tensor.dtype)
-                yield name, tensor
-
-    write_safetensors(folder, stream(), max_shard_bytes=max_shard_bytes)
+    rules = key_map(family.hf_rules, dict.fromkeys(parameters, ()), config)
+    entries = _entries(rules, parameters, config, dtype)
+    # Biases of experts may be wider than the weights, which the field describes.
+    written = {entry.dtype for entry in entries if not entry.name.endswith(".expert_bias")}
     spelling = "torch_dtype" if "torch_dtype" in raw else "dtype"
     kept = {name: value for name, value in raw.items() if name not in ("torch_dtype", "dtype")}
     if len(written) == 1:
         kept[spelling] = str(written.pop()).removeprefix("torch.")
     write_json(folder / "config.json", without_remote_code(kept))
+    write_safetensors(
+        folder,
+        plan_shards(entries, max_shard_bytes=max_shard_bytes, indexed=indexed),
+        lambda writer: put_parameters(writer, rules, parameters, config),
+        ledger=ledger,
+    )
+
+
+def _entries(
+    rules: Sequence[KeyRule], parameters: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype | None
+) -> list[Entry]:
+    """Return what will be on disk, by running every change on the meta device."""
+    entries = []
+    for rule in rules:
+        tensors = rule.change.to_disk([outline(parameters, name) for name in rule.model], config)
+        for name, tensor in zip(rule.disk, tensors, strict=True):
+            kind = tensor.dtype if dtype is None else stored_dtype(name, dtype)
+            entries.append(Entry(name, tuple(tensor.shape), kind))
+    return entries
 
 
 def write_tokenizer(folder: Path, source: Path, tokenizer: Any | None) -> None:

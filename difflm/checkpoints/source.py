@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,15 @@ from difflm.checkpoints.families import Family, find_family, model_config, mtp_l
 from difflm.checkpoints.fields import merged, read_json, read_optional_json
 from difflm.checkpoints.gguf import gguf_config, open_gguf
 from difflm.checkpoints.hub import HubOrigin, locate
-from difflm.checkpoints.rules import IGNORED_ON_DISK, KeyRule, Shape, key_map
-from difflm.checkpoints.tokens import load_tokenizer, special_token_ids, turn_token_ids, vocabulary
+from difflm.checkpoints.parameters import Parameters, disk_parts
+from difflm.checkpoints.rules import IGNORED_ON_DISK, KeyRule, Shape, key_map, stored_dtype
+from difflm.checkpoints.tokens import (
+    carried_text_files,
+    load_tokenizer,
+    special_token_ids,
+    turn_token_ids,
+    vocabulary,
+)
 from difflm.errors import CheckpointError
 from difflm.models.config import ModelConfig
 from difflm.models.transformer import Transformer
@@ -32,8 +40,8 @@ class WeightFiles(Protocol):
     files: tuple[Path, ...]
     facts: dict[str, hf.TensorFact]
 
-    def read(self, name: str) -> Tensor:
-        """Return one tensor on the CPU."""
+    def read(self, name: str, rows: range | None = None) -> Tensor:
+        """Return one tensor on the CPU, or some rows of its first dimension."""
         ...
 
 
@@ -99,6 +107,14 @@ class Checkpoint:
         layers = range(config.num_layers, config.num_layers + mtp_layers(self.raw, self.where))
         stored = stored_parameters(self.weights, rules, config, left_out=tuple(f"model.layers.{n}." for n in layers))
         return stored if self.adapter is None else replace(stored, adapter=self.adapter)
+
+    def inputs(self) -> dict[str, Path]:
+        """Return every file that a copy of the checkpoint is made from, by its name in the folder."""
+        if self.is_gguf:
+            return {self.path.name: self.path}
+        names = [name for name in ("config.json", "generation_config.json") if (self.path / name).is_file()]
+        paths = [*(self.path / name for name in names), *self.weights.files, *carried_text_files(self.path)]
+        return {path.relative_to(self.path).as_posix(): path for path in paths}
 
     def digest(self) -> str:
         """Return a hash of configuration and weights (of the base, if there is an adapter)."""
@@ -218,7 +234,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredParameters(Mapping[str, Tensor]):
+class StoredParameters(Parameters):
     """Parameters of a model by name, read from the files each time they are asked for, an adapter merged in.
 
     Attributes:
@@ -235,11 +251,34 @@ class StoredParameters(Mapping[str, Tensor]):
     left_out: tuple[str, ...] = ()
     adapter: AdapterMean | None = None
 
-    def __getitem__(self, name: str) -> Tensor:
+    def take(self, names: Sequence[str], experts: range | None = None) -> list[Tensor]:
+        """Return parameters, or some experts of stacks; a tensor of the files that several are made of is read once."""
+        made: dict[str, list[Tensor]] = {}
+        found = []
+        for name in names:
+            rule = self.source[name]
+            if rule.disk[0] not in made:
+                made[rule.disk[0]] = self._read(rule, experts)
+            tensor = made[rule.disk[0]][rule.model.index(name)]
+            found.append(tensor if self.adapter is None else self.adapter.merged(name, tensor, experts))
+        return found
+
+    def outline(self, name: str) -> Tensor:
+        """Return a parameter's shape and dtype, by the same changes on the meta device."""
         rule = self.source[name]
-        made = rule.change.to_model([self.weights.read(each) for each in rule.disk], self.config)
-        found = made[rule.model.index(name)]
-        return found if self.adapter is None else self.adapter.merged(name, found)
+        facts = [self.weights.facts[each] for each in rule.disk]
+        tensors = [torch.empty(fact.shape, dtype=fact.dtype, device="meta") for fact in facts]
+        found = rule.change.to_model(tensors, self.config)[rule.model.index(name)]
+        kind = None if self.adapter is None else self.adapter.dtype
+        return found if kind is None else found.to(stored_dtype(name, kind))
+
+    def _read(self, rule: KeyRule, experts: range | None) -> list[Tensor]:
+        if experts is None:
+            return rule.change.to_model([self.weights.read(name) for name in rule.disk], self.config)
+        parts = [self.weights.read(name, rows) for name, rows in disk_parts(rule, experts, self.config)]
+        # The dtype of the whole stack, whichever experts these are.
+        kind = functools.reduce(torch.promote_types, (self.weights.facts[name].dtype for name in rule.disk))
+        return [each.to(kind) for each in rule.change.to_model(parts, self.config)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.source)

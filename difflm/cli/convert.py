@@ -62,6 +62,9 @@ from difflm.cli.options import DTYPES, folder
 )
 @click.option("--revision", metavar="COMMIT", show_default="none", help="Commit of SOURCE, if that is a hub id.")
 @click.option("--recipe", metavar="TEXT", show_default="none", help="What will train TARGET, recorded as it is.")
+@click.option(
+    "--fresh", is_flag=True, help="Throw away what an interrupted attempt at TARGET left, instead of continuing it."
+)
 def convert(
     source: Path,
     target: Path,
@@ -77,30 +80,35 @@ def convert(
     licence: str | None,
     recipe: str | None,
     revision: str | None,
+    fresh: bool,
 ) -> None:
     """Write a block-diffusion checkpoint made from an AR one.
 
     SOURCE is a folder with config.json and safetensors, a GGUF file, a folder with one, or a hub id such as org/name
     with --revision; TARGET an absent or empty folder. The weights stay bit for bit, only the mask token's row is new;
-    training starts from TARGET.
+    training starts from TARGET. If it is interrupted, the same command continues after the last finished weight file.
     """
     from difflm.checkpoints.convert import convert as convert_checkpoint
+    from difflm.display import copy_observer
 
-    done = convert_checkpoint(
-        source,
-        target,
-        mask_token=mask_token,
-        mask_token_id=mask_token_id,
-        mask_init=mask_init,
-        block_size=block_size,
-        logit_shift=logit_shift,
-        clean_attention=clean_attention,
-        noisy_attention=noisy_attention,
-        dtype=dtype,
-        licence=licence,
-        recipe=recipe,
-        revision=revision,
-    )
+    with copy_observer() as observer:
+        done = convert_checkpoint(
+            source,
+            target,
+            mask_token=mask_token,
+            mask_token_id=mask_token_id,
+            mask_init=mask_init,
+            block_size=block_size,
+            logit_shift=logit_shift,
+            clean_attention=clean_attention,
+            noisy_attention=noisy_attention,
+            dtype=dtype,
+            licence=licence,
+            recipe=recipe,
+            revision=revision,
+            fresh=fresh,
+            observer=observer,
+        )
     row = "new embedding row" if done.adds_row else "row that was there"
     if done.left_out:
         layers = sorted({int(name.split(".")[2]) for name in done.left_out})

@@ -27,17 +27,32 @@ from difflm.cli.options import DTYPES, folder
 )
 @click.option("--dtype", type=DTYPES, show_default="as stored", help="Type of the weights on disk.")
 @click.option("--revision", metavar="COMMIT", show_default="none", help="Commit of SOURCE, if that is a hub id.")
+@click.option(
+    "--fresh", is_flag=True, help="Throw away what an interrupted attempt at TARGET left, instead of continuing it."
+)
 def export(
-    source: Path, target: Path, *, format: str, engine: str | None, dtype: str | None, revision: str | None
+    source: Path, target: Path, *, format: str, engine: str | None, dtype: str | None, revision: str | None, fresh: bool
 ) -> None:
     """Write a checkpoint in the layout that another program loads.
 
     SOURCE is a checkpoint, TARGET an absent or empty folder. Weights, tokenizer, chat template and licence stay as
-    they are. The launch command of each engine that serves TARGET is printed, and why another does not.
+    they are. The launch command of each engine that serves TARGET is printed, and why another does not. If it is
+    interrupted, the same command continues after the last finished weight file.
     """
     from difflm.checkpoints.export import export as export_checkpoint
+    from difflm.display import copy_observer
 
-    done = export_checkpoint(source, target, format=format, engine=engine, dtype=dtype, revision=revision)
+    with copy_observer() as observer:
+        done = export_checkpoint(
+            source,
+            target,
+            format=format,
+            engine=engine,
+            dtype=dtype,
+            revision=revision,
+            fresh=fresh,
+            observer=observer,
+        )
     click.echo(f"{done.target}: {done.family}, format {format}")
     for name, command in done.commands.items():
         click.echo(f"{name}: {command}")

@@ -229,3 +229,26 @@ def test_which_file_is_meant(tmp_path: Path) -> None:
     (tmp_path / "b.gguf").unlink()
     hf_folder(tmp_path, "qwen2")
     assert load_model(tmp_path).config.family == "qwen2", "a folder with safetensors is read as such"
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="what a mapping holds is known on Linux only")
+def test_pages_that_were_read_are_let_go(tmp_path: Path) -> None:
+    """Touched pages of a mapped file count as the process's memory: a large file must not stay there whole."""
+    path = tmp_path / "m.gguf"
+    write_gguf(path, hf_model("llama", **SIZES, vocab_size=4000))
+    opened = open_gguf(path)
+
+    def resident() -> int:
+        lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+        sizes = [next(line for line in lines if line.startswith("Rss:")) for head in lines if head.endswith(str(path))]
+        return sum(int(size.split()[1]) * 1024 for size in sizes)
+
+    opened.read("token_embd.weight")
+    assert resident() < 50_000 < path.stat().st_size / 10
+    assert opened._map is not None
+
+
+def test_rows_of_a_tensor(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf", hf_model("llama", **SIZES))
+    opened = open_gguf(tmp_path / "m.gguf")
+    assert torch.equal(opened.read("token_embd.weight", range(3, 5)), opened.read("token_embd.weight")[3:5])

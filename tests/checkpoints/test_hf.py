@@ -12,20 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from difflm.checkpoints.hf import INDEX_FILE, SINGLE_FILE, file_sha256, listed, open_safetensors, write_safetensors
+from difflm.checkpoints.hf import INDEX_FILE, SINGLE_FILE, file_sha256, listed, open_safetensors
 from difflm.errors import CheckpointError
-
-
-def tensors(count: int = 6) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    return {f"t{i}": torch.randn(4, i + 1, generator=generator).to(dtypes[i % 3]) for i in range(count)}
+from tests.checkpoints.tiny import some_tensors, write_tensors
 
 
 def sharded(folder: Path) -> dict[str, Tensor]:
     folder.mkdir()
-    values = tensors()
-    write_safetensors(folder, values.items(), max_shard_bytes=100)
+    values = some_tensors()
+    write_tensors(folder, values, max_shard_bytes=100)
     return values
 
 
@@ -34,45 +29,6 @@ def refused(folder: Path) -> str:
         open_safetensors(folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-@pytest.mark.parametrize("limit", [1, 60, 100, 10**9])
-def test_round_trip_is_bit_exact_in_every_dtype(limit: int, tmp_path: Path) -> None:
-    values = tensors()
-    write_safetensors(tmp_path, values.items(), max_shard_bytes=limit)
-    opened = open_safetensors(tmp_path)
-    assert set(opened.facts) == set(values)
-    for name, value in values.items():
-        read = opened.read(name)
-        assert read.dtype == value.dtype == opened.facts[name].dtype
-        assert torch.equal(read.view(torch.uint8), value.view(torch.uint8))
-    for file in opened.files:
-        shard = list(load_file(file).values())
-        assert len(shard) == 1 or sum(each.numel() * each.element_size() for each in shard) <= limit
-    assert (tmp_path / INDEX_FILE).exists() == (len(opened.files) > 1) == (limit < 10**9)
-
-
-def test_shards_are_named_as_transformers_expects(tmp_path: Path) -> None:
-    values = sharded(tmp_path / "a")
-    files = sorted(path.name for path in (tmp_path / "a").glob("*.safetensors"))
-    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
-    index = json.loads((tmp_path / "a" / INDEX_FILE).read_text())
-    assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in values.values())
-    assert set(index["weight_map"]) == set(values)
-    assert not list((tmp_path / "a").glob("*.part"))
-
-
-def test_writing_holds_one_shard(tmp_path: Path) -> None:
-    """Tensors are asked for one at a time, and a shard is on disk before the tensors after it are made."""
-    seen: list[int] = []
-
-    def stream() -> object:
-        for number in range(8):
-            seen.append(len(list(tmp_path.iterdir())))
-            yield f"t{number}", torch.zeros(25)
-
-    write_safetensors(tmp_path, stream(), max_shard_bytes=200)  # type: ignore[arg-type]
-    assert seen == [0, 0, 0, 1, 1, 2, 2, 3]
 
 
 def damage_truncate(folder: Path) -> None:
@@ -191,8 +147,8 @@ def test_pickles_are_never_opened(name: str, beside: bool, tmp_path: Path) -> No
     folder.mkdir()
     (folder / name).write_bytes(pickle.dumps(Canary(canary)))
     if beside:
-        write_safetensors(folder, tensors().items())
-        assert set(open_safetensors(folder).facts) == set(tensors())
+        write_tensors(folder, some_tensors())
+        assert set(open_safetensors(folder).facts) == set(some_tensors())
     else:
         assert f"only pickle files ({name}); they can run code and are never opened" in refused(folder)
     assert not canary.exists()

@@ -104,7 +104,7 @@ def test_a_failure_leaves_nothing(converted: Path, tmp_path: Path, monkeypatch: 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("difflm.checkpoints.hf.save_file", full)
+    monkeypatch.setattr("difflm.checkpoints.shards._write_at", full)
     with pytest.raises(CheckpointError, match="c: cannot be written"):
         save_model(load_model(converted), tmp_path / "c")
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
+
+from difflm.checkpoints.shards import Entry, ShardWriter, plan_shards, write_safetensors
 
 TEXT = [
     "the quick brown fox jumps over the lazy dog",
@@ -193,6 +195,24 @@ def ling_folder(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
+
+
+def some_tensors(count: int = 6) -> dict[str, Tensor]:
+    """Return tensors of different shapes and dtypes."""
+    generator = torch.Generator().manual_seed(0)
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+    return {f"t{i}": torch.randn(4, i + 1, generator=generator).to(dtypes[i % 3]) for i in range(count)}
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], *, max_shard_bytes: int = 10**9) -> None:
+    """Write tensors with difflm's writer."""
+    entries = [Entry(name, tuple(each.shape), each.dtype) for name, each in tensors.items()]
+
+    def put(writer: ShardWriter) -> None:
+        for name, tensor in tensors.items():
+            writer.put(name, tensor)
+
+    write_safetensors(folder, plan_shards(entries, max_shard_bytes=max_shard_bytes), put)
 
 
 def sarvam(folder: Path, target: Path) -> Any:

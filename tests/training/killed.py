@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from difflm.checkpoints import hf
 from difflm.checkpoints.loading import load_model
+from difflm.checkpoints.shards import ShardWriter
 from difflm.plots import plot_training, read_rows
 from difflm.runs import train
 from difflm.training.config_io import load_config
@@ -71,7 +72,7 @@ def watch_everything(events: Events) -> None:
     events.watch(Optimizer, "step")
     events.watch(Trainer, "_backward")
     events.watch(Trainer, "_validate")
-    write_text, write_row = Path.write_text, MetricsLog.write
+    write_text, write_row, close_shard = Path.write_text, MetricsLog.write, vars(ShardWriter)["_close"]
 
     def text(path: Path, data: str, *args: Any, **options: Any) -> int:
         events.happen(f"write {path.name}", lambda: write_text(path, data[: len(data) // 2], *args, **options))
@@ -85,6 +86,10 @@ def watch_everything(events: Events) -> None:
         events.happen(f"write {path.name}", half)
         save_file(data, path, *args, **options)
 
+    def shard(writer: ShardWriter, plan: Any, file: Any) -> None:
+        events.happen(f"write {plan.file}", lambda: os.truncate(writer.folder / plan.file, plan.size // 2))
+        close_shard(writer, plan, file)
+
     def row(log: MetricsLog, data: Any) -> None:
         def half() -> None:
             with log.path.open("a", encoding="utf-8") as file:
@@ -95,6 +100,7 @@ def watch_everything(events: Events) -> None:
 
     Path.write_text = text  # pyright: ignore[reportAttributeAccessIssue]
     hf.save_file = tensors
+    ShardWriter._close = shard  # pyright: ignore[reportAttributeAccessIssue]
     MetricsLog.write = row  # pyright: ignore[reportAttributeAccessIssue]
 
 
