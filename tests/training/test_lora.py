@@ -22,7 +22,7 @@ from difflm.checkpoints.loading import load_model
 from difflm.checkpoints.source import open_checkpoint
 from difflm.errors import CheckpointError, ConfigError
 from difflm.models.adapters import adapter_parameters
-from difflm.scoring import logits
+from difflm.scoring import logits, score_input
 from difflm.training.config_lora import LoRAConfig
 from difflm.training.lora import sites_of
 from difflm.training.merge_methods import Best, Window
@@ -102,7 +102,12 @@ def test_the_working_copy_shares_the_base_and_rounds_only_the_adapter(files: dic
         assert {each.dtype for each in adapter.values()} == {torch.float32}
         assert {each.dtype for each in theirs.values()} == {torch.bfloat16}
         assert {id(plan.parameter) for plan in trainer.optimizer.trained} == set(map(id, adapter.values()))
+        inputs, _ = trainer._draw(trainer.objective_at(0))
+        before = score_input(working, inputs[0])[0]
         trainer.train_step()
+        off, on = (score_input(working, inputs[0], adapter=each)[0] for each in (False, True))
+        assert torch.equal(off.nll_M, before.nll_M), "the reference of a preference loss is the base, bit for bit"
+        assert not torch.equal(on.nll_M, before.nll_M)
         name = "layers.0.attention.query.lora.b"
         assert torch.equal(theirs[name], mine[name].bfloat16())
         assert bool(mine[name].any())
