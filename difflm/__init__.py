@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel, load_model
     from difflm.checkpoints.merge import average_checkpoints as merge
     from difflm.decode.engine import Engine, generate
+    from difflm.decode.events import Completion
     from difflm.decode.policies.named import policy
-    from difflm.decode.request import Completion, SamplingParams
+    from difflm.decode.request import SamplingParams
     from difflm.errors import CheckpointError, ConfigError, DataError, DifflmError, Interrupted, RequestError
     from difflm.reporting.page import write_report as report
     from difflm.runs import train
@@ -63,7 +64,7 @@ _HOMES = {
     "Engine": "difflm.decode.engine:Engine",
     "generate": "difflm.decode.engine:generate",
     "policy": "difflm.decode.policies.named:policy",
-    "Completion": "difflm.decode.request:Completion",
+    "Completion": "difflm.decode.events:Completion",
     "SamplingParams": "difflm.decode.request:SamplingParams",
     "CheckpointError": "difflm.errors:CheckpointError",
     "ConfigError": "difflm.errors:ConfigError",

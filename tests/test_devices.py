@@ -19,7 +19,7 @@ from difflm.decode.policies.native import Native
 from difflm.decode.request import Request
 from difflm.decode.runner import Runner
 from difflm.decode.sampling import Draw, Rows
-from difflm.decode.sequences import Work
+from difflm.decode.work import Work
 from difflm.diffusion.noise import RowNoise, embedding_noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
 from difflm.models.attention import AttentionChoice

@@ -19,7 +19,8 @@ from difflm.errors import DifflmError, RequestError
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
-    from difflm.decode.request import Completion, SamplingParams
+    from difflm.decode.events import Completion
+    from difflm.decode.request import SamplingParams
 
 HELP = """/retry            answer the last message again (another seed at temperature > 0)
 /undo             forget the last exchange
@@ -95,6 +96,10 @@ class Conversation:
             parsed: Any = json.loads(value)
         except json.JSONDecodeError:
             parsed = value
+        if name == "policy" and parsed is not None:
+            from difflm.decode.policies.named import parse_policy
+
+            parsed = parse_policy(value)
         self.params = dataclasses.replace(self.params, **{name: parsed})
         return f"{name} {parsed}"
 

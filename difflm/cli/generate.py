@@ -13,7 +13,8 @@ from difflm.errors import RequestError
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
-    from difflm.decode.request import Completion, SamplingParams
+    from difflm.decode.events import Completion
+    from difflm.decode.request import SamplingParams
 
 
 @click.command()

@@ -68,8 +68,11 @@ def sampling_options(command: Decorated) -> Decorated:
 
     @functools.wraps(command)
     def with_params(*arguments: Any, **values: Any) -> Any:
+        from difflm.decode.policies.named import parse_policy
         from difflm.decode.request import SamplingParams
 
+        if values.get("policy") is not None:
+            values["policy"] = parse_policy(values["policy"])
         fields = [each.name for each in dataclasses.fields(SamplingParams) if each.name in values]
         params = SamplingParams(**{name: values.pop(name) for name in fields})
         return command(*arguments, params=params, **values)
@@ -111,6 +114,12 @@ def sampling_options(command: Decorated) -> Decorated:
                 default="block",
                 show_default=True,
                 help="Block diffusion, or left to right (AR models).",
+            ),
+            click.option(
+                "--policy",
+                metavar="NAME[:SETTING=VALUE,...]",
+                show_default="native, with the options above",
+                help="Rules of another system: hf20, hf20-greedy, hf21, sglang, dinfer; see docs/decoding.md.",
             ),
         ]
     ):

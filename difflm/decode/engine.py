@@ -12,11 +12,12 @@ from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 from difflm.decode.admission import Prompt, admit
-from difflm.decode.request import Completion, Event, Finished, Request, SamplingParams
+from difflm.decode.events import Completion, Event, Finished
+from difflm.decode.request import Request, SamplingParams
 from difflm.decode.runner import Runner
 from difflm.decode.scheduler import Scheduler
-from difflm.decode.sequences import Outcome
 from difflm.decode.slots import Spans
+from difflm.decode.work import Outcome
 from difflm.errors import RequestError
 from difflm.models.cache import bytes_per_token
 

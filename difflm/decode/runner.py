@@ -21,7 +21,7 @@ from torch import Tensor
 from difflm.decode.policies.base import Proposal
 from difflm.decode.request import Request
 from difflm.decode.sampling import Rows, Rule
-from difflm.decode.sequences import Work
+from difflm.decode.work import Work
 from difflm.errors import CheckpointError
 from difflm.models.cache import CachePool, PackedAttention, Part
 from difflm.models.transformer import Transformer
@@ -55,11 +55,10 @@ def parts_of(work: Work) -> Iterator[Part]:
             stop = work.start + first + rows
             yield Part(first=first, count=rows, base=work.base, stop=stop, mask_NN=_unless_full(mask_NN))
     if count > clean:
-        mask_NN = torch.ones(count - clean, count - clean, dtype=torch.bool)
-        if request.noisy_causal:
-            mask_NN = mask_NN.tril()
-        stop = work.start + count
-        yield Part(first=clean, count=count - clean, base=work.base, stop=stop, mask_NN=_unless_full(mask_NN))
+        rows, mask_NN = count - clean, None
+        if request.noisy_causal and rows > 1:
+            mask_NN = torch.ones(rows, rows, dtype=torch.bool).tril()
+        yield Part(first=clean, count=rows, base=work.base, stop=work.start + count, mask_NN=mask_NN)
 
 
 def _unless_full(mask_NN: Tensor) -> Tensor | None:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from difflm.decode.request import Event, Request
-from difflm.decode.sequences import Decoding, Outcome, Proposal, Work, decoding_of
+from difflm.decode.events import Event
+from difflm.decode.policies.base import Proposal
+from difflm.decode.request import Request
+from difflm.decode.sequences import decoding_of
 from difflm.decode.slots import Spans
+from difflm.decode.work import Decoding, Outcome, Work
 
 Update = tuple[int, list[Event], Outcome | None]
 """Number of a request, what happened to it, and its result if it is finished."""

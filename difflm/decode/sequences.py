@@ -1,94 +1,15 @@
-"""The state of one running request: which rows its next forward needs, and what their answers change. No tensors.
-
-A forward always consists of the rows behind the cached prefix, at consecutive positions: some clean rows (tokens
-that become part of the prefix), then some noisy rows (a block with its undecided positions masked), either of
-them possibly none.
-"""
+"""The state of one running request: which rows its next forward needs, and what their answers change. No tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from difflm.decode.events import Committed, Denoised, Edited, Event, FinishReason, ForwardKind, Forwards
+from difflm.decode.next_token import NextTokenDecoding
 from difflm.decode.policies.base import Decision, Draft, Policy, Proposal, Verdict
-from difflm.decode.request import Committed, Denoised, Edited, Event, FinishReason, ForwardKind, Forwards, Request
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """One forward of one request.
-
-    Attributes:
-        request: whose.
-        base: first entry of its span of the cache.
-        kind: under which count the forward is booked.
-        start: position of the first row = length of the cached prefix.
-        tokens: input ids of the rows.
-        num_clean: leading rows that are clean and join the prefix.
-        places: positions to predict, ascending.
-        settled: rows that the forward before left behind the prefix and that are final: they join it first, unchanged.
-        fresh: whether this is the first denoising forward of its block.
-    """
-
-    request: Request
-    base: int = 0
-    kind: ForwardKind
-    start: int
-    tokens: tuple[int, ...]
-    num_clean: int
-    places: tuple[int, ...] = ()
-    settled: int = 0
-    fresh: bool = True
-
-    def row_of(self, place: int) -> int:
-        """Return the row that predicts `place`; -1 is the last row of the cached prefix."""
-        return place - self.start - (1 if self.request.logit_shift else 0)
-
-    def left_of(self, place: int) -> int:
-        """Return the input one position before `place`, -1 where that is outside the noisy block."""
-        return -1 if place <= self.start + self.num_clean else self.tokens[place - self.start - 1]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """The result of a finished request, before its tokens become text; see `Completion` for the fields."""
-
-    tokens: list[int]
-    num_tokens: int
-    finish_reason: FinishReason
-    forwards: Forwards
-
-
-class Decoding(Protocol):
-    """A running request."""
-
-    @property
-    def request(self) -> Request:
-        """What is decoded."""
-        ...
-
-    @property
-    def base(self) -> int:
-        """First entry of its span of the cache."""
-        ...
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """The result once the request is done, else None."""
-        ...
-
-    def begin(self) -> list[Event]:
-        """Open the first block and return what happened; the outcome may be there at once."""
-        ...
-
-    def next_work(self) -> Work:
-        """Return the next forward; changes nothing."""
-        ...
-
-    def absorb(self, work: Work, proposal: Proposal) -> list[Event]:
-        """Take the answer to that forward and return what happened."""
-        ...
+from difflm.decode.request import Request
+from difflm.decode.work import Decoding, Outcome, Work
 
 
 def decoding_of(request: Request, base: int = 0) -> Decoding:
@@ -293,78 +214,3 @@ class BlockDecoding:
             forwards=self.forwards,
         )
         return self._commit(result.tokens[result.num_prompt :])
-
-
-@dataclass(slots=True)
-class NextTokenDecoding:
-    """Left-to-right decoding of one request under a causal mask, one token per forward.
-
-    The first forward reads the whole prompt and yields the first token. It is counted once, as denoise (the rule
-    for fused forwards), so that n tokens are n denoise forwards and a prefill count of 0.
-
-    Attributes:
-        request: what is decoded.
-        base: first entry of its span of the cache.
-        tokens: prompt and generated tokens.
-        committed: length of the cached prefix.
-        forwards: counts by kind.
-        outcome: the result, once there is one.
-    """
-
-    request: Request
-    base: int
-    tokens: list[int] = field(init=False)
-    committed: int = 0
-    forwards: Forwards = field(default_factory=Forwards)
-    outcome: Outcome | None = None
-
-    def __post_init__(self) -> None:
-        self.tokens = list(self.request.prompt)
-
-    def begin(self) -> list[Event]:
-        """Do nothing: there is at least one token to generate."""
-        return []
-
-    def next_work(self) -> Work:
-        """Return the next forward: every token behind the prefix, predicting the next position."""
-        rows = tuple(self.tokens[self.committed :])
-        return Work(
-            request=self.request,
-            base=self.base,
-            kind="denoise",
-            start=self.committed,
-            tokens=rows,
-            num_clean=len(rows),
-            places=(len(self.tokens),),
-        )
-
-    def absorb(self, work: Work, proposal: Proposal) -> list[Event]:
-        """Append the token; finish at an EOS or at the limit."""
-        self.forwards = self.forwards.counting(work.kind)
-        self.committed += work.num_clean
-        (place,), (token,) = work.places, proposal.tokens
-        stopped = token in self.request.eos_ids
-        self.tokens.append(token)
-        number = self.request.id
-        events: list[Event] = [
-            Denoised(
-                request_id=number,
-                block=place,
-                positions=(place,),
-                tokens=(token,),
-                confidences=tuple(proposal.confidences),
-                open_positions=(),
-                num_masked=1,
-            )
-        ]
-        if not stopped:
-            events.append(Committed(request_id=number, block=place, tokens=(token,)))
-        if stopped or len(self.tokens) == self.request.limit:
-            generated = self.tokens[len(self.request.prompt) :]
-            self.outcome = Outcome(
-                tokens=generated[: len(generated) - stopped],
-                num_tokens=len(generated),
-                finish_reason="stop" if stopped else "length",
-                forwards=self.forwards,
-            )
-        return events

@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from difflm.decode.request import Committed, Completion, Denoised, Edited, Event, Finished
+from difflm.decode.events import Committed, Completion, Denoised, Edited, Event, Finished
 from difflm.display.text import printable
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ import pytest
 import difflm
 from difflm.cli.chat import Conversation, answer
 from difflm.cli.main import run
-from difflm.decode.request import Completion, Forwards, SamplingParams
+from difflm.decode.events import Completion, Forwards
+from difflm.decode.policies.named import policy
+from difflm.decode.request import SamplingParams
 from difflm.errors import RequestError
 from tests.standins import write_parent
 
@@ -93,6 +95,13 @@ def test_set_changes_and_checks_parameters(conversation: Conversation) -> None:
         with pytest.raises(RequestError):
             answer(conversation, line)
     assert "threshold 0.9" in str(answer(conversation, "/set"))
+
+
+def test_set_takes_a_policy_by_its_line(conversation: Conversation) -> None:
+    answer(conversation, "/set policy hf21:threshold=0.7")
+    assert conversation.params == SamplingParams(policy=policy("hf21", threshold=0.7))
+    answer(conversation, "/set policy null")
+    assert conversation.params == SamplingParams()
 
 
 def test_save_appends_a_line(conversation: Conversation, tmp_path: Path) -> None:

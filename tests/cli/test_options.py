@@ -11,8 +11,9 @@ import torch
 from click.testing import CliRunner
 
 from difflm.cli.options import open_model, sampling_options
+from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
-from difflm.errors import ConfigError
+from difflm.errors import ConfigError, RequestError
 from tests.standins import write_parent
 
 
@@ -43,9 +44,18 @@ def test_every_parameter_has_its_option() -> None:
             words.append(option)
             expected[each.name] = True
             continue
+        if each.name == "policy":  # it decides what other options say, too
+            continue
         expected[each.name] = values.get(each.name, 3)
         words += [option, str(expected[each.name])]
     assert parse(words) == SamplingParams(**expected)
+
+
+def test_a_policy_is_an_option() -> None:
+    found = parse(["--policy", "hf21:threshold=0.7", "--max-new-tokens", "9"])
+    assert found == SamplingParams(policy=policy("hf21", threshold=0.7), max_new_tokens=9)
+    with pytest.raises(RequestError, match="choose one of"):
+        parse(["--policy", "hf22"])
 
 
 def test_threads_and_device_are_honoured(tmp_path: Path) -> None:

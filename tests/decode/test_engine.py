@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import Engine, generate, stream
+from difflm.decode.events import Committed, Completion, Denoised, Event, Finished, Forwards
 from difflm.decode.policies.named import policy
-from difflm.decode.request import Committed, Completion, Denoised, Event, Finished, Forwards, SamplingParams
+from difflm.decode.request import SamplingParams
 from difflm.errors import DifflmError, RequestError
 from difflm.types import CleanAttention, NoisyAttention
 from tests.decode import reference
@@ -403,6 +404,7 @@ def test_batched_equals_alone_property(
                 done[numbers[event.request_id]] = event.completion
         if len(done) == len(requests):
             break
+    engine.cancel(extra)
     for i, expected in enumerate(alone):
         found = done[i]
         assert (found.tokens, found.forwards, found.finish_reason) == (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from difflm.decode.policies.native import Native
-from difflm.decode.request import Completion, Forwards, Request, SamplingParams
+from difflm.decode.request import Request, SamplingParams
 from difflm.decode.sampling import Draw
 from difflm.errors import RequestError
 
@@ -94,21 +94,3 @@ def test_capacity_is_whole_blocks(length: int, new: int, size: int, capacity: in
     )
     assert request.limit == length + new
     assert request.capacity == capacity
-
-
-def test_rates_count_commits_and_not_prefill() -> None:
-    completion = Completion(
-        tokens=[1] * 11,
-        text=None,
-        forwards=Forwards(prefill=1, denoise=3, commit=1),
-        finish_reason="stop",
-        num_tokens=12,
-        seconds=4.0,
-    )
-    assert completion.tokens_per_forward == 3.0
-    assert completion.tokens_per_second == 3.0
-
-
-def test_counting_adds_one_of_a_kind() -> None:
-    counts = Forwards().counting("prefill").counting("denoise").counting("denoise").counting("commit")
-    assert counts == Forwards(prefill=1, denoise=2, commit=1)

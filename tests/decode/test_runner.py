@@ -11,7 +11,7 @@ from difflm.decode.policies.native import Native
 from difflm.decode.request import Request
 from difflm.decode.runner import Runner, parts_of
 from difflm.decode.sampling import Draw
-from difflm.decode.sequences import Work
+from difflm.decode.work import Work
 from difflm.diffusion.acceptance import ThresholdAcceptance
 from difflm.types import CleanAttention, NoisyAttention
 from tests.decode.reference import layout_logits, training_layout_mask

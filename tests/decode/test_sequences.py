@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from difflm.decode.events import Committed, Denoised, Forwards
 from difflm.decode.policies.base import Proposal
 from difflm.decode.policies.native import Native
-from difflm.decode.request import Committed, Denoised, Forwards, Request
-from difflm.decode.sequences import BlockDecoding, NextTokenDecoding, decoding_of
+from difflm.decode.request import Request
+from difflm.decode.sequences import BlockDecoding, decoding_of
 from difflm.diffusion.acceptance import Acceptance
 from tests.decode.test_runner import request_of
 from tests.decode.tiny import MASK
@@ -115,20 +116,3 @@ def test_tokens_decided_together_with_an_eos_before_them_are_cut() -> None:
     assert events[1:] == [Committed(request_id=0, block=0, tokens=(5,))]
     assert state.outcome is not None
     assert (state.outcome.tokens, state.outcome.num_tokens, state.outcome.finish_reason) == ([5], 2, "stop")
-
-
-def test_next_token_decoding_reads_the_prompt_and_counts_every_token_once() -> None:
-    state = decoding_of(
-        request_of(prompt=(1, 2, 3), policy=None, mask_id=None, max_new_tokens=2, logit_shift=True, block_size=1)
-    )
-    assert isinstance(state, NextTokenDecoding)
-    work = state.next_work()
-    assert (work.kind, work.tokens, work.num_clean, work.places) == ("denoise", (1, 2, 3), 3, (3,))
-    assert work.row_of(3) == 2
-    assert len(state.absorb(work, answer(7))) == 2
-    work = state.next_work()
-    assert (work.start, work.tokens, work.places, work.row_of(4)) == (3, (7,), (4,), 0)
-    state.absorb(work, answer(8))
-    assert state.outcome is not None
-    assert state.outcome.tokens == [7, 8]
-    assert state.outcome.forwards == Forwards(denoise=2)

@@ -9,7 +9,8 @@ import pytest
 
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import Engine, stream
-from difflm.decode.request import Committed, Completion, Denoised, Event, Finished, Forwards, SamplingParams
+from difflm.decode.events import Committed, Completion, Denoised, Event, Finished, Forwards
+from difflm.decode.request import SamplingParams
 from difflm.display import show_denoising
 from difflm.display.denoising import Canvas, DenoisingView, canvas_of, recording
 from difflm.display.text import printable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -64,6 +65,30 @@ def policy(name: str, **settings: Any) -> Policy:
         case _:
             names = "hf20, hf20-greedy, hf21, sglang, dinfer, native"
             raise RequestError(f"policy: {name!r} is unknown; choose one of {names}")
+
+
+def parse_policy(text: str) -> Policy:
+    """Return the policy that a line names: NAME, or NAME:SETTING=VALUE,SETTING=VALUE.
+
+    Raises:
+        RequestError: as `policy`, or for another form.
+    """
+    name, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise RequestError(f"policy {name}: {part!r} is no setting; write NAME:SETTING=VALUE,SETTING=VALUE")
+        settings[key] = _value(value)
+    return policy(name, **settings)
+
+
+def _value(text: str) -> Any:
+    """Return a number, a truth value, None, or the text itself."""
+    try:
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except json.JSONDecodeError:
+        return text
 
 
 def _made(kind: type[Any], name: str, settings: Mapping[str, Any]) -> Any:

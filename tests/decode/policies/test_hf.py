@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.decode.engine import Engine
+from difflm.decode.events import Committed, Completion, Denoised, Edited, Event, Finished
 from difflm.decode.policies.hf import Hf20Greedy, Hf21
 from difflm.decode.policies.named import policy
-from difflm.decode.request import Committed, Completion, Denoised, Edited, Event, Finished, SamplingParams
+from difflm.decode.request import SamplingParams
 from tests.decode.policies import transcriptions as plain
 from tests.golden import golden
 

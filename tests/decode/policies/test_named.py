@@ -9,7 +9,7 @@ import pytest
 
 import difflm
 from difflm.decode.policies.hf import Hf20, Hf20Greedy, Hf21
-from difflm.decode.policies.named import policy
+from difflm.decode.policies.named import parse_policy, policy
 from difflm.decode.policies.native import Native
 from difflm.decode.request import SamplingParams
 from difflm.diffusion.acceptance import EntropyAcceptance, FixedAcceptance, ThresholdAcceptance
@@ -35,6 +35,15 @@ def test_each_name_has_the_defaults_of_its_system() -> None:
     assert policy("sglang", edit_threshold=0) == policy("sglang", algorithm="JointThreshold", threshold=0.5)
     assert policy("dinfer") == policy("dinfer", threshold=0.9, parallel_decoding="threshold")
     assert policy("native") == Native()
+
+
+def test_a_line_names_a_policy() -> None:
+    line = "hf21:threshold=0.7,max_post_steps=4,eos_early_stop=True,top_k=None"
+    assert parse_policy(line) == Hf21(threshold=0.7, max_post_steps=4, eos_early_stop=True)
+    assert parse_policy("dinfer:parallel_decoding=hierarchy") == policy("dinfer", parallel_decoding="hierarchy")
+    assert parse_policy("hf20") == Hf20()
+    with pytest.raises(RequestError, match="write NAME:SETTING=VALUE"):
+        parse_policy("hf20:0.7")
 
 
 def test_none_is_the_default_of_every_setting() -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difflm.decode.events import Denoised, Edited, Event
 from difflm.decode.policies.base import Policy, Proposal
-from difflm.decode.request import Denoised, Edited, Event
 from difflm.decode.sampling import Rows
-from difflm.decode.sequences import BlockDecoding, Outcome, decoding_of
+from difflm.decode.sequences import BlockDecoding, decoding_of
+from difflm.decode.work import Outcome
 from tests.decode.test_runner import request_of
 
 VOCAB, MASK, EOS = 9, 8, 7

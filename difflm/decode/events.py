@@ -1,0 +1,156 @@
+"""What comes out of decoding: events and completions. No tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from difflm.decode.policies.base import Selection
+
+FinishReason = Literal["stop", "length", "stuck"]
+ForwardKind = Literal["prefill", "denoise", "commit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forwards:
+    """Forward passes of one request.
+
+    Attributes:
+        prefill: passes over prompt tokens that decide nothing (one at most).
+        denoise: passes that decide tokens. A pass that also commits the previous block, or that also reads the
+            prompt (next-token decoding), counts once, here.
+        commit: passes that only write the keys and values of a finished block (none when fused).
+    """
+
+    prefill: int = 0
+    denoise: int = 0
+    commit: int = 0
+
+    def counting(self, kind: ForwardKind) -> Forwards:
+        """Return the counts with one more forward of this kind."""
+        return replace(
+            self,
+            prefill=self.prefill + (kind == "prefill"),
+            denoise=self.denoise + (kind == "denoise"),
+            commit=self.commit + (kind == "commit"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What a request produced.
+
+    Attributes:
+        tokens: generated ids, without the prompt, cut before the first EOS, at most `max_new_tokens`. Under a policy
+            what its system returns: that may hold EOS, masks or the prompt.
+        text: the decoded tokens; None without a tokenizer.
+        forwards: forward passes by kind.
+        finish_reason: "stop" (an EOS), "length", or "stuck": a policy whose own loop has no end repeated a state, or
+            reached its `max_forwards` in a block; the tokens are those of that moment.
+        num_tokens: tokens up to and including the first EOS (if it was not ignored), none beyond it or beyond
+            `max_new_tokens`; what rates are counted in.
+        seconds: wall-clock time from the request's first forward to its end.
+    """
+
+    tokens: list[int]
+    text: str | None
+    forwards: Forwards
+    finish_reason: FinishReason
+    num_tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """TPF: `num_tokens` / (denoise + commit forwards). Prefill is apart; EOS fill does not count."""
+        forwards = self.forwards.denoise + self.forwards.commit
+        return self.num_tokens / forwards if forwards else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """TPS: `num_tokens` / `seconds`, prefill included."""
+        return self.num_tokens / self.seconds if self.seconds > 0 else math.inf
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denoised:
+    """A denoising forward: what it decided. An EOS before them may still cut tokens off, an edit replace them.
+
+    Attributes:
+        request_id: number of the request.
+        block: number of the block, counted from the start of the prompt.
+        positions: positions decided now, counted from the start of the prompt, ascending.
+        tokens: their ids.
+        confidences: their probabilities.
+        open_positions: positions of the block that are still to be decided.
+        num_masked: positions that were undecided before the forward, those included that never will be.
+        wasted: positions that were chosen but stay undecided, as their proposal was the mask (compatible policies).
+        selected_by: what chose the positions; see `difflm.decode.policies.base.Decision`.
+    """
+
+    request_id: int
+    block: int
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+    open_positions: tuple[int, ...]
+    num_masked: int = 0
+    wasted: tuple[int, ...] = ()
+    selected_by: Selection = "threshold"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edited:
+    """A forward replaced decided tokens of the block that is not final yet. Follows the forward's `Denoised`.
+
+    Attributes:
+        request_id: number of the request.
+        block: number of the block, counted from the start of the prompt.
+        positions: positions that changed, ascending.
+        before: ids that stood there.
+        tokens: ids that stand there now; the mask id where a policy opens a position again.
+        confidences: their probabilities.
+    """
+
+    request_id: int
+    block: int
+    positions: tuple[int, ...]
+    before: tuple[int, ...]
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A block is final. The tokens of a request's `Committed` events, joined, are its completion's generated tokens.
+
+    (Not so under one setting: hf20 policies with `eos_early_stop` and an EOS in the prompt, whose return drops tokens
+    that were final.)
+
+    Attributes:
+        request_id: number of the request.
+        block: number of the block, counted from the start of the prompt.
+        tokens: its generated tokens, without prompt tokens and what is not returned (natively EOS and anything behind
+            it); never empty.
+    """
+
+    request_id: int
+    block: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A request is done; its last event.
+
+    Attributes:
+        request_id: number of the request.
+        completion: the result.
+    """
+
+    request_id: int
+    completion: Completion
+
+
+Event = Denoised | Edited | Committed | Finished

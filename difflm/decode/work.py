@@ -1,0 +1,91 @@
+"""One forward of one request, and what a running request is. No tensors.
+
+A forward always consists of the rows behind the cached prefix, at consecutive positions: some clean rows (tokens
+that become part of the prefix), then some noisy rows (a block with its undecided positions masked), either of
+them possibly none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from difflm.decode.events import Event, FinishReason, ForwardKind, Forwards
+from difflm.decode.policies.base import Proposal
+from difflm.decode.request import Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One forward of one request.
+
+    Attributes:
+        request: whose.
+        base: first entry of its span of the cache.
+        kind: under which count the forward is booked.
+        start: position of the first row = length of the cached prefix.
+        tokens: input ids of the rows.
+        num_clean: leading rows that are clean and join the prefix.
+        places: positions to predict, ascending.
+        settled: rows that the forward before left behind the prefix and that are final: they join it first, unchanged.
+        fresh: whether this is the first denoising forward of its block.
+    """
+
+    request: Request
+    base: int = 0
+    kind: ForwardKind
+    start: int
+    tokens: tuple[int, ...]
+    num_clean: int
+    places: tuple[int, ...] = ()
+    settled: int = 0
+    fresh: bool = True
+
+    def row_of(self, place: int) -> int:
+        """Return the row that predicts `place`; -1 is the last row of the cached prefix."""
+        return place - self.start - (1 if self.request.logit_shift else 0)
+
+    def left_of(self, place: int) -> int:
+        """Return the input one position before `place`, -1 where that is outside the noisy block."""
+        return -1 if place <= self.start + self.num_clean else self.tokens[place - self.start - 1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The result of a finished request, before its tokens become text; see `Completion` for the fields."""
+
+    tokens: list[int]
+    num_tokens: int
+    finish_reason: FinishReason
+    forwards: Forwards
+
+
+class Decoding(Protocol):
+    """A running request."""
+
+    @property
+    def request(self) -> Request:
+        """What is decoded."""
+        ...
+
+    @property
+    def base(self) -> int:
+        """First entry of its span of the cache."""
+        ...
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """The result once the request is done, else None."""
+        ...
+
+    def begin(self) -> list[Event]:
+        """Open the first block and return what happened; the outcome may be there at once."""
+        ...
+
+    def next_work(self) -> Work:
+        """Return the next forward; changes nothing."""
+        ...
+
+    def absorb(self, work: Work, proposal: Proposal) -> list[Event]:
+        """Take the answer to that forward and return what happened."""
+        ...
