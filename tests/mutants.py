@@ -812,12 +812,6 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/resume.py",
-        "            (target / PROGRESS).unlink(missing_ok=True)",
-        "            pass",
-        "tests/checkpoints/test_resume.py::test_a_kill_at_any_moment_is_made_good",
-    ),
-    Mutant(
-        "difflm/checkpoints/resume.py",
         "        require_free(target)  # another",
         "        pass  # another",
         "tests/checkpoints/test_resume.py::test_a_target_that_another_process_finished_meanwhile_is_left_alone",
@@ -1195,7 +1189,7 @@ MUTANTS = (
         "tests/training/test_run_folder.py::test_a_changed_field_is_refused_by_its_full_name",
     ),
     Mutant(
-        "difflm/training/lock.py",
+        "difflm/checkpoints/lock.py",
         "if os.fstat(file.fileno()).st_ino == self.path.stat().st_ino:",
         "if file:",
         "tests/training/test_lock.py::test_a_lock_that_was_let_go_between_opening_and_locking_is_no_lock",

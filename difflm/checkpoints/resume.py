@@ -154,7 +154,7 @@ class Stage:
     def publish(self) -> None:
         """Give the folder its name."""
         publish_folder(self.folder, self.target)
-        # Until here it could be taken up again; now the name says that it is complete.
+        # Until here it could be taken up again; now the name says that it is complete, and the file says nothing.
         (self.target / PROGRESS).unlink()
         sync(self.target)
 
@@ -168,7 +168,7 @@ class Stage:
         if not self.finished_files:
             shutil.rmtree(self.folder, ignore_errors=True)
             return ""
-        return f"{len(self.finished_files)} finished weight files are kept in {self.folder}, the same command continues"
+        return f"finished weight files kept in {self.folder}: {len(self.finished_files)}, the same command continues"
 
     def _recorded(self) -> dict[str, FileFact]:
         """Return the finished files of an earlier attempt at the same.
@@ -239,8 +239,6 @@ def resumable_folder(target: Path, *, fresh: bool = False, observer: Observer | 
     target, watcher = target.absolute(), observer or Quiet()
     require_free(target)
     with _locked(target, watcher):
-        if target.is_dir():
-            (target / PROGRESS).unlink(missing_ok=True)  # killed between the rename and this
         require_free(target)  # another process may have finished it meanwhile
         stage = Stage(target, fresh=fresh, observer=watcher)
         try:

@@ -48,6 +48,9 @@ _OPTION_OF = {"best": "best", "window": "window", "shape": "window", "decay": "e
 @click.option(
     "--compare/--no-compare", default=False, show_default=True, help="Of a run: validate what each method would give."
 )
+@click.option(
+    "--fresh", is_flag=True, help="Throw away what an interrupted attempt at the output left, instead of continuing it."
+)
 @click.pass_context
 def merge(
     context: click.Context,
@@ -63,11 +66,13 @@ def merge(
     base: Path | None,
     dtype: str | None,
     compare: bool,
+    fresh: bool,
 ) -> None:
     """Average checkpoints in float32.
 
     PATHS is one run folder (checkpoints of its last block size are chosen and the mean is validated), or the
-    checkpoints themselves. Adapters, one or several of one base, are merged into it.
+    checkpoints themselves. Adapters, one or several of one base, are merged into it. If it is
+    interrupted, the same command continues after the last finished weight file.
     """
     given = {name for name in (*_OPTION_OF, "method", "compare") if _is_given(context, name)}
     if output is None and not compare:
@@ -79,7 +84,7 @@ def merge(
         for name in sorted(given):
             raise ConfigError(f"--{name}: chooses among a run's checkpoints; leave it out, or name one run folder")
         assert output is not None
-        _average(paths, output, weights, base=base, dtype=dtype)
+        _average(paths, output, weights, base=base, dtype=dtype, fresh=fresh)
         return
     for name, value in (("base", base), ("dtype", dtype)):
         if value is not None:
@@ -92,6 +97,7 @@ def merge(
         if _OPTION_OF[name] != method and not compare:
             raise ConfigError(f"--{name}: has no meaning for --method {method}; set --method {_OPTION_OF[name]}")
     from difflm.checkpoints.folders import require_free
+    from difflm.display import copy_observer
     from difflm.training.merge_methods import Best, Ema, Window
     from difflm.training.merging import compare_merges, merge_run
 
@@ -101,7 +107,9 @@ def merge(
     if compare:
         _print_comparison(compare_merges(run, [Window(1), *methods.values()]))
     if output is not None:
-        _print_merge(merge_run(run, output, method=methods[method]), output)
+        with copy_observer() as observer:
+            merged = merge_run(run, output, method=methods[method], fresh=fresh, observer=observer)
+        _print_merge(merged, output)
 
 
 def _is_given(context: click.Context, name: str) -> bool:
@@ -109,16 +117,18 @@ def _is_given(context: click.Context, name: str) -> bool:
 
 
 def _average(
-    paths: tuple[Path, ...], output: Path, weights: str | None, *, base: Path | None, dtype: str | None
+    paths: tuple[Path, ...], output: Path, weights: str | None, *, base: Path | None, dtype: str | None, fresh: bool
 ) -> None:
     from difflm.checkpoints.adapter_config import is_adapter
     from difflm.checkpoints.merge import average_checkpoints
+    from difflm.display import copy_observer
 
     try:
         numbers = None if weights is None else [float(each) for each in weights.split(",")]
     except ValueError:
         raise ConfigError(f"--weights: {weights!r} is no list of numbers; write one for each, as in 1,1,2") from None
-    average_checkpoints(paths, output, weights=numbers, base=base, dtype=dtype)
+    with copy_observer() as observer:
+        average_checkpoints(paths, output, weights=numbers, base=base, dtype=dtype, fresh=fresh, observer=observer)
     if not is_adapter(paths[0]):
         click.echo(f"{output}: mean of {len(paths)} checkpoints")
     else:

@@ -12,6 +12,7 @@ from difflm.checkpoints.folders import require_free
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.checkpoints.manifest import MANIFEST, verify_folder
 from difflm.checkpoints.merge import average_checkpoints, mean_parameters
+from difflm.checkpoints.resume import Observer
 from difflm.data.rows import PackedRows
 from difflm.errors import CheckpointError
 from difflm.models.adapters import remove_adapter
@@ -68,13 +69,22 @@ class NotMerged:
     reason: str
 
 
-def merge_run(run: Path, target: Path, *, method: MergeMethod | None = None) -> MergedRun:
+def merge_run(
+    run: Path,
+    target: Path,
+    *,
+    method: MergeMethod | None = None,
+    fresh: bool = False,
+    observer: Observer | None = None,
+) -> MergedRun:
     """Average checkpoints of a run's final block size, write the mean and validate it.
 
     Args:
         run: run folder of `difflm.train`.
         target: absent or empty folder.
         method: which checkpoints, with which weights; None: the best four.
+        fresh: throw away what an interrupted merge to `target` left, instead of continuing it.
+        observer: is told of progress; None: what it would note is a warning.
 
     Raises:
         CheckpointError: no run, a damaged member, or its checkpoints do not suffice for the method.
@@ -83,7 +93,8 @@ def merge_run(run: Path, target: Path, *, method: MergeMethod | None = None) -> 
     source = _Run(run)
     method = method or Best()
     members = source.choose(method)
-    average_checkpoints([each.folder for each in members], target, weights=[each.weight for each in members])
+    folders, weights = [each.folder for each in members], [each.weight for each in members]
+    average_checkpoints(folders, target, weights=weights, fresh=fresh, observer=observer)
     perplexity = source.measure(load_model(target, device=source.config.device, dtype=source.config.dtype))
     return MergedRun(
         method=method.name, block_size=source.facts.block_size, members=tuple(members), perplexity=perplexity

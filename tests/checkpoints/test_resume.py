@@ -138,7 +138,7 @@ def test_a_kill_at_any_moment_is_made_good(memory: Path, monkeypatch: pytest.Mon
                 run(parent, out, max_shard_bytes=50_000)
         notes = Notes()
         if out.exists():
-            # Only the manifest may be left in a folder that has its name; whoever looks at it next removes that.
+            # A kill right after the folder got its name leaves the manifest in it, which nobody reads.
             with pytest.raises(CheckpointError, match="output folder is not empty"):
                 run(parent, out, max_shard_bytes=50_000)
             (out / PROGRESS).unlink(missing_ok=True)
@@ -224,7 +224,7 @@ def test_ctrl_c_says_what_is_kept_and_an_early_one_leaves_nothing(
 ) -> None:
     out, notes = tmp_path / "out", Notes()
     interrupted(parent, out, 3, notes=notes)
-    assert notes.notes == [f"3 finished weight files are kept in {left(out)}, the same command continues"]
+    assert notes.notes == [f"finished weight files kept in {left(out)}: 3, the same command continues"]
     assert not out.exists()
     run(parent, out)
     assert written(out) == whole
@@ -353,7 +353,7 @@ def test_a_full_disk_keeps_what_is_finished(
         run(parent, out)
     message = str(caught.value)
     assert message.startswith(f"{out}: cannot be written (No space left on device); free space or choose another path")
-    assert message.endswith(f"1 finished weight files are kept in {left(out)}, the same command continues")
+    assert message.endswith(f"finished weight files kept in {left(out)}: 1, the same command continues")
     monkeypatch.undo()
     run(parent, out)
     assert written(out) == whole

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from difflm.checkpoints.loading import load_model
+from difflm.checkpoints.resume import Stage
 from difflm.cli.main import run
 from tests.standins import write_parent
 
@@ -40,3 +41,44 @@ def test_every_option_is_recorded(parent: Path, tmp_path: Path) -> None:
     assert (raw["difflm"]["license"], raw["difflm"]["recipe"]) == ("MIT", "laptop-wsd")
     header = (out / "model.safetensors").read_bytes()[:200]
     assert b'"BF16"' in header
+
+
+def test_an_interrupted_conversion_goes_on_and_says_so(
+    parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert run(["convert", str(parent), str(whole)]) == 0
+    publish = Stage.publish
+
+    def interrupt(stage: Stage) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stage, "publish", interrupt)
+    assert run(["convert", str(parent), str(out)]) == 130
+    kept = f"finished weight files kept in {tmp_path / '.out.partial'}: 1, the same command continues"
+    assert capsys.readouterr().err.split("\n") == [kept, "", "difflm: interrupted", ""]
+    monkeypatch.setattr(Stage, "publish", publish)
+    assert run(["convert", str(parent), str(out), "--block-size", "8"]) == 2
+    error = capsys.readouterr().err
+    assert "block_size was 32, is 8; repeat what it was, or start anew with --fresh" in error
+    assert run(["convert", str(parent), str(out)]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"{out}: continuing an interrupted attempt, 1 of 1 weight files are finished and intact"
+    ]
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
+
+
+@pytest.mark.parametrize("command", ["convert", "export", "merge"])
+def test_fresh_throws_an_interrupted_attempt_away(
+    command: str, parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "model.safetensors").touch()
+    words = [command, str(parent), *(["--output"] if command == "merge" else []), str(out)]
+    assert run(words) == 2
+    assert "its manifest .difflm-progress.json is missing; start anew with --fresh" in capsys.readouterr().err
+    assert run([*words, "--fresh"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
