@@ -49,24 +49,23 @@ def digests(folder: Path) -> dict[str, str]:
     return found
 
 
-def ladder(files: dict[str, Path], output: Path, **changes: Any) -> Any:
-    curriculum = [{"block_size": 4, "tokens": 600}, {"block_size": 8, "tokens": 800}]
+def ladder(files: dict[str, Path], output: Path, *, tokens: int = 700, **changes: Any) -> Any:
+    curriculum = [{"block_size": 4, "tokens": tokens}, {"block_size": 8, "tokens": tokens}]
     checkpoint = {"every_tokens": 200, "keep": 20, "keep_best": 20}
     return config_of(files, output, curriculum=curriculum, checkpoint=checkpoint, **changes)
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [("dense", "float32"), ("dense", "bfloat16"), ("ling", "bfloat16"), ("qwen", "float32")]
-)
+@pytest.mark.parametrize(("kind", "dtype"), [("dense", "bfloat16"), ("ling", "bfloat16"), ("qwen", "float32")])
 def test_an_interrupted_run_ends_as_a_whole_one_and_only_the_adapter_learns(
     files: dict[str, Path], mixtures: dict[str, Path], tmp_path: Path, kind: str, dtype: str
 ) -> None:
     given, model = (files, "paper") if kind == "dense" else (mixtures, {"ling": "paper", "qwen": "qwen"}[kind])
     folders = []
-    for name, stops in (("whole", ()), ("stopped", (2, 5))):
+    for name, stops in (("whole", ()), ("stopped", (1, 4))):
         config = ladder(
             given,
             tmp_path / name,
+            tokens=320,
             model=model,
             dtype=dtype,
             lora=LORA if kind == "dense" else EVERYWHERE,
