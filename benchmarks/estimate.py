@@ -1,6 +1,6 @@
 """`difflm estimate` against real runs: time and peak memory of small shapes, each in a process of its own.
 
-    python benchmarks/estimate.py [--steps 6] > benchmarks/DATE-estimate.md
+    python benchmarks/estimate.py [--steps 6] [--only experts] > benchmarks/DATE-estimate.md
 
 Writes random checkpoints and texts into a temporary folder; needs the packages of the tests, no network. Both sides
 count CPU seconds of one thread, so that other programs of the machine do not matter.
@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from difflm.checkpoints.convert import convert
 from difflm.estimate.run import estimate, estimate_tree
 from difflm.recipes.resolving import resolve
 from difflm.training.metrics import peak_memory
 from difflm.training.trainer import Trainer
+from tests.checkpoints.tiny import hf_folder, ling_folder
 from tests.standins import byte_tokenizer
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -55,11 +56,65 @@ SHAPES: dict[str, dict[str, Any]] = {
             "curriculum=[{block_size: row, tokens: 100000000}]",
         ],
     },
+    "Ling 2.0, 32 experts, fp32": {
+        "ling": {
+            "vocab_size": 8_192, "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
+            "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 64, "rotary_dim": 32,
+            "max_position_embeddings": 4096, "num_experts": 32, "num_experts_per_tok": 4, "n_group": 4,
+            "topk_group": 2, "moe_intermediate_size": 192,
+        },
+        "run": ["data.row_length=512", "rows_per_batch=2", "curriculum=[{block_size: 32, tokens: 100000000}]"],
+    },
+    "Ling 2.0, 64 experts, bf16, checkpointing": {
+        "ling": {
+            "vocab_size": 4_096, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 7,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "rotary_dim": 32,
+            "max_position_embeddings": 4096, "num_experts": 64, "num_experts_per_tok": 8, "n_group": 8,
+            "topk_group": 4, "moe_intermediate_size": 96,
+        },
+        "run": [
+            "data.row_length=512", "rows_per_batch=2", "dtype=bfloat16", "activation_checkpointing=true",
+            "curriculum=[{block_size: 8, tokens: 100000000}]",
+        ],
+    },
+    "Qwen3-MoE, 16 experts, fp32, accumulation 2": {
+        "qwen3_moe": {
+            "vocab_size": 4_096, "hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 8,
+            "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 64, "max_position_embeddings": 4096,
+            "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "bos_token_id": None,
+            "eos_token_id": 256,
+        },
+        "run": [
+            "data.row_length=512", "rows_per_batch=2", "accumulation=2",
+            "curriculum=[{block_size: 32, tokens: 100000000}]",
+        ],
+    },
 }  # fmt: skip
 
 
-def write_checkpoint(folder: Path, shape: tuple[int, ...]) -> Path:
-    """Write a random Llama checkpoint of a shape, converted, and return its folder."""
+def write_checkpoint(folder: Path, facts: dict[str, Any]) -> Path:
+    """Write a random checkpoint of a shape, converted, and return its folder."""
+    parent = folder / "parent"
+    if "shape" in facts:
+        write_llama(parent, facts["shape"])
+    else:
+        if "ling" in facts:
+            ling_folder(parent, **facts["ling"])
+        else:
+            hf_folder(parent, "qwen3_moe", **facts["qwen3_moe"])
+        # Weights of a usual size: with larger ones softmaxes meet denormal numbers, which are slow.
+        tensors = load_file(parent / "model.safetensors")
+        tensors = {name: 0.1 * each if each.dim() > 1 else each for name, each in tensors.items()}
+        save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
+    byte_tokenizer().save(str(parent / "tokenizer.json"))
+    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (parent / "tokenizer_config.json").write_text(json.dumps(facts))
+    convert(parent, folder / "model", block_size=8)
+    return folder / "model"
+
+
+def write_llama(parent: Path, shape: tuple[int, ...]) -> None:
+    """Write a random Llama checkpoint of a shape."""
     vocabulary, hidden, inner, layers, heads, groups = shape
     raw = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden,
@@ -67,7 +122,6 @@ def write_checkpoint(folder: Path, shape: tuple[int, ...]) -> Path:
         "num_key_value_heads": groups, "head_dim": hidden // heads, "hidden_act": "silu", "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0, "max_position_embeddings": 4096, "tie_word_embeddings": True, "eos_token_id": 256,
     }  # fmt: skip
-    parent = folder / "parent"
     parent.mkdir(parents=True)
     narrow = hidden // heads * groups
     matrices = {
@@ -86,11 +140,6 @@ def write_checkpoint(folder: Path, shape: tuple[int, ...]) -> Path:
             tensors[f"{prefix}.{name}.weight"] = torch.ones(hidden)
     save_file(tensors, parent / "model.safetensors", metadata={"format": "pt"})
     (parent / "config.json").write_text(json.dumps(raw))
-    byte_tokenizer().save(str(parent / "tokenizer.json"))
-    facts = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
-    (parent / "tokenizer_config.json").write_text(json.dumps(facts))
-    convert(parent, folder / "model", block_size=8)
-    return folder / "model"
 
 
 def main() -> None:
@@ -100,14 +149,18 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=6)
-    steps = parser.parse_args().steps
+    parser.add_argument("--only", default="", help="shapes whose name holds this word")
+    options = parser.parse_args()
+    steps = options.steps
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         texts = Path(folder) / "texts.jsonl"
         text = "In the beginning was the word, and the word was with the letters. " * 40
         texts.write_text("".join(json.dumps({"text": f"{number}: {text}"}) + "\n" for number in range(200)))
         for number, (name, facts) in enumerate(SHAPES.items()):
-            model = write_checkpoint(Path(folder) / str(number), facts["shape"])
+            if options.only not in name:
+                continue
+            model = write_checkpoint(Path(folder) / str(number), facts)
             rows.append(compare(name, model, texts, facts["run"], Path(folder) / f"run{number}", steps))
             print(json.dumps(rows[-1]), file=sys.stderr)
     print("\n".join(table(rows)))

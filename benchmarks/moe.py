@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from difflm.models import moe as moe_module
 from difflm.models.config import MoEConfig
-from difflm.models.moe import Experts
+from difflm.models.moe import Experts, looped_linear
 
 HIDDEN, INNER, PER_TOKEN = 512, 256, 4
 TOKENS = (32, 512, 2048)
@@ -34,11 +34,6 @@ TOKENS = (32, 512, 2048)
 
 PRECISION = 0.02
 """Half width of what is known of a median ratio (two standard errors) before a case may end."""
-
-
-def looped(rows_PD: Tensor, weight_EOD: Tensor, stop_E: Tensor) -> Tensor:
-    """Return the product of each group by our loop, whatever the dtype."""
-    return moe_module._LoopedLinear.apply(rows_PD, weight_EOD, stop_E)
 
 
 def grouped(rows_PD: Tensor, weight_EOD: Tensor, stop_E: Tensor) -> Tensor:
@@ -74,7 +69,11 @@ def _ours(linear: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Contender:
     return forward
 
 
-CONTENDERS: dict[str, Contender] = {"sorted loop": _ours(looped), "grouped_mm": _ours(grouped), "index loop": indexed}
+CONTENDERS: dict[str, Contender] = {
+    "sorted loop": _ours(looped_linear),
+    "grouped_mm": _ours(grouped),
+    "index loop": indexed,
+}
 
 
 def case_of(experts: int, tokens: int, dtype: torch.dtype) -> tuple[Experts, list[Tensor]]:

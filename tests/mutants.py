@@ -379,6 +379,36 @@ MUTANTS = (
         "tests/estimate/test_memory.py::test_activations_are_what_autograd_keeps",
     ),
     Mutant(
+        "difflm/estimate/memory.py",
+        "router += hidden * WIDE - (0 if moe.shared_experts else hidden * size)",
+        "router += hidden * WIDE",
+        "tests/estimate/test_memory.py::test_routed_tokens_are_kept_as_autograd_keeps_them",
+    ),
+    Mutant(
+        "difflm/estimate/cluster.py",
+        "state = math.ceil(total / cluster.gpus)",
+        "state = total // max(cluster.gpus // 2, 1)",
+        "tests/estimate/test_cluster.py::test_flash_by_hand",
+    ),
+    Mutant(
+        "difflm/estimate/cluster.py",
+        "room = cluster.usable - (memory.peak - memory.state)",
+        "room = cluster.memory - (memory.peak - memory.state)",
+        "tests/estimate/test_cluster.py::test_flash_does_not_fit_on_one_gpu_and_fits_on_the_fewest",
+    ),
+    Mutant(
+        "difflm/estimate/cluster.py",
+        "return length * (length + block_size) if two_streams else length * (length + block_size) // 2",
+        "return length * (length + block_size) if two_streams else length * length // 2",
+        "tests/estimate/test_cluster.py::test_visible_pairs_are_those_of_the_mask",
+    ),
+    Mutant(
+        "difflm/models/moe.py",
+        "torch.mm(grad[start:stop].t(), rows[start:stop], out=grad_weight[group])",
+        "torch.mm(grad[start:stop].t(), rows[start:stop], out=grad_weight[group - 1])",
+        "tests/bench/test_gpu_moe.py::test_experts_and_products_are_within_tolerance",
+    ),
+    Mutant(
         "difflm/estimate/workload.py",
         "first, last = math.ceil(done / tokens_per_step), math.ceil((done + stage.tokens) / tokens_per_step)",
         "first, last = math.floor(done / tokens_per_step), math.floor((done + stage.tokens) / tokens_per_step)",

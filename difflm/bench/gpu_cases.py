@@ -118,16 +118,16 @@ def attention_difference(
         layout, heads_per_group=HEADS // GROUPS, dtype=dtype, device=device, backend=backend, head_dim=WIDTH
     )
     found = attend(0, *narrow)
-    forward = _relative(found * real, expected * real)
+    forward = relative_difference(found * real, expected * real)
     if not backward:
         return Difference(forward=forward, backward=None)
     expected_grads = torch.autograd.grad((expected * cotangent.double()).sum(), wide)
     grads = torch.autograd.grad((found * cotangent).sum(), narrow)
     pairs = zip(grads, expected_grads, strict=True)
-    return Difference(forward=forward, backward=max(_relative(one, two) for one, two in pairs))
+    return Difference(forward=forward, backward=max(relative_difference(one, two) for one, two in pairs))
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
+def relative_difference(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference over the largest expected number; infinite for what is not finite."""
     if not bool(found.isfinite().all()):
         return float("inf")
@@ -154,28 +154,35 @@ def curriculum_forwards(kernel: FlexKernel, *, device: torch.device, backward: b
         yield size
 
 
-def small_step(backend: AttentionChoice, *, shift: bool = False, activation_checkpointing: bool = False) -> Forward:
+def small_step(
+    backend: AttentionChoice,
+    *,
+    shift: bool = False,
+    activation_checkpointing: bool = False,
+    config: ModelConfig | None = None,
+) -> Forward:
     """Return a training forward of packed rows, with padding, for the small model.
 
     Args:
         backend: of the attention.
         shift: the shifted parametrisation with its AR term instead of the paper's.
         activation_checkpointing: recompute the layers in the backward pass.
+        config: another model than the small one.
     """
     parametrisation = Parametrisation(logit_shift=True, clean_attention="causal") if shift else Parametrisation()
     return Forward(
         objective=BlockDiffusion(block_size=8, ar_weight=0.5 if shift else 0.0, parametrisation=parametrisation),
-        batch=random_batch(small_config(), rows=2, length=120, documents=3, padding=7),
+        batch=random_batch(config or small_config(), rows=2, length=120, documents=3, padding=7),
         attention=backend,
         activation_checkpointing=activation_checkpointing,
     )
 
 
 def loss_and_gradients(
-    forward: Forward, *, device: torch.device, dtype: torch.dtype = torch.float32
+    forward: Forward, *, device: torch.device, dtype: torch.dtype = torch.float32, config: ModelConfig | None = None
 ) -> tuple[float, dict[str, Tensor]]:
     """Return the loss of the small model and its gradients, on the CPU in float64."""
-    model = random_model(small_config(), device=device, dtype=dtype, std=0.05)
+    model = random_model(config or small_config(), device=device, dtype=dtype, std=0.05)
     loss = forward.loss(model)
     loss.backward()
     gradients = {
@@ -192,12 +199,17 @@ def gradient_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -
 
 
 def training_losses(
-    backend: AttentionChoice, *, device: torch.device, steps: int, dtype: torch.dtype = torch.float32
+    backend: AttentionChoice,
+    *,
+    device: torch.device,
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+    config: ModelConfig | None = None,
 ) -> list[float]:
     """Return the losses of a short training run of the small model on one batch, fixed noise."""
-    model = random_model(small_config(), device=device, dtype=dtype, std=0.05)
+    model = random_model(config or small_config(), device=device, dtype=dtype, std=0.05)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    forward, losses = small_step(backend), list[float]()
+    forward, losses = small_step(backend, config=config), list[float]()
     for _ in range(steps):
         loss = forward.loss(model)
         optimizer.zero_grad()
@@ -207,17 +219,19 @@ def training_losses(
     return losses
 
 
-def small_loaded(*, device: torch.device, dtype: torch.dtype = torch.float32) -> LoadedModel:
+def small_loaded(
+    *, device: torch.device, dtype: torch.dtype = torch.float32, config: ModelConfig | None = None
+) -> LoadedModel:
     """Return a random model whose answers vary, ready to decode."""
-    model: Transformer = random_model(small_config(), device=device, dtype=dtype, std=0.15).eval()
-    config = CheckpointConfig(
+    model: Transformer = random_model(config or small_config(), device=device, dtype=dtype, std=0.15).eval()
+    facts = CheckpointConfig(
         family="llama",
         model=model.config,
         mask_token_id=model.config.vocab_size - 1,
         block_size=8,
         eos_token_ids=(0,),
     )
-    return LoadedModel(model, None, config, Path("random"))
+    return LoadedModel(model, None, facts, Path("random"))
 
 
 def decoded(loaded: LoadedModel, *, new_tokens: int) -> list[list[int]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from difflm.bench import gpu_cases as cases
+from difflm.bench import gpu_moe as moe
 from difflm.bench.checks import FOR_THE_TRAINER, Check, NotRunError, missing, require
 from difflm.bench.environment import environment
-from difflm.bench.steps import Forward, random_batch, random_model, shape_of, synchronise
+from difflm.bench.steps import Forward, median_seconds, random_batch, random_model, shape_of, synchronise
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import ConfigError
-from difflm.models.attention import AttentionBackend, attention_for, backend_for
+from difflm.models.attention import AttentionBackend, AttentionChoice, attention_for, backend_for
+from difflm.models.config import ModelConfig
 from difflm.models.flex import compiled_kernel, kernel_for
 from difflm.models.transformer import Attend, Transformer
 from difflm.types import ModelInput
@@ -56,6 +57,17 @@ def checks_for(device: torch.device, *, lengths: Sequence[int], quick: bool) -> 
     found.append(("training run, float32, against CPU", partial(training, device, torch.float32, steps)))
     found.append(("training run, bfloat16", partial(training, device, torch.bfloat16, steps)))
     found.append(("decoding against CPU", partial(decoding, device, 8 if quick else 32)))
+    for family, config in moe.FAMILIES.items():
+        found.append((f"{family}: loss and gradients", partial(step_parity, "auto", device, config=config)))
+        for dtype in (torch.float32, torch.bfloat16):
+            name = f"{family}: training run, {str(dtype).removeprefix('torch.')}"
+            found.append((name, partial(training, device, dtype, steps // 2, config=config)))
+        found.append((f"{family}: decoding", partial(decoding, device, 8 if quick else 32, config=config)))
+    for dtype in moe.TOLERANCE:
+        name = f"experts parity: {str(dtype).removeprefix('torch.')}"
+        found.append((name, partial(experts_parity, device, dtype, quick=quick)))
+    found.append(("router in float32", partial(router_parity, device)))
+    found.append(("timings of experts", partial(experts_timings, device, quick=quick)))
     found.append(("trainer: convert, train, resume", partial(trainer, device, 8 if quick else 24)))
     for length in lengths:
         found.append((f"timings, L {length}", partial(timings, device, length, quick=quick)))
@@ -121,14 +133,15 @@ def automatic(device: torch.device) -> Found:
     return f"'{chosen}'", {"attention": chosen}
 
 
-def step_parity(backend: AttentionBackend, device: torch.device) -> Found:
+def step_parity(backend: AttentionChoice, device: torch.device, config: ModelConfig | None = None) -> Found:
     """Compare loss and gradients of a whole model on the device with those on the CPU, both parametrisations."""
     losses, gradients = list[float](), list[float]()
     for shift in (False, True):
         for recompute in (False, True):
-            expected = cases.loss_and_gradients(cases.small_step("auto", shift=shift), device=torch.device("cpu"))
-            forward = cases.small_step(backend, shift=shift, activation_checkpointing=recompute)
-            found = cases.loss_and_gradients(forward, device=device)
+            reference = cases.small_step("auto", shift=shift, config=config)
+            expected = cases.loss_and_gradients(reference, device=torch.device("cpu"), config=config)
+            forward = cases.small_step(backend, shift=shift, activation_checkpointing=recompute, config=config)
+            found = cases.loss_and_gradients(forward, device=device, config=config)
             losses.append(abs(found[0] - expected[0]) / expected[0])
             gradients.append(cases.gradient_difference(found[1], expected[1]))
     detail = f"loss {max(losses):.1e}, gradients {max(gradients):.1e} (relative), activation checkpointing included"
@@ -137,15 +150,15 @@ def step_parity(backend: AttentionBackend, device: torch.device) -> Found:
     return detail, {"loss": max(losses), "gradients": max(gradients)}
 
 
-def training(device: torch.device, dtype: torch.dtype, steps: int) -> Found:
+def training(device: torch.device, dtype: torch.dtype, steps: int, config: ModelConfig | None = None) -> Found:
     """Train a small model on one batch: the loss falls, and in float32 begins as on the CPU."""
-    found = cases.training_losses("auto", device=device, steps=steps, dtype=dtype)
+    found = cases.training_losses("auto", device=device, steps=steps, dtype=dtype, config=config)
     detail = f"{steps} steps, loss {found[0]:.3f} -> {found[-1]:.3f}"
     require(found[-1] < 0.8 * found[0], f"{detail}: it does not fall")
     figures: dict[str, Any] = {"losses": found}
     if dtype == torch.float32:
         first = min(steps, 8)
-        expected = cases.training_losses("auto", device=torch.device("cpu"), steps=first)
+        expected = cases.training_losses("auto", device=torch.device("cpu"), steps=first, config=config)
         apart = max(abs(one - two) / two for one, two in zip(found, expected, strict=False))
         detail += f"; the first {first} within {apart:.1e} of the CPU's"
         require(apart < 0.01, detail)
@@ -153,18 +166,61 @@ def training(device: torch.device, dtype: torch.dtype, steps: int) -> Found:
     return detail, figures
 
 
-def decoding(device: torch.device, new_tokens: int) -> Found:
+def decoding(device: torch.device, new_tokens: int, config: ModelConfig | None = None) -> Found:
     """Decode on the device and on the CPU: greedy answers in float32 are the same, but for ties within rounding."""
     started = time.perf_counter()
-    found = cases.decoded(cases.small_loaded(device=device), new_tokens=new_tokens)
+    found = cases.decoded(cases.small_loaded(device=device, config=config), new_tokens=new_tokens)
     seconds = time.perf_counter() - started
-    expected = cases.decoded(cases.small_loaded(device=torch.device("cpu")), new_tokens=new_tokens)
+    reference = cases.small_loaded(device=torch.device("cpu"), config=config)
+    expected = cases.decoded(reference, new_tokens=new_tokens)
     share = cases.agreement(found, expected)
     detail = f"{share:.0%} of {len(expected)} answers of {new_tokens} tokens equal the CPU's; {seconds:.1f} s"
     require(share >= 0.75, detail)
-    narrow = cases.decoded(cases.small_loaded(device=device, dtype=torch.bfloat16), new_tokens=new_tokens)
+    small = cases.small_loaded(device=device, dtype=torch.bfloat16, config=config)
+    narrow = cases.decoded(small, new_tokens=new_tokens)
     require(all(len(each) == new_tokens for each in narrow), "bfloat16: an answer is too short")
     return detail, {"agreement": share, "seconds": seconds}
+
+
+def experts_parity(device: torch.device, dtype: torch.dtype, *, quick: bool) -> Found:
+    """Compare sorted experts with a loop over all in float64, and the grouped product and our loop with plain ones."""
+    shapes, counts = (moe.QUICK_SHAPES, (8,)) if quick else (moe.SHAPES, (8, 64, 256))
+    found = [moe.experts_difference(*each, device=device, dtype=dtype) for each in shapes]
+    for count in counts:
+        found += [moe.products_difference(count, device=device, dtype=dtype, looped=each) for each in (False, True)]
+    forward, backward = max(each.forward for each in found), max(each.backward or 0.0 for each in found)
+    tolerance = moe.TOLERANCE[dtype]
+    detail = (
+        f"{len(found)} cases, forward {forward:.1e}, gradients {backward:.1e} "
+        f"(relative to float64; at most {tolerance:.0e})"
+    )
+    require(max(forward, backward) <= tolerance, detail)
+    return detail, {"forward": forward, "backward": backward, "cases": len(found), "tolerance": tolerance}
+
+
+def router_parity(device: torch.device) -> Found:
+    """Compare routers of a bfloat16 model on the device with the CPU's: they compute in float32."""
+    worst, shares = 0.0, list[float]()
+    for config in moe.FAMILIES.values():
+        apart, share = moe.router_difference(config, device=device)
+        worst = max(worst, apart)
+        shares.append(share)
+    detail = f"weights within {worst:.1e}, {min(shares):.2%} of the tokens go to the same experts"
+    require(worst <= moe.ROUTER_TOLERANCE and min(shares) >= moe.ROUTER_AGREEMENT, detail)
+    return detail, {"weights": worst, "agreement": min(shares)}
+
+
+def experts_timings(device: torch.device, *, quick: bool) -> Found:
+    """Time forward and backward of the product of sorted rows: as the device takes it, and by our loop."""
+    figures: dict[str, Any] = {}
+    parts = list[str]()
+    for dtype in (torch.float32, torch.bfloat16):
+        for experts in (8,) if quick else (8, 16, 32, 64, 256):
+            grouped, looped = moe.products_seconds(experts, device=device, dtype=dtype, quick=quick)
+            name = f"{str(dtype).removeprefix('torch.')}, {experts}"
+            figures[name] = {"grouped_ms": 1000 * grouped, "loop_ms": 1000 * looped}
+            parts.append(f"{name}: grouped {1000 * grouped:.2f} ms, loop {1000 * looped:.2f} ms")
+    return "; ".join(parts), figures
 
 
 def trainer(device: torch.device, steps: int) -> Found:
@@ -225,8 +281,8 @@ def _timed(forward: Forward, model: Transformer, device: torch.device, *, quick:
     inputs = forward.inputs(model)
     build = partial(_attend, forward, model, inputs)
     attend, tensors = build(), _layer_inputs(model, inputs.token_BN.shape[1])
-    mask = _median(build, device, quick=quick)
-    layer = _median(lambda: torch.autograd.grad(attend(0, *tensors).sum(), tensors), device, quick=quick)
+    mask = median_seconds(build, device, quick=quick)
+    layer = median_seconds(lambda: torch.autograd.grad(attend(0, *tensors).sum(), tensors), device, quick=quick)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -234,7 +290,7 @@ def _timed(forward: Forward, model: Transformer, device: torch.device, *, quick:
         model.zero_grad(set_to_none=True)
         forward.loss(model, inputs).backward()
 
-    whole = _median(step, device, quick=quick)
+    whole = median_seconds(step, device, quick=quick)
     return {
         "mask_ms": 1000 * mask,
         "attention_ms": 1000 * layer,
@@ -262,16 +318,3 @@ def _layer_inputs(model: Transformer, length: int) -> list[Tensor]:
     heads = (config.num_heads, config.num_kv_heads, config.num_kv_heads)
     shapes = [(1, count, length, config.head_dim) for count in heads]
     return [torch.ones(each, device=weight.device, dtype=weight.dtype, requires_grad=True) for each in shapes]
-
-
-def _median(work: Callable[[], object], device: torch.device, *, quick: bool) -> float:
-    """Return the median seconds of a few runs, after two that are not counted."""
-    seconds = list[float]()
-    for index in range(3 if quick else 9):
-        synchronise(device)
-        started = time.perf_counter()
-        work()
-        synchronise(device)
-        if index >= (1 if quick else 2):
-            seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)

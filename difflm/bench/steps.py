@@ -7,6 +7,9 @@ Shape legend: see `difflm.types`.
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,7 +62,7 @@ def shape_of(model: str, *, layers: int = 0) -> ModelConfig:
 def random_model(
     config: ModelConfig, *, device: str | torch.device, dtype: torch.dtype, seed: int = 0, std: float = INIT_STD
 ) -> Transformer:
-    """Return a model with normal weights (norms are 1), the same numbers on every device.
+    """Return a model with normal weights and biases of experts (norms are 1), the same numbers on every device.
 
     Args:
         config: architecture.
@@ -74,7 +77,7 @@ def random_model(
     state: dict[str, Tensor] = {}
     for name, parameter in model.stored_tensors().items():
         drawn = torch.ones(parameter.shape)
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 or name.endswith(".expert_bias"):
             drawn.normal_(std=std, generator=generator)
         state[name] = drawn.to(device=device, dtype=stored_dtype(name, dtype))
     model.load_state_dict(state, strict=False, assign=True)
@@ -153,3 +156,22 @@ def synchronise(device: str | torch.device) -> None:
     """Wait for the work of an accelerator; nothing on CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def median_seconds(work: Callable[[], object], device: str | torch.device, *, quick: bool) -> float:
+    """Return the median time of a few calls, after some that are not counted.
+
+    Args:
+        work: what is timed.
+        device: that is waited for.
+        quick: fewer calls.
+    """
+    seconds = list[float]()
+    for index in range(3 if quick else 9):
+        synchronise(device)
+        started = time.perf_counter()
+        work()
+        synchronise(device)
+        if index >= (1 if quick else 2):
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)

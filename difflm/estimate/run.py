@@ -26,6 +26,10 @@ from difflm.training.rows import load_rows
 ASSUMED_OVERHEAD = 0.3
 """What malloc keeps beside the tensors where it is not measured: 0 to 0.6 of them on the shapes that were tried."""
 
+KERNELS = 330 * 2**20
+"""Bytes of the kernels that oneDNN keeps for bfloat16 products on CPU, one for each number of rows and up to 1024: with
+experts, whose rows differ in every step, it comes to that (0.2 to 0.4 MiB each, measured)."""
+
 LARGEST_DATA = 200 * 2**20
 """Bytes of data files that are packed to find the fill rate; larger ones are not read."""
 
@@ -41,7 +45,7 @@ class Estimate:
         workload: steps and stages.
         parameters: bytes of parameters and optimiser.
         step: bytes of the largest micro-batch.
-        process: bytes of the program itself (Python, torch); 0 on an accelerator, whose memory holds tensors only.
+        process: bytes of the program itself (Python, torch, kernels); 0 on an accelerator: it holds tensors only.
         allocator: bytes that the allocator keeps beside tensors at the peak.
         peaks: bytes at the moments that can be the largest one, `process` and `allocator` included.
         speed: seconds; None if they were not asked for or cannot be known here.
@@ -100,7 +104,7 @@ def estimate(
     Raises:
         DifflmError: a configuration, model or data file that cannot be used.
     """
-    facts, notes = model_facts(config), list[str]()
+    facts, notes = model_facts(config), _lora_notes(config)
     if facts.model.max_positions < config.data.row_length:
         raise ConfigError(
             f"train.data.row_length: {config.data.row_length} exceeds the model's context of "
@@ -115,12 +119,10 @@ def estimate(
     )
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
     backend = _backend(config, facts.model, dtype, notes)
-    parameters = parameter_memory(facts.model, config.optimizer, dtype=dtype)
+    parameters = parameter_memory(facts.model, config.learning, dtype=dtype, lora=config.lora, family=facts.family)
     largest = largest_step(config, facts.model, [stage.heaviest for stage in work.stages], backend=backend)
     on_cpu = torch.device(config.device).type == "cpu"
-    if on_cpu:
-        warm_up(config)
-    process = resident_memory() or 0 if on_cpu else 0
+    process = _process(config, facts.model) if on_cpu else 0
     peaks = peak_memory_of(parameters, largest, accumulation=config.accumulation)
     validations, tokens = _validation(config, held)
     speed = _speed(config, facts.model, work, parameters, max(peaks.values()), tflops, notes) if measured else None
@@ -144,6 +146,18 @@ def estimate(
         validation_tokens=tokens,
         notes=tuple(notes),
     )
+
+
+def _lora_notes(config: TrainConfig) -> list[str]:
+    if config.lora is None:
+        return []
+    return ["lora: activations and time are counted as if every weight learned, an upper bound"]
+
+
+def _process(config: TrainConfig, model: ModelConfig) -> int:
+    """Return the bytes of a CPU run's process beside its tensors."""
+    warm_up(config)
+    return (resident_memory() or 0) + (KERNELS if model.moe is not None and config.dtype == "bfloat16" else 0)
 
 
 def _rows(config: TrainConfig, notes: list[str]) -> tuple[PackedRows | None, PackedRows | None]:
@@ -304,22 +318,24 @@ def estimate_lines(found: Estimate) -> list[str]:
         "allocator",
         "process",
     )
-    lines += ["", *(f"{name.replace('_', ' '):<18}{_bytes(memory[name]):>12}" for name in names if memory[name])]
+    lines += ["", *(f"{name.replace('_', ' '):<18}{bytes_text(memory[name]):>12}" for name in names if memory[name])]
     when = max(found.peaks, key=lambda name: found.peaks[name])
-    lines += [f"{'peak':<18}{_bytes(memory['peak']):>12}  ({when})", ""]
+    lines += [f"{'peak':<18}{bytes_text(memory['peak']):>12}  ({when})", ""]
     if timing["training_seconds"] is not None:
         lines.append(
-            f"time        {_duration(timing['training_seconds'])} of training, {timing['tokens_per_second']:,.0f} "
-            f"tokens/s; {_duration(timing['validation_seconds'] or 0)} of validation ({timing['method']})"
+            f"time        {duration_text(timing['training_seconds'])} of training, {timing['tokens_per_second']:,.0f} "
+            f"tokens/s; {duration_text(timing['validation_seconds'] or 0)} of validation ({timing['method']})"
         )
     return [*lines, *(f"note        {note}" for note in tree["notes"])]
 
 
-def _bytes(value: int) -> str:
+def bytes_text(value: int) -> str:
+    """Return bytes for a reader."""
     return f"{value / 2**30:.2f} GiB" if value >= 2**30 else f"{value / 2**20:.1f} MiB"
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
+    """Return a time for a reader."""
     if seconds < 120:
         return f"{seconds:.1f} s"
     if seconds < 7200:

@@ -1,7 +1,8 @@
 """How long steps take: a few real ones on the run's shapes with few layers, carried on in a straight line.
 
-Every layer costs the same, so the time of a micro-batch is a + b * layers, and two layer counts give both. Where even
-those layers are too much for this machine, matrix products alone are timed, which gives a lower bound.
+Every layer costs the same, so the time of a micro-batch is a + b * layers, and two layer counts give both; the few
+dense layers of a mixture belong to a. Where even those layers are too much for this machine, matrix products alone are
+timed, which gives a lower bound.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ REPEATS = 3
 
 MOST_LAYERS = 4
 """Layers of the larger of the two models: with fewer, malloc's share of the memory is not that of a whole model."""
+
+MOST_DENSE = 2
+"""Dense layers of a mixture, up to which they are among the timed ones; where there are more, all count as sparse."""
 
 INIT_STD = 0.02
 """Standard deviation of the random weights that are timed."""
@@ -90,7 +94,8 @@ def measured_speed(
         operations: of each stage's micro-batch, for stages that are not timed.
     """
     begun = time.perf_counter()
-    counts = (min(model.num_layers, MOST_LAYERS), 1) if model.num_layers > 1 else (1,)
+    base = 1 + dense_ones(model)
+    counts = (min(model.num_layers, MOST_LAYERS + base - 1), base) if model.num_layers > base else (model.num_layers,)
     warm_up(config)
     largest = with_layers(model, counts[0])
     # First of all, while the process has held nothing else.
@@ -100,8 +105,8 @@ def measured_speed(
 
     def whole(action: Callable[[_Shrunken], Callable[[], object]]) -> float:
         found = [_middle(action(each), device=config.device) for each in shrunken]
-        slope = max(found[0] - found[-1], 0.0) / max(counts[0] - 1, 1)
-        return found[-1] + (model.num_layers - 1) * slope
+        slope = max(found[0] - found[-1], 0.0) / max(counts[0] - counts[-1], 1)
+        return found[-1] + (model.num_layers - counts[-1]) * slope
 
     micro: list[float] = []
     for index, stage in enumerate(stages):
@@ -240,9 +245,17 @@ class _Shrunken:
 
 
 def with_layers(model: ModelConfig, layers: int) -> ModelConfig:
-    """Return the architecture with fewer layers, all of the commonest kind."""
-    moe = None if model.moe is None else replace(model.moe, dense_layers=())
+    """Return the architecture with fewer layers: the dense ones of a mixture first, then the commonest kind."""
+    moe = model.moe
+    if moe is not None:
+        moe = replace(moe, dense_layers=tuple(range(min(dense_ones(model), layers - 1))))
     return replace(model, num_layers=layers, moe=moe)
+
+
+def dense_ones(model: ModelConfig) -> int:
+    """Return how many dense layers of a mixture are timed as such: all, unless they are too many to time."""
+    count = 0 if model.moe is None else len(model.moe.dense_layers)
+    return count if count <= MOST_DENSE else 0
 
 
 def _middle(action: Callable[[], object], *, device: str) -> float:

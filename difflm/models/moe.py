@@ -211,6 +211,17 @@ def grouped_linear(rows_PD: Tensor, weight_EOD: Tensor, stop_E: Tensor) -> Tenso
     narrow, on_cpu = rows_PD.dtype == torch.bfloat16, rows_PD.device.type == "cpu"
     if aligned and (narrow or (on_cpu and rows_PD.dtype == torch.float32)):
         return F.grouped_mm(rows_PD, weight_EOD.transpose(1, 2), offs=stop_E.to(torch.int32))
+    return looped_linear(rows_PD, weight_EOD, stop_E)
+
+
+def looped_linear(rows_PD: Tensor, weight_EOD: Tensor, stop_E: Tensor) -> Tensor:
+    """Return what `grouped_linear` returns by a product per group, on every device, dtype and size.
+
+    Args:
+        rows_PD: rows, those of a group together, groups in order.
+        weight_EOD: one matrix per group.
+        stop_E: int64, where each group's rows end.
+    """
     return _LoopedLinear.apply(rows_PD, weight_EOD, stop_E)
 
 

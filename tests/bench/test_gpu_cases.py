@@ -39,7 +39,7 @@ def test_the_difference_sees_a_wrong_mask_and_what_is_not_finite(monkeypatch: py
     monkeypatch.setattr(cases, "attention_for", other)
     found = cases.attention_difference("split", layout, device=CPU, dtype=torch.float32, backward=True)
     assert found.forward > 0.1
-    assert cases._relative(torch.tensor([float("nan")]), torch.tensor([1.0])) == float("inf")
+    assert cases.relative_difference(torch.tensor([float("nan")]), torch.tensor([1.0])) == float("inf")
 
 
 def test_gradients_and_answers_are_compared() -> None:

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
+from difflm.cli.estimate import memory_size
 from difflm.cli.main import run
+from difflm.errors import ConfigError
 from difflm.training.config_io import parse_yaml
 
 
@@ -55,3 +57,52 @@ def test_a_dry_run_is_a_configuration_with_its_cost_as_comments(capsys: pytest.C
     out = capsys.readouterr().out
     assert parse_yaml(out, where="dry run")["model"] == "m"
     assert "# no estimate: train.model: 'm' is neither" in out
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
+    assert run(["estimate", *words]) == code
+    out, err = capsys.readouterr()
+    return err if code else out
+
+
+def test_many_gpus_by_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--architecture", "llada2.0-flash", "--gpus", "64", "--gpu-memory", "80GiB", "--json"]
+    tree = json.loads(told(capsys, *words, "data.row_length=512"))
+    assert (tree["fits"], tree["measured"], tree["time"]["hours"]) == (True, False, None)
+    assert tree["model"]["parameters"] == 102_889_697_280
+    assert (tree["run"]["row_length"], tree["run"]["dtype"], tree["run"]["tokens"]) == (512, "bfloat16", 10**9)
+    wide = ("--dtype", "float32", "--gpu-tflops", "100", "--mfu", "0.5", "--tokens", "5000", "--expert-parallel", "4")
+    tree = json.loads(told(capsys, *words, "--data.row-length", "512", *wide))
+    assert (tree["run"]["dtype"], tree["run"]["tokens"], tree["cluster"]["expert_parallel"]) == ("float32", 5000, 4)
+    assert tree["time"]["hours"] == pytest.approx(tree["operations"] / (64 * 50e12 * 3600))
+    text = told(capsys, "llada2_flash", "--model", "llada2.0-flash", "--gpus", "8", "data.row_length=512",
+                "curriculum=[{block_size: 32, tokens: 1000}]", "embedding_noise.stages=1")  # fmt: skip
+    assert "512 rows of 512 a step: 64 x 1 on each GPU" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "recipe: none given; name a recipe or a config.yaml, or a model with --architecture"),
+        (("--architecture", "llada3"), "architecture is 'llada3'; expected one of"),
+        (("--architecture", "qwen3-0.6b", "laptop"), "laptop"),
+        (("--architecture", "qwen3-0.6b", "--gpus", "0"), "gpus: 0 is none; use 1 or more"),
+        (("--architecture", "qwen3-0.6b", "--gpus", "2", "--gpu-memory", "80 apples"), "'80 apples' is no size"),
+        (("--architecture", "qwen3-0.6b", "--mfu", "0.3", "--shard", "fsdp"), "--mfu, --shard: says nothing about one"),
+        (
+            ("--architecture", "qwen3-0.6b", "--gpus", "3", "accumulation=4"),
+            "not divisible by 3 GPUs; set it to 3 or 6",
+        ),
+    ],
+)
+def test_what_no_cluster_can_be(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str) -> None:
+    assert message in told(capsys, *words, code=2)
+
+
+def test_sizes_of_memory() -> None:
+    assert [memory_size(text) for text in ("80GiB", "141GB", "1.5 GiB", "7", "2MiB")] == [
+        80 * 2**30, 141 * 10**9, 3 * 2**29, 7, 2**21,
+    ]  # fmt: skip
+    for text in ("", "0GiB", "-1", "1TB", "GiB"):
+        with pytest.raises(ConfigError, match="is no size; write e.g. 80GiB or 141GB"):
+            memory_size(text)

@@ -62,6 +62,14 @@ def test_bfloat16_has_masters_and_less_activations() -> None:
     assert saving.peak < wide.peak
 
 
+def test_kernels_of_experts_in_bfloat16_are_memory_too() -> None:
+    moe = ({"model": "llada2.0-mini", "dtype": dtype} for dtype in ("bfloat16", "float32"))
+    narrow, wide = (estimate(named(**each), measured=False) for each in moe)
+    assert narrow.process - wide.process == pytest.approx(module.KERNELS, abs=150 * 2**20)
+    dense = estimate(named("smollm2-135m", dtype="bfloat16"), measured=False)
+    assert narrow.process - dense.process == pytest.approx(module.KERNELS, abs=150 * 2**20)
+
+
 def test_data_at_hand_gives_the_fill_and_the_validations(files: dict[str, Path], tmp_path: Path) -> None:
     config = config_of(files, tmp_path / "run", validation={"rows": 3, "block_sizes": [4], "every_tokens": 200})
     found = estimate(config, measured=False)

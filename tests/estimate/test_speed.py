@@ -14,7 +14,7 @@ from difflm.estimate.workload import workload_of
 from difflm.models.transformer import Transformer
 from difflm.scoring import score_input
 from difflm.types import Parametrisation
-from tests.estimate.test_memory import SHAPE, micro_batch
+from tests.estimate.test_memory import LING, SHAPE, micro_batch
 from tests.estimate.test_workload import config
 
 
@@ -57,3 +57,18 @@ def test_given_and_bounded_rates_divide_the_operations() -> None:
 
 def test_fewer_layers_are_of_the_commonest_kind() -> None:
     assert with_layers(SHAPE, 1).num_layers == 1
+    ling = replace(SHAPE, num_layers=6, moe=LING)
+    assert with_layers(ling, 3).moe == LING, "its one dense layer is there"
+    assert with_layers(ling, 1).moe == replace(LING, dense_layers=())
+    every_other = replace(LING, dense_layers=(0, 2, 4))
+    assert with_layers(replace(ling, moe=every_other), 4).moe == replace(LING, dense_layers=())
+
+
+def test_the_dense_layer_of_a_mixture_is_timed_once() -> None:
+    run = config(threads=1)
+    work = workload_of(run, Parametrisation(), mask_id=299)
+    found = measured_speed(run, replace(SHAPE, num_layers=40, moe=LING), work.stages, [1.0, 1.0])
+    assert found.method == "measured here on 2 and 5 of 40 layers"
+    whole = measured_speed(run, replace(SHAPE, num_layers=2, moe=LING), work.stages, [1.0, 1.0])
+    assert whole.method == "measured here on 2 of 2 layers"
+    assert found.micro_steps[0] > 3 * whole.micro_steps[0]
