@@ -50,6 +50,14 @@ def test_logits(case: dict[str, Any], loaded: LoadedModel) -> None:
     assert ours.shape == theirs.shape
     assert float((ours - theirs).abs().max()) < 5e-4
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
+    if documents is not None:
+        assert document_positions(documents).repeat(1, 2).tolist() == [case["position_ids"]]
+
+
+def test_blocks_of_one_token_are_causal(loaded: LoadedModel) -> None:
+    token_BL = torch.tensor([next(each for each in LOGITS["cases"] if each["block_size"] == 1)["input_ids"]])
+    single = logits(loaded, token_BL, attention="block", block_size=1)
+    assert torch.equal(single, logits(loaded, token_BL, attention="causal"))
 
 
 def test_all_logit_cases_are_there() -> None:
@@ -111,6 +119,7 @@ class Run:
         target_M = label_BL[self.row_M, self.place_M]
         head = loaded.model.head.weight
         self.scores = score_tokens(hidden_BND[self.row_M, self.place_M], head, target_M, entropy=True)
+        self.best_M = (hidden_BND[self.row_M, self.place_M] @ head.T).argmax(-1)
         rate_BL = torch.ones(label_BL.shape) * torch.tensor(case["t"] or [1.0] * len(label_BL))[:, None]
         for row, rates in enumerate(case["t_blocks"] or ()):
             rate_BL[row] = torch.tensor(rates)[block_BL[row]]
@@ -139,7 +148,11 @@ def test_losses(case: dict[str, Any], backend: AttentionChoice, llada2: LoadedMo
         assert all(float(value) == 0.0 for value in ours.values())
         return
     for row, theirs in enumerate(case["token_ce"]):
-        assert run.scores.nll_M[run.row_M == row].tolist() == pytest.approx(theirs, rel=1e-3, abs=5e-4)
+        here_M = run.row_M == row
+        assert run.scores.nll_M[here_M].tolist() == pytest.approx(theirs, rel=1e-3, abs=5e-4)
+        assert run.best_M[here_M].tolist() == case["argmax"][row]
+        entropy_M = run.scores.entropy_M[here_M & run.scores.correct_M]
+        assert entropy_M.tolist() == pytest.approx(case["entropy_correct"][row], rel=1e-3, abs=5e-4)
     assert int(run.scores.correct_M.sum()) == case["n_correct"]
     for name, value in ours.items():
         assert float(value) == pytest.approx(case["loss"][name], rel=1e-4, abs=1e-6), name
@@ -161,12 +174,13 @@ def test_gradient_norms(case: dict[str, Any], name: str, llada2: LoadedModel) ->
         grads |= dict(zip(rule.disk, rule.change.to_disk(values, llada2.config.model), strict=True))
     expected, groups = case["grad_norm"][name], dict(LOSSES["groups"])
     groups["expert"] = [f"{case['expert']}.{part}_proj.weight" for part in ("gate", "up", "down")]
+    groups["all"] = LOSSES["parameter_names"]
     # The reference's embedding gives the padding row no gradient; ours has no such rule.
     plain = case["name"] != "pad_tail"
     if not plain and name == "sft":
         expected = expected | case["sft_grad_norm_without_padding_idx"]
     for group, names in groups.items():
-        if plain or name == "sft" or group != "embedding":
+        if plain or name == "sft" or group not in ("embedding", "all"):
             norm = float(sum(grads[each].double().square().sum() for each in names)) ** 0.5
             assert norm == pytest.approx(expected[group], rel=1e-4, abs=1e-7), group
     for each, theirs in zip(LOSSES["parameter_names"], case["param_grad_norm"].get(name, ()), strict=False):

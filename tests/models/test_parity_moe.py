@@ -1,4 +1,7 @@
-"""Ling 2.0 and LLaDA2 equal transformers' `sarvam_moe`, which loads the same files, under every visibility (fp32)."""
+"""Mixtures equal transformers' under every visibility (fp32).
+
+Ling 2.0 and LLaDA2 against `sarvam_moe`, which loads the same files; Qwen3-MoE against its own class.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor
 from difflm.checkpoints.loading import load_model
 from difflm.checkpoints.saving import save_model
 from difflm.scoring import logits
-from tests.checkpoints.tiny import ling_folder, sarvam, tokens
+from tests.checkpoints.tiny import hf_folder, ling_folder, sarvam, tokens
 
 CASES: dict[str, dict[str, Any]] = {
     "bailing_moe": {},
@@ -49,3 +52,23 @@ def test_logits_equal(case: str, tmp_path: Path) -> None:
     save_model(loaded, tmp_path / "out", max_shard_bytes=40_000)
     exported = sarvam(tmp_path / "out", tmp_path / "oracle of out")
     assert torch.equal(theirs(exported, token_BL, "causal"), theirs(reference, token_BL, "causal"))
+
+
+QWEN3_MOE: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {},
+    "not normalised": {"norm_topk_prob": False},
+    "a dense layer": {"num_hidden_layers": 3, "mlp_only_layers": [1]},
+}
+
+
+@pytest.mark.parametrize("case", QWEN3_MOE)
+def test_qwen3_moe_is_equal(case: str, tmp_path: Path) -> None:
+    reference = hf_folder(tmp_path, "qwen3_moe", **QWEN3_MOE[case])
+    loaded, token_BL = load_model(tmp_path), tokens(67, length=46)
+    found: list[Tensor] = []
+    for attention in ("causal", "block", "bidirectional"):
+        ours = logits(loaded, token_BL, attention=attention, block_size=4)  # pyright: ignore[reportArgumentType]
+        found.append(theirs(reference, token_BL, attention))
+        assert found[-1].std() > 0.1
+        assert float((ours - found[-1]).abs().max() / found[-1].abs().max()) < 1e-5, attention
+    assert all(not torch.allclose(found[0], other, atol=1e-3) for other in found[1:]), "the oracle sees the mask"
