@@ -12,6 +12,7 @@ import difflm
 from difflm.checkpoints.fields import read_json
 from difflm.training.state import checkpoint_folders
 from tests.checkpoints.tiny import hf_folder, ling_folder, make_tokenizer, sarvam, tokens
+from tests.decode.policies import transcriptions
 from tests.standins import write_texts
 
 WSD = ((1, 150), (4, 150), (16, 200), ("row", 200), (16, 150), (4, 300))
@@ -68,6 +69,43 @@ def test_the_exported_model_is_the_trained_one(format: str, merged: Path, tmp_pa
     record = read_json(tmp_path / "out" / "config.json")["difflm"]
     assert record["parent"]["name"] == "parent"
     assert record["export"]["format"] == format
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings", "rule"),
+    [
+        ("sglang", {"threshold": 0.3}, "sglang_low"),
+        ("sglang", {"threshold": 0.3, "edit_threshold": 0.6, "max_post_edit_steps": 2}, "sglang_joint"),
+        ("dinfer", {"threshold": 0.3, "early_stop": True}, "dinfer"),
+    ],
+)
+def test_our_engine_decodes_an_export_as_its_engine_would(
+    engine: str,
+    settings: dict[str, Any],
+    rule: str,
+    merged: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tokens and forwards of the engine's rule in plain loops, logits computed anew for each block."""
+    difflm.export(merged, tmp_path / "out")
+    loaded = difflm.load_model(tmp_path / "out", dtype="float64")
+    monkeypatch.setattr(transcriptions, "MASK", loaded.config.mask_token_id)
+    monkeypatch.setattr(transcriptions, "EOS", loaded.config.eos_token_ids[0])
+
+    def block_rows(row: list[int], start: int) -> torch.Tensor:
+        return difflm.logits(loaded, torch.tensor([row]), attention="block", block_size=4)[0, start:]
+
+    names = {"edit_threshold": "edit", "max_post_edit_steps": "post_steps", "early_stop": "early"}
+    extra = {"penalty": 0.0} if rule == "sglang_joint" else {}
+    for text in (*PROMPTS, ""):
+        prompt = loaded.encode(text)
+        plain = {names.get(name, name): value for name, value in settings.items()}
+        expected = getattr(transcriptions, rule)(prompt, block_rows, size=4, new=9, **plain, **extra)
+        policy = difflm.policy(engine, **settings)
+        params = difflm.SamplingParams(policy=policy, max_new_tokens=9)
+        found = difflm.generate(loaded, [prompt], params)[0]
+        assert (found.tokens, found.forwards.denoise) == (expected.tokens, expected.forwards)
 
 
 def test_the_export_loads_in_transformers_with_equal_logits(merged: Path, tmp_path: Path) -> None:
