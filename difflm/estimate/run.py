@@ -298,13 +298,13 @@ def estimate_lines(found: Estimate) -> list[str]:
         f"computes    {config.dtype} on {config.device}, attention {tree['attention']}"
         + (", activation checkpointing" if config.activation_checkpointing else ""),
         "",
-        f"{'stage':<8}{'block':>7}{'tokens':>14}{'steps':>9}{'masked':>8}{'rows scored':>13}{'s/step':>9}",
+        f"{'stage':<8}{'block':>7}{'tokens':>16}{'steps':>9}{'masked':>8}{'rows scored':>13}{'s/step':>9}",
     ]
     for number, stage in enumerate(tree["stages"]):
         share = "-" if stage["mask_share"] is None else f"{stage['mask_share']:.0%}"
         pace = "-" if stage["seconds_per_step"] is None else f"{stage['seconds_per_step']:.3g}"
         lines.append(
-            f"{number:<8}{stage['block_size'] or '-':>7}{stage['tokens']:>14,}{stage['steps']:>9,}{share:>8}"
+            f"{number:<8}{stage['block_size'] or '-':>7}{stage['tokens']:>16,}{stage['steps']:>9,}{share:>8}"
             f"{stage['scored_rows_per_forward']:>13,}{pace:>9}"
         )
     names = (

@@ -18,7 +18,7 @@ from difflm.training.build import curriculum_of, objective_of
 from difflm.training.config import TrainConfig
 from difflm.types import PADDING, Batch, ModelInput, Parametrisation
 
-SAMPLED_TOKENS, FEWEST_ROWS, MOST_ROWS = 16_384, 4, 64
+SAMPLED_TOKENS, FEWEST_ROWS, MOST_ROWS = 16_384, 32, 64
 """Row positions over which a stage's mask share is averaged, and limits of the rows they make."""
 
 
