@@ -85,7 +85,7 @@ MUTANTS = (
         "tests/diffusion/test_acceptance.py::test_accept_equals_the_loops",
     ),
     Mutant(
-        "difflm/decode/sampling.py",
+        "difflm/decode/drawing.py",
         "right=True",
         "right=False",
         "tests/decode/test_sampling.py::test_the_ends_of_the_uniform_range_never_pick_a_token_of_mass_zero",
@@ -116,7 +116,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/policies/native.py",
-        "num_tokens=len(tokens) + stopped",
+        "num_tokens=len(tokens) + 1",
         "num_tokens=len(tokens)",
         "tests/decode/test_engine.py::test_eos_fill_does_not_count",
     ),
@@ -191,6 +191,66 @@ MUTANTS = (
         "if first - start >= count:",
         "if first - start > count:",
         "tests/decode/test_slots.py::test_spans_against_a_map_of_cells",
+    ),
+    Mutant(
+        "difflm/decode/drawing.py",
+        "known_RI > 0",
+        "known_RI >= -9",
+        "tests/decode/test_drawing.py::test_the_processed_distribution",
+    ),
+    Mutant(
+        "difflm/decode/drawing.py",
+        "self.presence_penalty + self.frequency_penalty * count_I",
+        "self.presence_penalty * count_I + self.frequency_penalty",
+        "tests/decode/test_drawing.py::test_the_processed_distribution",
+    ),
+    Mutant(
+        "difflm/decode/drawing.py",
+        "probability_MV < least_M1",
+        "probability_MV > least_M1",
+        "tests/decode/test_drawing.py::test_the_processed_distribution",
+    ),
+    Mutant(
+        "difflm/decode/stopping.py",
+        "known - len(string) + 1)",
+        "known)",
+        "tests/decode/test_stopping.py::test_the_first_string_cuts_to_the_character",
+    ),
+    Mutant(
+        "difflm/decode/stopping.py",
+        "at < found[0]",
+        "at > found[0]",
+        "tests/decode/test_stopping.py::test_the_first_string_cuts_to_the_character",
+    ),
+    Mutant(
+        "difflm/decode/stopping.py",
+        "self._holding(tokens, len(text) - longest)",
+        "len(tokens)",
+        "tests/decode/test_stopping.py::test_what_was_told_is_never_taken_back",
+    ),
+    Mutant(
+        "difflm/decode/policies/native.py",
+        "min(end + 1, draft.limit, draft.stop)",
+        "min(end, draft.limit, draft.stop)",
+        "tests/decode/test_options.py::test_an_eos_that_is_edited_away_opens_what_was_behind_it",
+    ),
+    Mutant(
+        "difflm/decode/policies/native.py",
+        "draft.post < self.max_post_steps",
+        "draft.post <= self.max_post_steps",
+        "tests/decode/test_options.py::test_native_editing_rewrites_decided_tokens_and_ends_when_nothing_changes",
+    ),
+    Mutant(
+        "difflm/decode/runner.py",
+        "if place < free]",
+        "if place <= free]",
+        "tests/decode/test_options.py::test_nothing_ends_an_answer_before_min_tokens",
+    ),
+    Mutant(
+        "difflm/decode/engine.py",
+        "number * 0x9E3779B97F4A7C15",
+        "number * 0",
+        "tests/decode/test_options.py::test_answers_of_one_prompt_have_seeds_of_their_own_and_the_first_is_the_plain_one",
     ),
     Mutant(
         "difflm/models/cache.py",
@@ -649,7 +709,7 @@ MUTANTS = (
         "tests/models/test_attention.py::test_the_kernel_is_chosen_by_device",
     ),
     Mutant(
-        "difflm/decode/sampling.py",
+        "difflm/decode/drawing.py",
         "torch.cat(uniform).to(logits_MV.device)",
         "torch.cat(uniform)",
         "tests/test_devices.py::test_proposals",
@@ -812,8 +872,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/saving.py",
-        "kind = tensor.dtype if dtype is None else stored_dtype(name, dtype)",
-        "kind = tensor.dtype if dtype is None else dtype",
+        "own if dtype is None else stored_dtype(name, dtype)",
+        "own if dtype is None else dtype",
         "tests/checkpoints/test_ling.py::test_biases_of_experts_survive_any_dtype",
     ),
     Mutant(
@@ -884,7 +944,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/source.py",
-        "return [each.to(kind) for each in rule.change.to_model(parts, self.config)]",
+        "return [each.to(self._dtype(rule)) for each in rule.change.to_model(parts, self.config)]",
         "return rule.change.to_model(parts, self.config)",
         "tests/checkpoints/test_parameters.py::test_the_dtype_of_some_experts_is_that_of_the_stack",
     ),

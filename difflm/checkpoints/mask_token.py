@@ -172,7 +172,9 @@ class MaskedParameters(Parameters):
 
     def outline(self, name: str) -> Tensor:
         """Return a parameter's shape and dtype."""
-        return self._masked(name, outline(self.parent, name))
+        found = outline(self.parent, name)
+        grows = self.choice.adds_row and name in ("embedding.weight", "head.weight")
+        return found.new_empty((found.shape[0] + 1, *found.shape[1:])) if grows else found
 
     def _masked(self, name: str, tensor: Tensor) -> Tensor:
         choice = self.choice

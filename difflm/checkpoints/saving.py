@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,13 +136,14 @@ def write_model(
 def _entries(
     rules: Sequence[KeyRule], parameters: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype | None
 ) -> list[Entry]:
-    """Return what will be on disk, by running every change on the meta device."""
+    """Return what will be on disk; nothing is read."""
     entries = []
     for rule in rules:
-        tensors = rule.change.to_disk([outline(parameters, name) for name in rule.model], config)
-        for name, tensor in zip(rule.disk, tensors, strict=True):
-            kind = tensor.dtype if dtype is None else stored_dtype(name, dtype)
-            entries.append(Entry(name, tuple(tensor.shape), kind))
+        outlines = [outline(parameters, name) for name in rule.model]
+        shapes = rule.change.disk_shapes([tuple(each.shape) for each in outlines], config)
+        own = functools.reduce(torch.promote_types, (each.dtype for each in outlines))
+        for name, shape in zip(rule.disk, shapes, strict=True):
+            entries.append(Entry(name, shape, own if dtype is None else stored_dtype(name, dtype)))
     return entries
 
 

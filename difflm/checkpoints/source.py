@@ -241,6 +241,7 @@ class StoredParameters(Parameters):
         weights: opened weight files.
         config: architecture.
         source: parameter name -> the rule that makes it.
+        shapes: of each parameter.
         left_out: tensors of the files that the model has no use for (multi-token-prediction layers).
         adapter: merged into what is read.
     """
@@ -248,6 +249,7 @@ class StoredParameters(Parameters):
     weights: WeightFiles
     config: ModelConfig
     source: Mapping[str, KeyRule]
+    shapes: Mapping[str, Shape]
     left_out: tuple[str, ...] = ()
     adapter: AdapterMean | None = None
 
@@ -264,21 +266,23 @@ class StoredParameters(Parameters):
         return found
 
     def outline(self, name: str) -> Tensor:
-        """Return a parameter's shape and dtype, by the same changes on the meta device."""
-        rule = self.source[name]
-        facts = [self.weights.facts[each] for each in rule.disk]
-        tensors = [torch.empty(fact.shape, dtype=fact.dtype, device="meta") for fact in facts]
-        found = rule.change.to_model(tensors, self.config)[rule.model.index(name)]
-        kind = None if self.adapter is None else self.adapter.dtype
-        return found if kind is None else found.to(stored_dtype(name, kind))
+        """Return a parameter's shape and dtype."""
+        if self.adapter is not None and self.adapter.dtype is not None:
+            kind = stored_dtype(name, self.adapter.dtype)
+        else:
+            kind = self._dtype(self.source[name])
+        return torch.empty(self.shapes[name], dtype=kind, device="meta")
+
+    def _dtype(self, rule: KeyRule) -> torch.dtype:
+        """Return the dtype of what a rule makes: the widest of what it reads."""
+        return functools.reduce(torch.promote_types, (self.weights.facts[name].dtype for name in rule.disk))
 
     def _read(self, rule: KeyRule, experts: range | None) -> list[Tensor]:
         if experts is None:
             return rule.change.to_model([self.weights.read(name) for name in rule.disk], self.config)
         parts = [self.weights.read(name, rows) for name, rows in disk_parts(rule, experts, self.config)]
         # The dtype of the whole stack, whichever experts these are.
-        kind = functools.reduce(torch.promote_types, (self.weights.facts[name].dtype for name in rule.disk))
-        return [each.to(kind) for each in rule.change.to_model(parts, self.config)]
+        return [each.to(self._dtype(rule)) for each in rule.change.to_model(parts, self.config)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.source)
@@ -326,7 +330,7 @@ def stored_parameters(
     if problems:
         place = weights.files[0] if len(weights.files) == 1 else weights.files[0].parent
         raise CheckpointError(f"{place}: tensors do not fit the configuration; {'; '.join(problems)}")
-    return StoredParameters(weights, config, {name: rule for rule in filled for name in rule.model}, dropped)
+    return StoredParameters(weights, config, {name: rule for rule in filled for name in rule.model}, shapes, dropped)
 
 
 def _drop_equal_head(
