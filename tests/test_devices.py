@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from difflm.decode.policies.native import Native
 from difflm.decode.request import Request
 from difflm.decode.runner import Runner
-from difflm.decode.sampling import Draw, Rows
+from difflm.decode.drawing import Draw
+from difflm.decode.sampling import Rows
 from difflm.decode.work import Work
 from difflm.diffusion.noise import RowNoise, embedding_noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective

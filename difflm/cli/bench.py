@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from difflm.cli.options import DTYPES, folder, sampling_options
+from difflm.cli.options import DTYPES, folder
+from difflm.cli.sampling import sampling_options
 
 if TYPE_CHECKING:
     from difflm.decode.request import SamplingParams

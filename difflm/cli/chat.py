@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from difflm.cli.generate import describe, encode_prompt
-from difflm.cli.options import folder, model_options, open_model, sampling_options
+from difflm.cli.options import folder, model_options, open_model
+from difflm.cli.sampling import sampling_options
 from difflm.errors import DifflmError, RequestError
 
 if TYPE_CHECKING:

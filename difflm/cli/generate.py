@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from difflm.cli.options import folder, model_options, open_model, sampling_options
+from difflm.cli.options import folder, model_options, open_model
+from difflm.cli.sampling import sampling_options
 from difflm.errors import RequestError
 
 if TYPE_CHECKING:

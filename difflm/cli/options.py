@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,70 +59,6 @@ def model_options(command: Decorated) -> Decorated:
     ):
         command = option(command)
     return command
-
-
-def sampling_options(command: Decorated) -> Decorated:
-    """Add the fields of `SamplingParams` as options; the command receives them as one argument `params`."""
-
-    @functools.wraps(command)
-    def with_params(*arguments: Any, **values: Any) -> Any:
-        from difflm.decode.policies.named import parse_policy
-        from difflm.decode.request import SamplingParams
-
-        if values.get("policy") is not None:
-            values["policy"] = parse_policy(values["policy"])
-        fields = [each.name for each in dataclasses.fields(SamplingParams) if each.name in values]
-        params = SamplingParams(**{name: values.pop(name) for name in fields})
-        return command(*arguments, params=params, **values)
-
-    decorated: Decorated = with_params
-    for option in reversed(
-        [
-            click.option(
-                "--max-new-tokens", type=int, default=128, show_default=True, help="Longest completion, tokens."
-            ),
-            click.option(
-                "--block-size",
-                type=int,
-                show_default="the model's generation_config, then its config, then 32",
-                help="Diffusion block, tokens.",
-            ),
-            click.option(
-                "--threshold",
-                type=float,
-                show_default="the model's generation_config, then 0.95",
-                help="Keep proposals with a probability above this; from 1 on one token per forward.",
-            ),
-            click.option(
-                "--min-accept", type=int, default=1, show_default=True, help="Least tokens kept per forward, tokens."
-            ),
-            click.option(
-                "--temperature", type=float, default=0.0, show_default=True, help="Of the softmax; 0 takes the arg-max."
-            ),
-            click.option("--seed", type=int, default=0, show_default=True, help="Of the draws at temperature > 0."),
-            click.option(
-                "--ignore-eos/--stop-at-eos",
-                default=False,
-                show_default=True,
-                help="Whether to go on past EOS up to --max-new-tokens.",
-            ),
-            click.option(
-                "--decoding",
-                type=click.Choice(["block", "next_token"]),
-                default="block",
-                show_default=True,
-                help="Block diffusion, or left to right (AR models).",
-            ),
-            click.option(
-                "--policy",
-                metavar="NAME[:SETTING=VALUE,...]",
-                show_default="native, with the options above",
-                help="Rules of another system: hf20, hf20-greedy, hf21, sglang, dinfer; see docs/decoding.md.",
-            ),
-        ]
-    ):
-        decorated = option(decorated)
-    return decorated
 
 
 def open_model(path: Path, *, device: str, dtype: str, threads: int | None, revision: str | None = None) -> LoadedModel:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from difflm.decode.policies.base import Policy
 from difflm.decode.policies.native import Native
 from difflm.decode.request import Request, SamplingParams
-from difflm.decode.sampling import Draw
+from difflm.decode.stopping import StopStrings
 from difflm.diffusion.acceptance import ThresholdAcceptance
 from difflm.errors import RequestError
 
@@ -36,7 +36,8 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
     """
     config = loaded.config
     tokens = _token_ids(loaded, prompt)
-    policy = params.policy or (_native(config, params) if params.decoding == "block" else None)
+    native = _native(config, params)
+    policy = params.policy or (native if params.decoding == "block" else None)
     mask_id = None
     if policy is not None:
         mask_id = config.mask_token_id if policy.mask_id is None else policy.mask_id
@@ -54,14 +55,14 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
         bos = "a BOS token (this model's config names none)" if config.bos_token_id is None else config.bos_token_id
         why = "reads each token at the row before it (logit_shift)" if policy is not None else "predicts left to right"
         raise RequestError(f"prompt: it is empty, but this model {why}; start the prompt with the BOS id {bos}")
-    suppressed = config.suppressed_token_ids
+    _check_ids(config, params)
     return Request(
         id=request_id,
         prompt=tokens,
         max_new_tokens=max_new_tokens,
         block_size=block_size,
         policy=policy,
-        rule=Draw(temperature=params.temperature, suppressed=suppressed) if policy is None else policy.rule(suppressed),
+        rule=(policy or native).rule(config.suppressed_token_ids),
         seed=params.seed,
         eos_ids=_eos_ids(config, params, policy),
         mask_id=mask_id,
@@ -69,7 +70,28 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
         clean_causal=config.clean_attention == "causal" or policy is None,
         noisy_causal=config.noisy_attention == "causal",
         fused=fused,
+        min_tokens=policy.min_tokens if isinstance(policy, Native) else params.min_tokens,
+        stops=_stops(loaded, params),
+        logprobs=params.logprobs,
     )
+
+
+def _stops(loaded: LoadedModel, params: SamplingParams) -> StopStrings | None:
+    """Return the stop strings, if any; they need a tokenizer."""
+    if not params.stop:
+        return None
+    if loaded.tokenizer is None:
+        raise RequestError(f"stop: it needs text, but {loaded.path} has no tokenizer; give stop_token_ids")
+    return StopStrings(tuple(params.stop), lambda tokens: loaded.decode(list(tokens)))
+
+
+def _check_ids(config: CheckpointConfig, params: SamplingParams) -> None:
+    """Refuse ids of the parameters that are not in the vocabulary."""
+    vocab_size = config.model.vocab_size
+    for field, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or {})):
+        for token in ids:
+            if token >= vocab_size:
+                raise RequestError(f"{field}: id {token} is not in the vocabulary (0..{vocab_size - 1})")
 
 
 def _native(config: CheckpointConfig, params: SamplingParams) -> Policy:
@@ -79,6 +101,16 @@ def _native(config: CheckpointConfig, params: SamplingParams) -> Policy:
         block_length=params.resolved_block_size(config.generation, config.block_size),
         acceptance=ThresholdAcceptance(threshold, params.min_accept),
         temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=params.logit_bias,
+        min_tokens=params.min_tokens,
+        editing_threshold=params.editing_threshold,
+        max_post_steps=params.max_post_steps,
     )
 
 
@@ -96,12 +128,9 @@ def _block_size(config: CheckpointConfig, params: SamplingParams, policy: Policy
 
 
 def _eos_ids(config: CheckpointConfig, params: SamplingParams, policy: Policy | None) -> frozenset[int]:
-    """Return the ids that end a generation: the policy's own, or every one of the model."""
-    if params.ignore_eos:
-        return frozenset()
-    if policy is not None and policy.eos_id is not None:
-        return frozenset({policy.eos_id})
-    return frozenset(config.eos_token_ids)
+    """Return the ids that end a generation: those asked for, and the policy's own, or every one of the model."""
+    own = config.eos_token_ids if policy is None or policy.eos_id is None else (policy.eos_id,)
+    return frozenset(params.stop_token_ids) | (frozenset[int]() if params.ignore_eos else frozenset(own))
 
 
 def _token_ids(loaded: LoadedModel, prompt: Prompt) -> tuple[int, ...]:

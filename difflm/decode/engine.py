@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from difflm.decode.admission import Prompt, admit
@@ -82,6 +83,8 @@ class Engine:
         return request.id
 
     def _admit(self, prompt: Prompt, params: SamplingParams | None) -> Request:
+        if params is not None and params.n > 1:
+            raise RequestError(f"n: {params.n} answers are for generate; submit or stream one request per answer")
         request = admit(self.loaded, prompt, params or SamplingParams(), request_id=self._submitted, fused=self.fused)
         if request.capacity > self.cache_tokens:
             raise RequestError(
@@ -113,7 +116,9 @@ class Engine:
     def _finish(self, request_id: int, outcome: Outcome) -> Finished:
         self.runner.release(request_id)
         seconds = time.perf_counter() - self._started.pop(request_id)
-        text = None if self.loaded.tokenizer is None else self.loaded.decode(outcome.tokens)
+        text = outcome.text
+        if text is None and self.loaded.tokenizer is not None:
+            text = self.loaded.decode(outcome.tokens)
         completion = Completion(
             tokens=outcome.tokens,
             text=text,
@@ -121,6 +126,8 @@ class Engine:
             finish_reason=outcome.finish_reason,
             num_tokens=outcome.num_tokens,
             seconds=seconds,
+            stopped_by=outcome.stopped_by,
+            logprobs=outcome.logprobs,
         )
         return Finished(request_id=request_id, completion=completion)
 
@@ -154,12 +161,16 @@ class Engine:
             self.cancel(request.id)
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Completion]:
-        """Return one completion per prompt, in their order. All prompts are checked first. Raises as `submit`."""
+        """Return `n` completions per prompt, one prompt's together, in their order. All prompts are checked first.
+
+        Raises as `submit`.
+        """
         if isinstance(prompts, str):
             raise RequestError(f"prompts: one string ({prompts[:40]!r}) was given; give a list of prompts")
         numbers: list[int] = []
         try:
-            numbers.extend(self.submit(prompt, params) for prompt in prompts)
+            alone = [replace(params or SamplingParams(), n=1, seed=seed) for seed in seeds(params)]
+            numbers.extend(self.submit(prompt, each) for prompt in prompts for each in alone)
             finished: dict[int, Completion] = {}
             while len(finished) < len(numbers):
                 for event in self.step():
@@ -171,8 +182,15 @@ class Engine:
         return [finished[number] for number in numbers]
 
 
+def seeds(params: SamplingParams | None) -> list[int]:
+    """Return a seed for each of the `n` answers to a prompt; the first is the parameters' own."""
+    params = params or SamplingParams()
+    # An odd multiplier of full width: seeds that are near each other do not meet.
+    return [(params.seed + number * 0x9E3779B97F4A7C15) % 2**63 for number in range(params.n)]
+
+
 def generate(loaded: LoadedModel, prompts: Sequence[Prompt], params: SamplingParams | None = None) -> list[Completion]:
-    """Return one completion per prompt.
+    """Return `n` completions per prompt (one, unless the parameters say otherwise), one prompt's together.
 
     Args:
         loaded: from `difflm.load_model`.

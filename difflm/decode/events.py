@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from difflm.decode.policies.base import Selection
+from typing import Literal
 
 FinishReason = Literal["stop", "length", "stuck"]
 ForwardKind = Literal["prefill", "denoise", "commit"]
+Selection = Literal["threshold", "top_k", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """How probable the model found a token when it was written: at the forward that filled, or last edited, it.
+
+    Attributes:
+        token: its id.
+        logprob: natural logarithm of its probability in the softmax of the logits, at temperature 1, before bias,
+            penalties and filters; ids that are never emitted are left out of the softmax.
+        top: the most probable ids with theirs, the best first; as many as were asked for.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +59,15 @@ class Completion:
     Attributes:
         tokens: generated ids, without the prompt, cut before the first EOS, at most `max_new_tokens`. Under a policy
             what its system returns: that may hold EOS, masks or the prompt.
-        text: the decoded tokens; None without a tokenizer.
+        text: the decoded tokens, cut before a stop string to the character; None without a tokenizer.
         forwards: forward passes by kind.
         finish_reason: "stop" (an EOS), "length", or "stuck": a policy whose own loop has no end repeated a state, or
             reached its `max_forwards` in a block; the tokens are those of that moment.
         num_tokens: tokens up to and including the first EOS (if it was not ignored), none beyond it or beyond
             `max_new_tokens`; what rates are counted in.
         seconds: wall-clock time from the request's first forward to its end.
+        stopped_by: the EOS or stop id, or the stop string, that ended the generation; None where none did.
+        logprobs: of the generated tokens of `tokens`, if asked for.
     """
 
     tokens: list[int]
@@ -60,6 +76,8 @@ class Completion:
     finish_reason: FinishReason
     num_tokens: int
     seconds: float
+    stopped_by: int | str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     @property
     def tokens_per_forward(self) -> float:
@@ -86,7 +104,7 @@ class Denoised:
         open_positions: positions of the block that are still to be decided.
         num_masked: positions that were undecided before the forward, those included that never will be.
         wasted: positions that were chosen but stay undecided, as their proposal was the mask (compatible policies).
-        selected_by: what chose the positions; see `difflm.decode.policies.base.Decision`.
+        selected_by: what chose the positions; the threshold, the most confident as too few were above it, or nothing.
     """
 
     request_id: int

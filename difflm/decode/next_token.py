@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from difflm.decode.events import Committed, Denoised, Event, Forwards
-from difflm.decode.policies.base import Proposal
+from difflm.decode.events import Committed, Denoised, Event, Forwards, TokenLogprob
+from difflm.decode.policies.base import Proposal, Result
 from difflm.decode.request import Request
-from difflm.decode.work import Outcome, Work
+from difflm.decode.work import Outcome, Work, outcome_of
 
 
 @dataclass(slots=True)
@@ -22,6 +22,8 @@ class NextTokenDecoding:
         base: first entry of its span of the cache.
         tokens: prompt and generated tokens.
         committed: length of the cached prefix.
+        streamed: generated tokens that `Committed` events have told.
+        scores: logprobs of the generated tokens, if asked for.
         forwards: counts by kind.
         outcome: the result, once there is one.
     """
@@ -30,6 +32,8 @@ class NextTokenDecoding:
     base: int
     tokens: list[int] = field(init=False)
     committed: int = 0
+    streamed: int = 0
+    scores: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     forwards: Forwards = field(default_factory=Forwards)
     outcome: Outcome | None = None
 
@@ -51,35 +55,47 @@ class NextTokenDecoding:
             tokens=rows,
             num_clean=len(rows),
             places=(len(self.tokens),),
+            generated=tuple(self.generated) if self.request.rule.needs_history else (),
         )
 
+    @property
+    def generated(self) -> list[int]:
+        """Tokens behind the prompt."""
+        return self.tokens[len(self.request.prompt) :]
+
     def absorb(self, work: Work, proposal: Proposal) -> list[Event]:
-        """Append the token; finish at an EOS or at the limit."""
+        """Append the token; finish at an EOS, a stop string or the limit."""
         self.forwards = self.forwards.counting(work.kind)
         self.committed += work.num_clean
         (place,), (token,) = work.places, proposal.tokens
-        stopped = token in self.request.eos_ids
         self.tokens.append(token)
-        number = self.request.id
-        events: list[Event] = [
-            Denoised(
-                request_id=number,
-                block=place,
-                positions=(place,),
-                tokens=(token,),
-                confidences=tuple(proposal.confidences),
-                open_positions=(),
-                num_masked=1,
-            )
-        ]
-        if not stopped:
-            events.append(Committed(request_id=number, block=place, tokens=(token,)))
-        if stopped or len(self.tokens) == self.request.limit:
-            generated = self.tokens[len(self.request.prompt) :]
-            self.outcome = Outcome(
+        self.scores.extend(proposal.scores)
+        denoised = Denoised(
+            request_id=self.request.id,
+            block=place,
+            positions=(place,),
+            tokens=(token,),
+            confidences=tuple(proposal.confidences),
+            open_positions=(),
+            num_masked=1,
+        )
+        return [denoised, *self._told(place, token)]
+
+    def _told(self, place: int, token: int) -> list[Event]:
+        """Return the event of the tokens that are final now, and set the outcome if they are the last."""
+        generated, stops = self.generated, self.request.stops
+        stopped = token in self.request.eos_ids
+        cut = None if stops is None else stops.find(generated, after=self.request.min_tokens)
+        if stopped or cut is not None or len(self.tokens) == self.request.limit:
+            result = Result(
                 tokens=generated[: len(generated) - stopped],
                 num_tokens=len(generated),
-                finish_reason="stop" if stopped else "length",
-                forwards=self.forwards,
+                stopped_by=token if stopped else None,
             )
-        return events
+            self.outcome = outcome_of(self.request, result, self.forwards, self.scores)
+            final = len(self.outcome.tokens)
+        else:
+            final = len(generated) if stops is None else stops.settled(generated)
+        tokens = tuple(generated[self.streamed : final])
+        self.streamed = max(self.streamed, final)
+        return [Committed(request_id=self.request.id, block=place, tokens=tokens)] if tokens else []

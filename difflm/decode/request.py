@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from difflm.decode.checks import check_bias, check_ids, check_integer, check_number, check_strings
 from difflm.errors import RequestError
 
 if TYPE_CHECKING:
     from difflm.decode.policies.base import Policy
     from difflm.decode.sampling import Rule
+    from difflm.decode.stopping import StopStrings
 
 Decoding = Literal["block", "next_token"]
 
 DEFAULT_BLOCK_SIZE = 32
 DEFAULT_THRESHOLD = 0.95
+MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +35,23 @@ class SamplingParams:
         min_accept: tokens decided per forward at least (the most confident ones), >= 1.
         temperature: 0 is arg-max; above 0, tokens are drawn from softmax(logits / temperature) and that
             distribution also gives the confidence.
+        top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias: see
+            `difflm.decode.drawing.Draw`; the bias maps ids to numbers. They also change the confidence.
         seed: of the request's own generator; used when temperature > 0.
-        ignore_eos: treat EOS as an ordinary token and always generate `max_new_tokens`.
+        ignore_eos: treat EOS as an ordinary token.
+        stop_token_ids: more ids that end the answer like an EOS, also when EOS is ignored.
+        stop: strings that end the answer before them; looked for when a block is finished.
+        min_tokens: neither an EOS, a stop id nor a stop string ends the answer before this many tokens.
+        logprobs: None, or how many of the most probable ids to report with every token (0..20).
+        n: answers per prompt, of `generate`; each has a seed of its own, the first one `seed`.
+        editing_threshold: decided tokens of the current block may be replaced; see `difflm.decode.policies.native`.
+            None decides each position once.
+        max_post_steps: forwards of a block that only edit, at most.
         decoding: "block" (block diffusion) or "next_token" (left to right under a causal mask, one token per
             forward: for the AR parent and AR controls; block_size, threshold and min_accept are not used).
         policy: from `difflm.policy`: the rules of another system, or other strategies of ours. It brings its own
-            block size, threshold, least number and temperature; `max_new_tokens` holds where it has no gen_length.
-            None is the native policy with the fields above.
+            settings for what a forward keeps and how tokens are drawn; `max_new_tokens` holds where it has no
+            gen_length. None is the native policy with the fields above.
 
     Raises:
         RequestError: for a value outside these ranges.
@@ -48,44 +62,86 @@ class SamplingParams:
     threshold: float | None = None
     min_accept: int = 1
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
     seed: int = 0
     ignore_eos: bool = False
+    stop_token_ids: Sequence[int] = ()
+    stop: Sequence[str] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+    n: int = 1
+    editing_threshold: float | None = None
+    max_post_steps: int = 16
     decoding: Decoding = "block"
     policy: Policy | None = None
 
     def __post_init__(self) -> None:
-        _check_integer("max_new_tokens", self.max_new_tokens, minimum=1, unit="tokens")
+        check_integer("max_new_tokens", self.max_new_tokens, minimum=1, unit="tokens")
         if self.block_size is not None:
-            _check_integer("block_size", self.block_size, minimum=1, unit="tokens")
+            check_integer("block_size", self.block_size, minimum=1, unit="tokens")
         if self.threshold is not None:
-            _check_number("threshold", self.threshold)
-        _check_integer("min_accept", self.min_accept, minimum=1, unit="tokens per forward")
-        _check_number("temperature", self.temperature)
-        _check_integer("seed", self.seed, minimum=0, unit="a 63-bit integer")
+            check_number("threshold", self.threshold)
+        check_integer("min_accept", self.min_accept, minimum=1, unit="tokens per forward")
+        check_number("temperature", self.temperature)
+        check_integer("seed", self.seed, minimum=0, unit="a 63-bit integer")
         if self.seed >= 2**63:
             raise RequestError(f"seed: {self.seed} does not fit; give an integer below 2**63")
         if self.ignore_eos not in (True, False):
             raise RequestError(f"ignore_eos: {self.ignore_eos!r} is not a boolean; give True or False")
         if self.decoding not in ("block", "next_token"):
             raise RequestError(f"decoding: {self.decoding!r} is unknown; choose 'block' or 'next_token'")
+        self._check_sampling()
+        self._check_stopping()
         if self.policy is not None:
             self._check_alone()
 
+    def _check_sampling(self) -> None:
+        check_integer("top_k", self.top_k, minimum=0, unit="tokens, 0 keeps all")
+        check_number("top_p", self.top_p, high=1.0, above=True)
+        check_number("min_p", self.min_p, high=1.0)
+        check_number("repetition_penalty", self.repetition_penalty, above=True)
+        check_number("presence_penalty", self.presence_penalty, low=-math.inf)
+        check_number("frequency_penalty", self.frequency_penalty, low=-math.inf)
+        check_bias("logit_bias", self.logit_bias or {})
+        if self.editing_threshold is not None:
+            check_number("editing_threshold", self.editing_threshold)
+        check_integer("max_post_steps", self.max_post_steps, minimum=0, unit="forwards per block")
+
+    def _check_stopping(self) -> None:
+        check_ids("stop_token_ids", self.stop_token_ids)
+        check_strings("stop", self.stop)
+        check_integer("min_tokens", self.min_tokens, minimum=0, unit="tokens")
+        if self.min_tokens > self.max_new_tokens:
+            raise RequestError(f"min_tokens: {self.min_tokens} is more than max_new_tokens {self.max_new_tokens}")
+        check_integer("n", self.n, minimum=1, unit="answers")
+        if self.logprobs is not None:
+            check_integer("logprobs", self.logprobs, minimum=0, unit="ids per token")
+            if self.logprobs > MOST_LOGPROBS:
+                raise RequestError(f"logprobs: {self.logprobs} cannot be used; give at most {MOST_LOGPROBS}")
+
     def _check_alone(self) -> None:
         """Refuse parameters that a policy decides."""
-        given = {
-            "block_size": self.block_size,
-            "threshold": self.threshold,
-            "min_accept": self.min_accept,
-            "temperature": self.temperature,
-            "decoding": self.decoding,
-        }
-        for each in fields(self):
-            if each.name in given and given[each.name] != each.default:
+        beside = {"max_new_tokens", "seed", "ignore_eos", "stop_token_ids", "stop", "logprobs", "n", "policy"}
+        for name, value, default in ((each.name, self.value_of(each.name), each.default) for each in fields(self)):
+            if name not in beside and value != default:
                 raise RequestError(
-                    f"{each.name}: {given[each.name]!r} has no effect beside a policy; "
+                    f"{name}: {value!r} has no effect beside a policy; "
                     "leave it out, or give the policy's own setting to difflm.policy"
                 )
+
+    def value_of(self, name: str) -> object:
+        """Return the value of a field.
+
+        Args:
+            name: of the field.
+        """
+        return operator.attrgetter(name)(self)
 
     def resolved_block_size(self, generation: Mapping[str, Any], config_block_size: int | None) -> int:
         """Return the block size in tokens: of the request, of generation_config, of config, or 32."""
@@ -93,7 +149,7 @@ class SamplingParams:
             return self.block_size
         if generation.get("block_size") is not None:
             field = "generation_config.json: block_size"
-            _check_integer(field, generation["block_size"], minimum=1, unit="tokens")
+            check_integer(field, generation["block_size"], minimum=1, unit="tokens")
             return generation["block_size"]
         return DEFAULT_BLOCK_SIZE if config_block_size is None else config_block_size
 
@@ -102,19 +158,9 @@ class SamplingParams:
         if self.threshold is not None:
             return float(self.threshold)
         if generation.get("threshold") is not None:
-            _check_number("generation_config.json: threshold", generation["threshold"])
+            check_number("generation_config.json: threshold", generation["threshold"])
             return float(generation["threshold"])
         return DEFAULT_THRESHOLD
-
-
-def _check_integer(field: str, value: object, *, minimum: int, unit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise RequestError(f"{field}: {value!r} cannot be used; give an integer >= {minimum} ({unit})")
-
-
-def _check_number(field: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise RequestError(f"{field}: {value!r} cannot be used; give a finite number >= 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +175,10 @@ class Request:
         policy: decides what is filled and when it ends; None for next-token decoding.
         rule: how rows become proposals.
         seed: of the request's generator.
-        eos_ids: ids that end the completion; empty when they are ignored.
+        eos_ids: ids that end the completion.
+        min_tokens: generated tokens before which nothing ends it.
+        stops: stop strings, if any.
+        logprobs: see `SamplingParams`.
         mask_id: input id of an undecided position; None for next-token decoding.
         logit_shift: token i is read at row i-1.
         clean_causal: prefill and commit rows are token-causal instead of block-causal.
@@ -150,6 +199,9 @@ class Request:
     clean_causal: bool
     noisy_causal: bool
     fused: bool = True
+    min_tokens: int = 0
+    stops: StopStrings | None = None
+    logprobs: int | None = None
 
     @property
     def limit(self) -> int:

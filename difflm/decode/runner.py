@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from difflm.decode.events import TokenLogprob
 from difflm.decode.policies.base import Proposal
 from difflm.decode.request import Request
-from difflm.decode.sampling import Rows, Rule
+from difflm.decode.sampling import Rows, Rule, logprob_columns
 from difflm.decode.work import Work
 from difflm.errors import CheckpointError
 from difflm.models.cache import CachePool, PackedAttention, Part
@@ -155,7 +156,15 @@ class Runner:
         for call in calls:
             hidden_MD = torch.cat([self._rows(works[i], slots[i], firsts[i], hidden_ND) for i in call])
             rows = [_rows_of(works[i], slots[i]) for i in call]
-            answers.append(works[call[0]].request.rule(self.model.head(hidden_MD), rows).columns())
+            logits_MV = self.model.head(hidden_MD)
+            answer_CM = works[call[0]].request.rule(logits_MV, rows).columns()
+            asked = [works[i].request.logprobs for i in call]
+            top = max((count for count in asked if count is not None), default=None)
+            if top is not None:
+                suppressed = works[call[0]].request.rule.suppressed
+                scored_CM = logprob_columns(logits_MV, answer_CM[0].long(), top, suppressed)
+                answer_CM = torch.cat([answer_CM, scored_CM])
+            answers.append(answer_CM)
         values: list[float] = torch.cat([answer_CM.flatten() for answer_CM in answers]).tolist()
         for call, answer_CM in zip(calls, answers, strict=True):
             count = answer_CM.shape[1]
@@ -194,13 +203,25 @@ class Runner:
 
     def _proposal(self, work: Work, columns: Sequence[Sequence[float]]) -> Proposal:
         tokens, confidences, *more = columns
+        wanted = work.request.logprobs
+        scores: list[TokenLogprob] = []
+        if wanted is not None:
+            values = more[work.request.rule.entropy :]  # see `logprob_columns`
+            for number, token in enumerate(tokens):
+                row = [column[number] for column in values]
+                pairs = zip(row[1::2], row[2::2], strict=True)
+                top = tuple((int(best), logprob) for best, logprob in list(pairs)[:wanted])
+                scores.append(TokenLogprob(token=int(token), logprob=row[0], top=top))
         if any(math.isnan(value) for value in confidences):
             raise CheckpointError(
                 f"logits: NaN at position {work.places[0]} or after; the weights or the dtype "
                 f"{self.model.embedding.weight.dtype} cannot be used: load the model in float32, or check its file"
             )
         return Proposal(
-            tokens=[int(token) for token in tokens], confidences=confidences, entropies=more[0] if more else ()
+            tokens=[int(token) for token in tokens],
+            confidences=confidences,
+            entropies=more[0] if work.request.rule.entropy else (),
+            scores=scores,
         )
 
 
@@ -213,11 +234,16 @@ def _offsets(works: Sequence[Work]) -> list[int]:
 
 
 def _rows_of(work: Work, slot: Slot) -> Rows:
-    size = work.request.block_size
+    request, size = work.request, work.request.block_size
+    free = len(request.prompt) + request.min_tokens
     return Rows(
         places=[place % size for place in work.places],
         block_length=size,
         left=[work.left_of(place) for place in work.places],
         generator=slot.generator,
+        prompt=request.prompt if request.rule.needs_history else (),
+        generated=work.generated,
+        barred=[number for number, place in enumerate(work.places) if place < free],
+        ends=sorted(request.eos_ids) if request.min_tokens else (),
         memory=slot.memory,
     )

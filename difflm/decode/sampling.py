@@ -28,6 +28,9 @@ class Rows:
         block_length: positions of the block.
         left: id of the token one position before each row's, -1 where that is outside the block.
         generator: of the request.
+        prompt, generated: tokens so far, for penalties; empty unless the rule has some.
+        barred: which of the rows must not end the generation (`min_tokens`).
+        ends: ids that would.
         memory: what the rule keeps of the block; empty at its first forward.
     """
 
@@ -35,6 +38,10 @@ class Rows:
     block_length: int
     left: Sequence[int]
     generator: torch.Generator
+    prompt: Sequence[int] = ()
+    generated: Sequence[int] = ()
+    barred: Sequence[int] = ()
+    ends: Sequence[int] = ()
     memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
@@ -66,6 +73,21 @@ class Rule(Protocol):
         """Whether equal inputs may give other tokens."""
         ...
 
+    @property
+    def suppressed(self) -> tuple[int, ...]:
+        """Ids that are never proposed."""
+        ...
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether `Rows.prompt` and `Rows.generated` are read."""
+        ...
+
+    @property
+    def entropy(self) -> bool:
+        """Whether entropies are given."""
+        ...
+
     def __call__(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Proposed:
         """Return the proposals. The logits are raw, of any float type, and are not changed."""
         ...
@@ -74,6 +96,24 @@ class Rule(Protocol):
 def widened(logits_MV: Tensor) -> Tensor:
     """Return the logits in float32 (float64 stays)."""
     return logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+
+
+def logprob_columns(logits_MV: Tensor, token_M: Tensor, top: int, suppressed: Sequence[int]) -> Tensor:
+    """Return float64 [1 + 2 * top, M]: the token's log-probability, then id and log-probability of the best by turns.
+
+    Args:
+        logits_MV: raw logits.
+        token_M: int64 ids.
+        top: how many of the best.
+        suppressed: ids that are left out of the softmax.
+    """
+    logits_MV = widened(logits_MV)
+    if suppressed:
+        logits_MV = logits_MV.index_fill(-1, torch.tensor(suppressed, device=logits_MV.device), -torch.inf)
+    logprob_MV = logits_MV.log_softmax(dim=-1)
+    best = logprob_MV.topk(min(top, logprob_MV.shape[-1]), dim=-1)
+    pairs_MT2 = torch.stack([best.indices.double(), best.values.double()], dim=-1)
+    return torch.cat([logprob_MV.gather(-1, token_M[:, None]).double(), pairs_MT2.flatten(1)], dim=1).T
 
 
 def by_request(value_MV: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
@@ -101,6 +141,9 @@ class Greedy:
 
     left_penalty: float = 0.0
     random: bool = False
+    suppressed: tuple[int, ...] = ()
+    needs_history: bool = False
+    entropy: bool = False
 
     def __call__(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Proposed:
         """Return the arg-max (lowest id among equals; of the logits: softmax may round two to one) and its softmax."""
@@ -131,6 +174,9 @@ class Multinomial:
     top_k: int | None = None
     top_p: float | None = None
     random: bool = True
+    suppressed: tuple[int, ...] = ()
+    needs_history: bool = False
+    entropy: bool = False
 
     def __call__(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Proposed:
         """Return drawn tokens and their filtered probabilities."""
@@ -181,6 +227,9 @@ class Gumbel:
     credit_alpha: float = 0.0
     boost_gamma: float = 0.2
     decay_beta: float = 0.8
+    suppressed: tuple[int, ...] = ()
+    needs_history: bool = False
+    entropy: bool = False
 
     @property
     def random(self) -> bool:
@@ -213,51 +262,3 @@ class Gumbel:
         uniform_RV = torch.rand(logits_RV.shape, dtype=torch.float64, generator=rows.generator).to(logits_RV.device)
         # The logarithm of exp(z) / (-log u) ** T: the same arg-max, without overflow.
         return logits_RV.double() - self.temperature * torch.log(-torch.log(uniform_RV))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draw:
-    """Native rule: suppressed ids, arg-max at temperature 0, else one uniform number a row.
-
-    At temperature 0 the confidence is the softmax probability. Above, the token is drawn from softmax(logits / T) and
-    its confidence is its probability there. One uniform number is drawn per row, in row order, so the generator's use
-    does not depend on the vocabulary.
-
-    Attributes:
-        temperature: T >= 0, dimensionless.
-        suppressed: ids that must never be proposed: their logits become -inf before the softmax.
-        entropy: whether to give the entropies.
-    """
-
-    temperature: float = 0.0
-    suppressed: tuple[int, ...] = ()
-    entropy: bool = False
-
-    @property
-    def random(self) -> bool:
-        """Whether tokens are drawn."""
-        return self.temperature > 0
-
-    def __call__(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Proposed:
-        """Return tokens and confidences."""
-        logits_MV = widened(logits_MV)
-        if self.suppressed:
-            suppressed = torch.tensor(self.suppressed, dtype=torch.int64, device=logits_MV.device)
-            logits_MV = logits_MV.index_fill(-1, suppressed, -torch.inf)
-        if self.temperature == 0.0:
-            return chosen(logits_MV.softmax(dim=-1), logits_MV.argmax(dim=-1), entropy=self.entropy)
-        # The maximum goes first: a tiny temperature must not overflow.
-        probability_MV = ((logits_MV - logits_MV.amax(dim=-1, keepdim=True)) / self.temperature).softmax(dim=-1)
-        uniform = [torch.rand(len(each.places), dtype=torch.float64, generator=each.generator) for each in rows]
-        token_M = inverse_transform(probability_MV, torch.cat(uniform).to(logits_MV.device))
-        return chosen(probability_MV, token_M, entropy=self.entropy)
-
-
-def inverse_transform(probability_MV: Tensor, uniform_M: Tensor) -> Tensor:
-    """Return the token at which the cumulative probability first exceeds a uniform number; never one of mass 0."""
-    cumulative_MV = probability_MV.double().cumsum(dim=-1)
-    total_M = cumulative_MV[:, -1]
-    # Rounding may lift u * total to the total itself, beyond the last token.
-    point_M = torch.minimum(uniform_M * total_M, torch.nextafter(total_M, torch.zeros_like(total_M)))
-    # A row of NaN points beyond the last token; its confidence is NaN, by which the caller sees it.
-    return torch.searchsorted(cumulative_MV, point_M[:, None], right=True)[:, 0].clamp(max=cumulative_MV.shape[-1] - 1)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from difflm.decode.events import Committed, Denoised, Edited, Event, FinishReason, ForwardKind, Forwards
+from difflm.decode.events import (
+    Committed,
+    Denoised,
+    Edited,
+    Event,
+    FinishReason,
+    ForwardKind,
+    Forwards,
+    TokenLogprob,
+)
 from difflm.decode.next_token import NextTokenDecoding
 from difflm.decode.policies.base import Decision, Draft, Policy, Proposal, Verdict
 from difflm.decode.request import Request
-from difflm.decode.work import Decoding, Outcome, Work
+from difflm.decode.work import Decoding, Outcome, Work, outcome_of
 
 
 def decoding_of(request: Request, base: int = 0) -> Decoding:
@@ -50,6 +60,7 @@ class BlockDecoding:
         committed: length of the cached prefix.
         settled: rows behind the prefix that are final and join it at the next forward.
         streamed: generated tokens that `Committed` events have told.
+        scores: logprobs by position, if asked for.
         seen: states of the block so far, where the policy could go round in circles.
         forwards: counts by kind.
         outcome: the result, once there is one.
@@ -62,6 +73,7 @@ class BlockDecoding:
     committed: int = 0
     settled: int = 0
     streamed: int = 0
+    scores: dict[int, TokenLogprob] = field(default_factory=dict[int, TokenLogprob])
     seen: set[tuple[int, ...]] = field(default_factory=set[tuple[int, ...]])
     forwards: Forwards = field(default_factory=Forwards)
     outcome: Outcome | None = None
@@ -120,7 +132,14 @@ class BlockDecoding:
             places=self.policy.places(self.draft),
             settled=self.settled,
             fresh=self.draft.steps == 0,
+            generated=self._history(),
         )
+
+    def _history(self) -> tuple[int, ...]:
+        if not self.request.rule.needs_history:
+            return ()
+        draft = self.draft
+        return tuple(draft.tokens[i] for i in range(draft.num_prompt, len(draft.tokens)) if draft.decided[i])
 
     def absorb(self, work: Work, proposal: Proposal) -> list[Event]:
         """Write what the policy decides; when the block is finished, open the next one or finish."""
@@ -136,13 +155,16 @@ class BlockDecoding:
     def _write(self, work: Work, proposal: Proposal, decision: Decision) -> list[Event]:
         draft, by_id = self.draft, self.policy.mask_is_undecided
         num_masked = len(draft.masked())
+        nothing_left = all(draft.decided[place] for place in work.places)
         index = {place: i for i, place in enumerate(work.places)}
         before = tuple(draft.tokens[place] for place in decision.edited)
         for place in (*decision.filled, *decision.edited):
             token = proposal.tokens[index[place]]
             draft.tokens[place], draft.decided[place] = token, not (by_id and token == draft.mask_id)
+            if proposal.scores:
+                self.scores[place] = proposal.scores[index[place]]
         draft.steps += 1
-        draft.post += num_masked == 0
+        draft.post += nothing_left
         filled = tuple(place for place in decision.filled if draft.decided[place])
         events: list[Event] = [
             Denoised(
@@ -174,7 +196,12 @@ class BlockDecoding:
         events: list[Event] = []
         verdict = self.policy.verdict(self.draft, decision)
         while verdict == "next" and self.draft.stop < self.draft.limit:
-            events += self._commit(self.policy.result(self.draft, verdict).tokens)
+            generated = self.policy.result(self.draft, verdict).tokens
+            if self.request.stops is not None:
+                if self.request.stops.find(generated, after=self.request.min_tokens) is not None:
+                    break
+                generated = generated[: self.request.stops.settled(generated)]
+            events += self._commit(generated)
             unchanged = decision is not None and not decision.filled and not decision.edited
             self.settled = self.request.block_size if unchanged and self._clean_as_noisy else 0
             self._open(self.draft.stop)
@@ -207,10 +234,8 @@ class BlockDecoding:
 
     def _end(self, verdict: Verdict, reason: FinishReason | None) -> list[Event]:
         result = self.policy.result(self.draft, verdict)
-        self.outcome = Outcome(
-            tokens=result.tokens,
-            num_tokens=result.num_tokens,
-            finish_reason=reason or ("stop" if result.stopped else "length"),
-            forwards=self.forwards,
-        )
-        return self._commit(result.tokens[result.num_prompt :])
+        generated = result.tokens[result.num_prompt :]
+        never = (TokenLogprob(token=token, logprob=-math.inf) for token in generated)  # left open, or the limit's
+        scores = [self.scores.get(self.draft.num_prompt + i, each) for i, each in enumerate(never)]
+        self.outcome = outcome_of(self.request, result, self.forwards, scores, reason)
+        return self._commit(self.outcome.tokens[result.num_prompt :])

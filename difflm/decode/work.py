@@ -7,11 +7,12 @@ them possibly none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from difflm.decode.events import Event, FinishReason, ForwardKind, Forwards
-from difflm.decode.policies.base import Proposal
+from difflm.decode.events import Event, FinishReason, ForwardKind, Forwards, TokenLogprob
+from difflm.decode.policies.base import Proposal, Result
 from difflm.decode.request import Request
 
 
@@ -29,6 +30,7 @@ class Work:
         places: positions to predict, ascending.
         settled: rows that the forward before left behind the prefix and that are final: they join it first, unchanged.
         fresh: whether this is the first denoising forward of its block.
+        generated: tokens decided so far, if the rule needs them.
     """
 
     request: Request
@@ -40,6 +42,7 @@ class Work:
     places: tuple[int, ...] = ()
     settled: int = 0
     fresh: bool = True
+    generated: tuple[int, ...] = ()
 
     def row_of(self, place: int) -> int:
         """Return the row that predicts `place`; -1 is the last row of the cached prefix."""
@@ -58,6 +61,9 @@ class Outcome:
     num_tokens: int
     finish_reason: FinishReason
     forwards: Forwards
+    stopped_by: int | str | None = None
+    text: str | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Decoding(Protocol):
@@ -89,3 +95,43 @@ class Decoding(Protocol):
     def absorb(self, work: Work, proposal: Proposal) -> list[Event]:
         """Take the answer to that forward and return what happened."""
         ...
+
+
+def outcome_of(
+    request: Request,
+    result: Result,
+    forwards: Forwards,
+    scores: Sequence[TokenLogprob],
+    reason: FinishReason | None = None,
+) -> Outcome:
+    """Return the outcome of a result, cut at the first stop string of the request.
+
+    Args:
+        request: what was decoded.
+        result: what its policy returns.
+        forwards: what it took.
+        scores: of its generated tokens; empty unless asked for.
+        reason: why it ended, if not by an EOS or the limit.
+    """
+    prompt, generated = result.tokens[: result.num_prompt], result.tokens[result.num_prompt :]
+    cut = None if request.stops is None else request.stops.find(generated, after=request.min_tokens)
+    kept = len(generated) if cut is None else cut.kept
+    asked = None if request.logprobs is None else tuple(scores[:kept])
+    if cut is not None:
+        return Outcome(
+            tokens=prompt + generated[:kept],
+            num_tokens=cut.counted,
+            finish_reason="stop",
+            forwards=forwards,
+            stopped_by=cut.string,
+            text=cut.text,
+            logprobs=asked,
+        )
+    return Outcome(
+        tokens=result.tokens,
+        num_tokens=result.num_tokens,
+        finish_reason=reason or ("length" if result.stopped_by is None else "stop"),
+        forwards=forwards,
+        stopped_by=result.stopped_by,
+        logprobs=asked,
+    )

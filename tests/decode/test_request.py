@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from difflm.decode.drawing import Draw
 from difflm.decode.policies.native import Native
 from difflm.decode.request import Request, SamplingParams
-from difflm.decode.sampling import Draw
 from difflm.errors import RequestError
 
 

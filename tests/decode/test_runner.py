@@ -7,10 +7,10 @@ import itertools
 import pytest
 import torch
 
+from difflm.decode.drawing import Draw
 from difflm.decode.policies.native import Native
 from difflm.decode.request import Request
 from difflm.decode.runner import Runner, parts_of
-from difflm.decode.sampling import Draw
 from difflm.decode.work import Work
 from difflm.diffusion.acceptance import ThresholdAcceptance
 from difflm.types import CleanAttention, NoisyAttention

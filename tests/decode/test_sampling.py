@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from difflm.decode.sampling import Draw, Greedy, Gumbel, Multinomial, Rows, Rule, filtered
+from difflm.decode.drawing import Draw
+from difflm.decode.sampling import Greedy, Gumbel, Multinomial, Rows, Rule, filtered
 
 
 def rows(count: int, seed: int = 0, left: list[int] | None = None) -> Rows:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from difflm.decode.events import Selection, TokenLogprob
 from difflm.decode.sampling import Rule
 from difflm.diffusion.acceptance import most_confident
 
-Selection = Literal["threshold", "top_k", "none"]
 Verdict = Literal["continue", "next", "end", "early"]
 
 
@@ -31,7 +31,7 @@ class Draft:
         eos_ids: ids that end a generation; empty when they are ignored.
         start, stop: positions of the current block.
         steps: denoising forwards of the current block so far.
-        post: those of them that began without an undecided position.
+        post: those of them that began with nothing left to decide.
     """
 
     tokens: list[int]
@@ -57,11 +57,13 @@ class Draft:
         """Return the first position in [start, stop) that holds an EOS, decided or not; None without one."""
         return next((place for place in range(start, stop) if self.tokens[place] in self.eos_ids), None)
 
-    def generated(self) -> tuple[list[int], bool]:
-        """Return the generated tokens up to the limit, the first EOS among them the last; and whether there is one."""
+    def generated(self) -> tuple[list[int], int | None]:
+        """Return the generated tokens up to the limit, the first EOS among them the last; and that EOS, if any."""
         stop = min(self.stop, self.limit)
         eos = self.first_eos(self.num_prompt, stop)
-        return self.tokens[self.num_prompt : stop if eos is None else eos + 1], eos is not None
+        if eos is None:
+            return self.tokens[self.num_prompt : stop], None
+        return self.tokens[self.num_prompt : eos + 1], self.tokens[eos]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +74,13 @@ class Proposal:
         tokens: ids.
         confidences: their probabilities.
         entropies: of the rows' distributions, nats; empty unless the policy needs them.
+        scores: of the tokens; empty unless the request wants them.
     """
 
     tokens: Sequence[int] = ()
     confidences: Sequence[float] = ()
     entropies: Sequence[float] = ()
+    scores: Sequence[TokenLogprob] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +106,13 @@ class Result:
         tokens: ids as returned.
         num_prompt: leading ones that are the prompt's (policies that return it).
         num_tokens: generated tokens that count, up to and including the first EOS, none beyond the limit.
-        stopped: whether an EOS ended the generation.
+        stopped_by: the EOS that ended the generation; None where none did.
     """
 
     tokens: list[int]
     num_prompt: int = 0
     num_tokens: int
-    stopped: bool
+    stopped_by: int | None
 
 
 class Policy(Protocol):

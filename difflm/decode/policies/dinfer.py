@@ -83,8 +83,8 @@ class Threshold:
 
     def result(self, draft: Draft, verdict: Verdict) -> Result:
         """Return the generated tokens up to the limit, cut before the first EOS."""
-        tokens, stopped = draft.generated()
-        return Result(tokens=tokens[: len(tokens) - stopped], num_tokens=len(tokens), stopped=stopped)
+        tokens, eos = draft.generated()
+        return Result(tokens=tokens[: len(tokens) - (eos is not None)], num_tokens=len(tokens), stopped_by=eos)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,8 +63,8 @@ class _Released:
 
     def result(self, draft: Draft, verdict: Verdict) -> Result:
         """Return the generated tokens up to the limit, cut behind the first EOS."""
-        tokens, stopped = draft.generated()
-        return Result(tokens=tokens, num_tokens=len(tokens), stopped=stopped)
+        tokens, eos = draft.generated()
+        return Result(tokens=tokens, num_tokens=len(tokens), stopped_by=eos)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,9 @@ class Hf20Greedy(_Released):
         eos = draft.first_eos(0, draft.stop)
         assert eos is not None, "an early return has an EOS"
         tokens = draft.tokens[draft.num_prompt : eos + 1]
-        return Result(tokens=tokens, num_tokens=min(len(tokens), draft.limit - draft.num_prompt), stopped=True)
+        return Result(
+            tokens=tokens, num_tokens=min(len(tokens), draft.limit - draft.num_prompt), stopped_by=draft.tokens[eos]
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

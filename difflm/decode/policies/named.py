@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from difflm.decode.checks import check_bias
 from difflm.decode.policies.base import Policy
 from difflm.decode.policies.dinfer import Credit, Hierarchy, Threshold
 from difflm.decode.policies.hf import Hf20, Hf20Greedy, Hf21
@@ -31,6 +32,7 @@ LEAST_INTEGER = {
     "max_forwards": 1,
     "min_accept": 1,
     "fixed": 1,
+    "min_tokens": 0,
 }
 """Settings that are integers, and the smallest value of each."""
 BOOLEANS = frozenset({"eos_early_stop", "early_stop", "use_credit"})
@@ -124,11 +126,15 @@ def check(name: str, settings: Mapping[str, Any], known: set[str]) -> None:
         elif key in LEAST_INTEGER:
             if isinstance(value, bool) or not isinstance(value, int) or value < LEAST_INTEGER[key]:
                 raise RequestError(f"{where}; give an integer >= {LEAST_INTEGER[key]}")
+        elif key == "logit_bias":
+            check_bias(f"policy {name}: {key}", value)
         elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             off = " (1 switches editing off, 0 always edits)" if key.startswith("edit") else ""
             raise RequestError(f"{where}; give a finite number >= 0{off}")
-        elif key == "top_p" and not 0 < value <= 1:
+        elif (key == "top_p" and not 0 < value <= 1) or (key == "min_p" and value > 1):
             raise RequestError(f"{where}; give a number above 0, at most 1")
+        elif key == "repetition_penalty" and value == 0:
+            raise RequestError(f"{where}; give a number above 0")
 
 
 def _sglang(settings: Mapping[str, Any]) -> Policy:

@@ -78,8 +78,8 @@ class LowConfidence:
 
     def result(self, draft: Draft, verdict: Verdict) -> Result:
         """Return the generated tokens up to the limit, cut behind the first EOS."""
-        tokens, stopped = draft.generated()
-        return Result(tokens=tokens, num_tokens=len(tokens), stopped=stopped)
+        tokens, eos = draft.generated()
+        return Result(tokens=tokens, num_tokens=len(tokens), stopped_by=eos)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,8 @@ def draft(tokens: list[int], *, num_prompt: int, limit: int, start: int) -> Draf
 
 def test_generated_tokens_end_behind_the_first_eos_and_at_the_limit() -> None:
     state = draft([EOS, 1, 2, 3, EOS, 4, EOS, MASK], num_prompt=2, limit=8, start=4)
-    assert state.generated() == ([2, 3, EOS], True)
-    assert draft(state.tokens, num_prompt=2, limit=4, start=4).generated() == ([2, 3], False)
+    assert state.generated() == ([2, 3, EOS], EOS)
+    assert draft(state.tokens, num_prompt=2, limit=4, start=4).generated() == ([2, 3], None)
     assert state.masked() == [7]
     assert state.block() == (EOS, 4, EOS, MASK)
     assert (state.first_eos(0, 8), state.first_eos(1, 8), state.first_eos(5, 6)) == (0, 4, None)

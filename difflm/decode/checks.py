@@ -1,0 +1,88 @@
+"""Ranges of parameters, each refused in one line that names field, value and fix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from difflm.errors import RequestError
+
+
+def check_integer(field: str, value: object, *, minimum: int, unit: str) -> None:
+    """Refuse what is no integer of at least `minimum`.
+
+    Args:
+        field: name, for the error.
+        value: as given.
+        minimum: smallest that is taken.
+        unit: of the value, for the error.
+
+    Raises:
+        RequestError: naming field and value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise RequestError(f"{field}: {value!r} cannot be used; give an integer >= {minimum} ({unit})")
+
+
+def check_number(field: str, value: object, *, low: float = 0.0, high: float = math.inf, above: bool = False) -> None:
+    """Refuse what is no finite number in [low, high].
+
+    Args:
+        field: name, for the error.
+        value: as given.
+        low: smallest that is taken.
+        high: largest that is taken.
+        above: whether `low` itself is not taken.
+
+    Raises:
+        RequestError: naming field and value.
+    """
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if math.isfinite(number) and low <= number <= high and not (above and number == low):
+        return
+    at_least = "" if low == -math.inf else f" {'>' if above else '>='} {low:g}"
+    at_most = "" if high == math.inf else f" and <= {high:g}" if at_least else f" <= {high:g}"
+    raise RequestError(f"{field}: {value!r} cannot be used; give a finite number{at_least}{at_most}")
+
+
+def check_ids(field: str, value: Iterable[object]) -> None:
+    """Refuse what is no collection of token ids.
+
+    Args:
+        field: name, for the error.
+        value: as given.
+
+    Raises:
+        RequestError: naming field and value.
+    """
+    if isinstance(value, str) or not all(isinstance(each, int) and each >= 0 for each in value):
+        raise RequestError(f"{field}: {value!r} cannot be used; give token ids, integers >= 0")
+
+
+def check_strings(field: str, value: Iterable[object]) -> None:
+    """Refuse what is no collection of non-empty strings.
+
+    Args:
+        field: name, for the error.
+        value: as given.
+
+    Raises:
+        RequestError: naming field and value.
+    """
+    if isinstance(value, str) or not all(isinstance(each, str) and each for each in value):
+        raise RequestError(f"{field}: {value!r} cannot be used; give strings, none of them empty")
+
+
+def check_bias(field: str, value: Mapping[int, float]) -> None:
+    """Refuse what does not map token ids to finite numbers.
+
+    Args:
+        field: name, for the error.
+        value: as given.
+
+    Raises:
+        RequestError: naming field and value.
+    """
+    check_ids(field, value)
+    for token, bias in value.items():
+        check_number(f"{field}: id {token}", bias, low=-math.inf)

@@ -1,0 +1,118 @@
+"""The native rule: suppression, bias, penalties, temperature, filters, one uniform number a row.
+
+Shape legend: see `difflm.types`; here M counts the predicted rows of all requests of a call, R those of one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difflm.decode.sampling import Proposed, Rows, by_request, chosen, filtered, widened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draw:
+    """Arg-max at temperature 0, else one draw a row; the confidence is the probability in the processed distribution.
+
+    In this order: suppressed ids and barred ends get no probability; the bias is added; penalties; division by the
+    temperature; min-p, top-k, top-p. At temperature 0 nothing is filtered, and the confidence is the softmax's.
+    One uniform number is drawn per row, in row order, so the generator's use does not depend on the vocabulary.
+
+    All rows of a forward are penalised alike, by the tokens that were decided before it, on either side of the row.
+
+    Attributes:
+        temperature: T >= 0, dimensionless.
+        top_k: keep the k most probable tokens, and ties of the last; 0 keeps all.
+        top_p: keep the most probable tokens until their sum exceeds it; 1 keeps all.
+        min_p: keep tokens with at least this share of the most probable one's probability; 0 keeps all.
+        repetition_penalty: logits of tokens in prompt or answer are divided by it where positive, else multiplied.
+        presence_penalty: subtracted from the logits of tokens in the answer.
+        frequency_penalty: the same, times how often they are there.
+        logit_bias: (id, number added to its logit), ascending.
+        suppressed: ids that must never be proposed: their logits become -inf before the softmax.
+        entropy: whether to give the entropies.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    suppressed: tuple[int, ...] = ()
+    entropy: bool = False
+
+    @property
+    def random(self) -> bool:
+        """Whether tokens are drawn."""
+        return self.temperature > 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether there are penalties."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+    def __call__(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Proposed:
+        """Return tokens and confidences."""
+        logits_MV = self._processed(widened(logits_MV), rows)
+        if self.temperature == 0.0:
+            # The arg-max is taken of the logits: softmax may round two different ones to the same probability.
+            return chosen(logits_MV.softmax(dim=-1), logits_MV.argmax(dim=-1), entropy=self.entropy)
+        # The maximum goes first: a tiny temperature must not overflow.
+        scaled_MV = (logits_MV - logits_MV.amax(dim=-1, keepdim=True)) / self.temperature
+        if self.min_p > 0:
+            probability_MV = scaled_MV.softmax(dim=-1)
+            least_M1 = self.min_p * probability_MV.amax(dim=-1, keepdim=True)
+            scaled_MV = scaled_MV.masked_fill(probability_MV < least_M1, -torch.inf)
+        probability_MV = filtered(scaled_MV, self.top_k, self.top_p).softmax(dim=-1)
+        uniform = [torch.rand(len(each.places), dtype=torch.float64, generator=each.generator) for each in rows]
+        token_M = inverse_transform(probability_MV, torch.cat(uniform).to(logits_MV.device))
+        return chosen(probability_MV, token_M, entropy=self.entropy)
+
+    def _processed(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Tensor:
+        """Return the logits with suppression, bias and penalties; the given ones are not changed."""
+        device = logits_MV.device
+        logits_MV = logits_MV.clone()
+        if self.suppressed:
+            logits_MV[:, torch.tensor(self.suppressed, device=device)] = -torch.inf
+        if self.logit_bias:
+            index_I, bias_I = torch.tensor(self.logit_bias, dtype=torch.float64).T
+            logits_MV[:, index_I.long().to(device)] += bias_I.to(logits_MV)
+        for each, part_RV in zip(rows, by_request(logits_MV, rows), strict=True):
+            if each.barred and each.ends:
+                row_R1 = torch.tensor(each.barred, device=device)[:, None]
+                part_RV[row_R1, torch.tensor(each.ends, device=device)] = -torch.inf
+            if self.needs_history:
+                self._penalise(part_RV, each)
+        return logits_MV
+
+    def _penalise(self, logits_RV: Tensor, rows: Rows) -> None:
+        """Apply the penalties of one request in place."""
+        count = Counter(rows.generated)
+        if self.repetition_penalty != 1.0 and (seen := sorted({*rows.prompt, *count})):
+            index_I = torch.tensor(seen, device=logits_RV.device)
+            known_RI = logits_RV[:, index_I]
+            logits_RV[:, index_I] = torch.where(
+                known_RI > 0, known_RI / self.repetition_penalty, known_RI * self.repetition_penalty
+            )
+        if count:
+            index_I = torch.tensor(list(count), device=logits_RV.device)
+            count_I = torch.tensor(list(count.values())).to(logits_RV)
+            logits_RV[:, index_I] -= self.presence_penalty + self.frequency_penalty * count_I
+
+
+def inverse_transform(probability_MV: Tensor, uniform_M: Tensor) -> Tensor:
+    """Return the token at which the cumulative probability first exceeds a uniform number; never one of mass 0."""
+    cumulative_MV = probability_MV.double().cumsum(dim=-1)
+    total_M = cumulative_MV[:, -1]
+    # Rounding may lift u * total to the total itself, beyond the last token.
+    point_M = torch.minimum(uniform_M * total_M, torch.nextafter(total_M, torch.zeros_like(total_M)))
+    # A row of NaN points beyond the last token; its confidence is NaN, by which the caller sees it.
+    return torch.searchsorted(cumulative_MV, point_M[:, None], right=True)[:, 0].clamp(max=cumulative_MV.shape[-1] - 1)
