@@ -253,6 +253,12 @@ MUTANTS = (
         "tests/decode/test_options.py::test_answers_of_one_prompt_have_seeds_of_their_own_and_the_first_is_the_plain_one",
     ),
     Mutant(
+        "difflm/decode/sequences.py",
+        "[token is not None for token in request.template]",
+        "[False for token in request.template]",
+        "tests/decode/test_infilling.py::test_infilling_equals_recomputation",
+    ),
+    Mutant(
         "difflm/models/cache.py",
         "larger[:, :, : stored.shape[2]] = stored",
         "pass",

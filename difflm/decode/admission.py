@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from difflm.decode.policies.base import Policy
@@ -74,6 +75,39 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
         stops=_stops(loaded, params),
         logprobs=params.logprobs,
     )
+
+
+def admit_gaps(
+    loaded: LoadedModel, tokens: Sequence[int | None], params: SamplingParams, *, request_id: int, fused: bool
+) -> Request:
+    """Return the request that fills the gaps of a row.
+
+    Args:
+        loaded: model, tokenizer and configuration.
+        tokens: ids, None where one is to be found.
+        params: how to decode.
+        request_id: number of the request in its engine.
+        fused: commit blocks inside the next denoising forward.
+
+    Raises:
+        RequestError: as `admit`; and no gap, or parameters that mean nothing in a row of given length.
+    """
+    row = tuple(tokens)
+    if None not in row:
+        raise RequestError("tokens: there is no gap to fill; put None where a token is to be found")
+    alone = {"policy": params.policy is not None, "stop": bool(params.stop), "n": params.n > 1}
+    alone |= {"editing_threshold": params.editing_threshold is not None, "decoding": params.decoding != "block"}
+    for field, given in alone.items():
+        if given:
+            raise RequestError(f"{field}: it cannot be used for filling gaps; leave it out")
+    first, config = row.index(None), loaded.config
+    _check_tokens(config, tuple(token for token in row if token is not None), config.mask_token_id, None)
+    inner = replace(params, max_new_tokens=len(row) - first, min_tokens=0, ignore_eos=True, stop_token_ids=())
+    prompt = [token for token in row[:first] if token is not None]
+    request = admit(loaded, prompt, inner, request_id=request_id, fused=fused)
+    assert request.policy is not None, "blocks have a policy"
+    rule = request.policy.rule(tuple(sorted({*config.suppressed_token_ids, *config.eos_token_ids})))
+    return replace(request, template=row[first:], rule=rule)
 
 
 def _stops(loaded: LoadedModel, params: SamplingParams) -> StopStrings | None:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from difflm.decode.admission import Prompt, admit
+from difflm.decode.admission import Prompt, admit, admit_gaps
 from difflm.decode.events import Completion, Event, Finished
 from difflm.decode.request import Request, SamplingParams
 from difflm.decode.runner import Runner
@@ -86,13 +86,47 @@ class Engine:
         if params is not None and params.n > 1:
             raise RequestError(f"n: {params.n} answers are for generate; submit or stream one request per answer")
         request = admit(self.loaded, prompt, params or SamplingParams(), request_id=self._submitted, fused=self.fused)
+        self._check_room(request)
+        self._submitted += 1
+        return request
+
+    def _check_room(self, request: Request) -> None:
+        """Refuse a request that would never fit into the cache."""
         if request.capacity > self.cache_tokens:
             raise RequestError(
                 f"max_new_tokens: prompt and answer take {request.capacity} tokens of cache, and the engine has "
                 f"{self.cache_tokens}; shorten them, or give the engine more cache_bytes"
             )
+
+    def infill(self, tokens: Sequence[int | None], params: SamplingParams | None = None) -> Completion:
+        """Return the completion that fills the gaps of a row; its tokens are the whole row.
+
+        A gap is filled with everything before it in sight, and the given tokens of its own block behind it, not those
+        of later blocks: a `block_size` of the row's length shows each gap the whole row. No EOS is written.
+        Log-probabilities are those of the filled positions.
+
+        Args:
+            tokens: ids, None where one is to be found.
+            params: how to decode, under the native policy; `max_new_tokens` is not used.
+
+        Raises:
+            RequestError: if there is no gap, or parameters or ids do not fit.
+        """
+        request = admit_gaps(
+            self.loaded, tokens, params or SamplingParams(), request_id=self._submitted, fused=self.fused
+        )
+        self._check_room(request)
         self._submitted += 1
-        return request
+        last = list(self._events(request))[-1]
+        assert isinstance(last, Finished), "a request that nobody cancels is finished"
+        row = [*request.prompt, *last.completion.tokens]
+        text = None if self.loaded.tokenizer is None else self.loaded.decode(row)
+        scores = last.completion.logprobs
+        if scores is not None:
+            pairs = zip(scores, request.template, strict=True)
+            scores = tuple(score for score, given in pairs if given is None)
+        count = request.template.count(None)
+        return replace(last.completion, tokens=row, text=text, num_tokens=count, logprobs=scores)
 
     def step(self) -> list[Event]:
         """Run one forward and return what it led to; an empty list also when there is nothing to do."""

@@ -184,6 +184,8 @@ class Request:
         clean_causal: prefill and commit rows are token-causal instead of block-causal.
         noisy_causal: rows of the noisy block see only earlier rows of it.
         fused: a finished block is committed in the forward that first denoises the next one.
+        template: of an infilling, what stands behind the prompt: ids, and None where one is to be found; its length is
+            `max_new_tokens`. Empty otherwise.
     """
 
     id: int
@@ -202,6 +204,7 @@ class Request:
     min_tokens: int = 0
     stops: StopStrings | None = None
     logprobs: int | None = None
+    template: tuple[int | None, ...] = ()
 
     @property
     def limit(self) -> int:

@@ -32,9 +32,11 @@ def decoding_of(request: Request, base: int = 0) -> Decoding:
     if request.policy is None:
         return NextTokenDecoding(request, base)
     assert request.mask_id is not None, "block decoding needs a mask id"
+    # Given tokens behind a gap are decided from the start; their block is denoised with them in sight.
+    given = [request.mask_id if token is None else token for token in request.template]
     draft = Draft(
-        tokens=list(request.prompt),
-        decided=[True] * len(request.prompt),
+        tokens=[*request.prompt, *given],
+        decided=[True] * len(request.prompt) + [token is not None for token in request.template],
         num_prompt=len(request.prompt),
         limit=request.limit,
         mask_id=request.mask_id,
@@ -115,7 +117,7 @@ class BlockDecoding:
         """Return the next forward: prefill, commit (if not fused) or denoise."""
         start = self.committed + self.settled
         clean = self.draft.start - start
-        rows = tuple(self.draft.tokens[start:])
+        rows = tuple(self.draft.tokens[start : self.draft.stop])
         prefill = self.block == self.first_block
         if clean and (prefill or not self.request.fused):
             kind: ForwardKind = "prefill" if prefill else "commit"
