@@ -992,8 +992,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/models/transformer.py",
-        "key = self.key_norm(self.key(hidden_BND)",
-        "key = self.query_norm(self.key(hidden_BND)",
+        "key = self.key_norm(self.key(hidden_BND, adapter)",
+        "key = self.query_norm(self.key(hidden_BND, adapter)",
         "tests/models/test_parity.py::test_logits_equal_on_import_and_after_export",
     ),
     Mutant(

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from difflm.decode.drawing import Draw
 from difflm.decode.policies.native import Native
 from difflm.decode.request import Request
 from difflm.decode.runner import Runner
-from difflm.decode.drawing import Draw
 from difflm.decode.sampling import Rows
 from difflm.decode.work import Work
 from difflm.diffusion.noise import RowNoise, embedding_noise

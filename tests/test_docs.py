@@ -151,7 +151,8 @@ def test_the_api_page_has_every_public_name() -> None:
 
 def test_the_configuration_page_has_every_section_of_the_tree() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    modules = ("config", "config_data", "config_lora", "config_objective", "config_optimizer", "config_router", "config_run")
+    parts = ("data", "lora", "objective", "optimizer", "router", "run")
+    modules = ("config", *(f"config_{part}" for part in parts))
     sections = {
         f"{each.__module__}.{each.__name__}"
         for name in modules

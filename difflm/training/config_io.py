@@ -111,9 +111,10 @@ def _child(here: Any, part: str, path: str) -> Any:
     if isinstance(here, list):
         return here[_index(here, part, path)]
     if isinstance(here, dict):
-        if here.get(part) is None:  # a section that is off by default, such as lora
+        off = here.get(part) is None and path == ROOT and type(None) in get_args(_hints(TrainConfig).get(part))
+        if off:  # a section that may be null, such as lora
             here[part] = {}
-        return here[part]
+        return here.setdefault(part, {})
     raise ConfigError(f"{path}.{part}: cannot be set, {path} is {here!r} and has no fields")
 
 

@@ -104,5 +104,5 @@ def test_sizes_of_memory() -> None:
         80 * 2**30, 141 * 10**9, 3 * 2**29, 7, 2**21,
     ]  # fmt: skip
     for text in ("", "0GiB", "-1", "1TB", "GiB"):
-        with pytest.raises(ConfigError, match="is no size; write e.g. 80GiB or 141GB"):
+        with pytest.raises(ConfigError, match=r"is no size; write e\.g\. 80GiB or 141GB"):
             memory_size(text)
