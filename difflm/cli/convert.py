@@ -7,7 +7,7 @@ from typing import Literal
 
 import click
 
-from difflm.cli.options import DTYPES, folder
+from difflm.cli.options import DTYPES, folder, fresh_option
 
 
 @click.command()
@@ -62,9 +62,7 @@ from difflm.cli.options import DTYPES, folder
 )
 @click.option("--revision", metavar="COMMIT", show_default="none", help="Commit of SOURCE, if that is a hub id.")
 @click.option("--recipe", metavar="TEXT", show_default="none", help="What will train TARGET, recorded as it is.")
-@click.option(
-    "--fresh", is_flag=True, help="Throw away what an interrupted attempt at TARGET left, instead of continuing it."
-)
+@fresh_option
 def convert(
     source: Path,
     target: Path,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from difflm.cli.options import DTYPES, folder
+from difflm.cli.options import DTYPES, folder, fresh_option
 
 
 @click.command()
@@ -27,9 +27,7 @@ from difflm.cli.options import DTYPES, folder
 )
 @click.option("--dtype", type=DTYPES, show_default="as stored", help="Type of the weights on disk.")
 @click.option("--revision", metavar="COMMIT", show_default="none", help="Commit of SOURCE, if that is a hub id.")
-@click.option(
-    "--fresh", is_flag=True, help="Throw away what an interrupted attempt at TARGET left, instead of continuing it."
-)
+@fresh_option
 def export(
     source: Path, target: Path, *, format: str, engine: str | None, dtype: str | None, revision: str | None, fresh: bool
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from difflm.cli.options import folder
+from difflm.cli.options import folder, fresh_option
 from difflm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ _OPTION_OF = {"best": "best", "window": "window", "shape": "window", "decay": "e
 @click.option(
     "--compare/--no-compare", default=False, show_default=True, help="Of a run: validate what each method would give."
 )
-@click.option(
-    "--fresh", is_flag=True, help="Throw away what an interrupted attempt at the output left, instead of continuing it."
-)
+@fresh_option
 @click.pass_context
 def merge(
     context: click.Context,

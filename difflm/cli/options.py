@@ -42,6 +42,17 @@ def tokens_option(command: Decorated) -> Decorated:
     return option(command)
 
 
+def fresh_option(command: Decorated) -> Decorated:
+    """Add --fresh to a command that continues an interrupted attempt."""
+    option = click.option(
+        "--fresh",
+        is_flag=True,
+        show_default="off",
+        help="Throw away what an interrupted attempt at the same folder left, instead of continuing it.",
+    )
+    return option(command)
+
+
 def model_options(command: Decorated) -> Decorated:
     """Add --device, --dtype, --threads and --revision to a command."""
     for option in reversed(

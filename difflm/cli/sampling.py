@@ -113,7 +113,7 @@ def _drawing() -> list[Decorated]:
             help="Added to the logit of a token, repeatable.",
         ),
         _integer("--seed", 0, "Of the draws at temperature > 0."),
-        _integer("--n", 1, "Answers per prompt."),
+        _integer("--n", 1, "Answers to each of the prompts."),
         click.option(
             "--logprobs",
             type=int,

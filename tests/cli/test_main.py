@@ -17,7 +17,7 @@ from difflm.errors import ConfigError
 from tests.standins import write_parent, write_texts
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["convert", "train", "recipes", "recipes show", "merge", "generate", "chat", "bench decode"]
+COMMANDS = ["convert", "export", "train", "recipes", "recipes show", "merge", "generate", "chat", "bench decode"]
 HEAVY = ["torch", "transformers", "numpy", "pydantic", "yaml", "rich", "matplotlib", "safetensors"]
 
 
@@ -65,7 +65,7 @@ def test_every_option_says_what_it_is_and_its_default(name: str) -> None:
         assert "default:" in record[1] or option.required, f"{command.name} {option.opts}: {record[1]}"
         if isinstance(option.type, click.types.IntParamType | click.IntRange):
             units = ("tokens", "threads", "checkpoints", "seconds", "items", "forwards", "prompts", "rows")
-            number = option.name in ("seed", "mask_token_id")
+            number = option.name in ("seed", "mask_token_id", "stop_token_ids")
             assert number or any(unit in option.help.lower() for unit in units), f"{option.opts}: unit?"
 
 
