@@ -226,7 +226,7 @@ MUTANTS = (
         "difflm/decode/stopping.py",
         "self._holding(tokens, len(text) - longest)",
         "len(tokens)",
-        "tests/decode/test_stopping.py::test_what_was_told_is_never_taken_back",
+        "tests/decode/test_stopping.py::test_text_that_no_string_can_begin_in_is_told_at_once",
     ),
     Mutant(
         "difflm/decode/policies/native.py",
