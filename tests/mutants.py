@@ -134,8 +134,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/policies/base.py",
-        "if value > threshold)",
-        "if value >= threshold)",
+        "sum(value > threshold",
+        "sum(value >= threshold",
         "tests/decode/policies/test_base.py::test_the_choice_and_what_made_it",
     ),
     Mutant(
@@ -1712,8 +1712,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/source.py",
-        'if member.facts.base_sha256 not in ("", self.digest()):',
-        'if member.facts.base_sha256 not in ("", member.facts.base_sha256):',
+        "if known and known != {self.digest()}:",
+        "if known and known != known:",
         "tests/checkpoints/test_adapter.py::test_an_adapter_knows_its_base_by_hash",
     ),
     Mutant(

@@ -201,10 +201,11 @@ def build_model(
     """Return a model in evaluation mode with parameters copied from `parameters`."""
     with torch.device("meta"):
         model = Transformer(config)
-    # A copy even where the dtype fits: the files may be replaced while the model lives.
-    state = {
-        name: parameters[name].to(device=device, dtype=stored_dtype(name, dtype), copy=True) for name in parameters
-    }
+    state: dict[str, torch.Tensor] = {}
+    for rule in dict.fromkeys(parameters.source.values()):  # a fused tensor of the files is read once
+        for name, tensor in zip(rule.model, parameters.take(rule.model), strict=True):
+            # A copy even where the dtype fits: parts of a fused tensor, and a GGUF file's, lie in memory of others.
+            state[name] = tensor.to(device=device, dtype=stored_dtype(name, dtype), copy=True)
     model.load_state_dict(state, strict=False, assign=True)
     model.tie()
     assert not any(tensor.is_meta for tensor in model.stored_tensors().values()), "a parameter was not loaded"

@@ -96,12 +96,13 @@ class Checkpoint:
         Raises:
             CheckpointError: tensors that do not fit, or an adapter that was trained on another base.
         """
-        for member in self.adapter.members if self.adapter else ():
-            if member.facts.base_sha256 not in ("", self.digest()):
-                raise CheckpointError(
-                    f"{self.path}: config.json or weights are not those that the adapter was trained on (by sha256); "
-                    "give the adapter its own base"
-                )
+        members = self.adapter.members if self.adapter else ()
+        known = {member.facts.base_sha256 for member in members} - {""}
+        if known and known != {self.digest()}:
+            raise CheckpointError(
+                f"{self.path}: config.json or weights are not those that the adapter was trained on (by sha256); "
+                "give the adapter its own base"
+            )
         rules = self.family.gguf_rules if self.is_gguf else self.family.hf_rules
         assert rules is not None, "gguf_config accepts only families with GGUF rules"
         layers = range(config.num_layers, config.num_layers + mtp_layers(self.raw, self.where))

@@ -62,9 +62,8 @@ class StopStrings:
             (n for each in self.strings for n in range(1, min(len(each), len(text) + 1)) if text.endswith(each[:n])),
             default=0,
         )
-        count = self._holding(tokens, len(text) - longest)
         # A token that reaches beyond the place where a string may begin is kept whatever comes; it can be told.
-        return count
+        return self._holding(tokens, len(text) - longest)
 
     def _holding(self, tokens: Sequence[int], length: int) -> int:
         """Return the smallest number of leading tokens whose text has at least `length` characters."""

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 
+from difflm.checkpoints.loading import resolve_dtype
 from difflm.checkpoints.source import parameter_shapes
 from difflm.errors import ConfigError
 from difflm.estimate.facts import model_facts
@@ -33,8 +34,6 @@ from difflm.types import ModelInput
 
 RESERVED = 0.1
 """Share of a GPU's memory that is not for tensors: context, communication buffers, fragmentation. Assumed."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 PREFETCHED = 2
 """Layers gathered at once: the one that computes and the next."""
@@ -181,7 +180,7 @@ def cluster_estimate(config: TrainConfig, cluster: Cluster) -> ClusterEstimate:
     work = workload_of(config, facts.parametrisation, mask_id=facts.mask_id)
     batches = [stage.heaviest for stage in work.stages]
     # The float32 shards are masters and weights in one.
-    dtype = torch.float32 if cluster.shard == "fsdp" else DTYPES[config.dtype]
+    dtype = torch.float32 if cluster.shard == "fsdp" else resolve_dtype(config.dtype)
     counts, gathered = parameter_memory(model, config.learning, dtype=dtype), (0, 0)
     if cluster.shard == "fsdp":
         gathered = gathered_parameters(model, expert_parallel=cluster.expert_parallel)
@@ -255,7 +254,7 @@ def gpu_memory(
     if cluster.shard == "none":
         peaks = peak_memory_of(counts, step, accumulation=config.accumulation // cluster.gpus)
         return GpuMemory(total=total, state=total, root=0, layers=0, reduced=0, step=step, peaks=peaks)
-    size, (outside, largest) = DTYPES[config.dtype].itemsize, gathered
+    size, (outside, largest) = resolve_dtype(config.dtype).itemsize, gathered
     step = _with_exchange(step, model, batches, cluster, size=size, recomputes=config.activation_checkpointing)
     state = math.ceil(total / cluster.gpus)
     root, layers, reduced = outside * size, PREFETCHED * largest * size, largest * (size + WIDE)

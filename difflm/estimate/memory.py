@@ -17,6 +17,7 @@ import torch
 
 from difflm.checkpoints.adapter_names import adapter_layout
 from difflm.checkpoints.families import FAMILIES
+from difflm.checkpoints.loading import resolve_dtype
 from difflm.estimate.tiles import tile_shapes
 from difflm.models.adapters import attach_adapter
 from difflm.models.attention import AttentionBackend
@@ -194,7 +195,7 @@ def largest_step(
         step_memory(
             model,
             each,
-            dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype],
+            dtype=resolve_dtype(config.dtype),
             backend=backend,
             activation_checkpointing=config.activation_checkpointing,
             head_chunk=config.head_chunk_rows,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from difflm.checkpoints.loading import load_without_weights
+from difflm.checkpoints.loading import load_without_weights, resolve_dtype
 from difflm.data.rows import PackedRows
 from difflm.errors import ConfigError
 from difflm.estimate.facts import available_memory, model_facts
@@ -117,7 +117,7 @@ def estimate(
     work = workload_of(
         config, facts.parametrisation, mask_id=facts.mask_id, rows=rows, fill=1.0 if fill is None else fill
     )
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = resolve_dtype(config.dtype)
     backend = _backend(config, facts.model, dtype, notes)
     parameters = parameter_memory(facts.model, config.learning, dtype=dtype, lora=config.lora, family=facts.family)
     largest = largest_step(config, facts.model, [stage.heaviest for stage in work.stages], backend=backend)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from difflm.checkpoints.loading import resolve_dtype
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion, weighted_sums
 from difflm.estimate.memory import largest_step, parameter_memory, peak_memory_of
@@ -140,7 +141,7 @@ def _overhead(shrunken: _Shrunken, model: ModelConfig, stages: Sequence[StageWor
             shrunken.micro_step(heaviest)
         shrunken.update()
     peak = peak_memory(config.device)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = resolve_dtype(config.dtype)
     backend = backend_for(config.attention, device=config.device, dtype=dtype, head_dim=model.head_dim)
     parameters = parameter_memory(model, shrunken.optimizer.config, dtype=dtype)
     step = largest_step(config, model, [heaviest], backend=backend)
@@ -157,7 +158,7 @@ def product_speed(config: TrainConfig, model: ModelConfig, operations: Sequence[
         operations: of each stage's micro-batch.
         tokens: model tokens of each stage's micro-batch.
     """
-    rows, dtype = min(max(tokens), 1024), {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    rows, dtype = min(max(tokens), 1024), resolve_dtype(config.dtype)
     left = torch.ones(rows, model.hidden_size, dtype=dtype, device=config.device)
     right = torch.ones(model.hidden_size, min(model.intermediate_size, 8192), dtype=dtype, device=config.device)
     rate = 2.0 * left.numel() * right.shape[1] / _middle(lambda: left @ right, device=config.device)

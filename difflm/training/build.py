@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from difflm.checkpoints.hf import listed
-from difflm.checkpoints.loading import LoadedModel
+from difflm.checkpoints.loading import LoadedModel, resolve_dtype
 from difflm.diffusion.curriculum import BlockCurriculum, Stage, lookahead_at
 from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount, LinearSchedule, Noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
@@ -103,7 +103,7 @@ def check_model(config: TrainConfig, loaded: LoadedModel) -> None:
     backend_for(
         config.attention,
         device=config.device,
-        dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype],
+        dtype=resolve_dtype(config.dtype),
         head_dim=model.head_dim,
         backward=True,
         field="train.attention",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflm.checkpoints.loading import LoadedModel, check_device, load_model
+from difflm.checkpoints.loading import LoadedModel, check_device, load_model, resolve_dtype
 from difflm.data.loader import Loader, LoaderState
 from difflm.data.mixture import row_order
 from difflm.diffusion.noise import RowNoise, embedding_noise
@@ -128,7 +128,7 @@ class Trainer:
         master = self.loaded.model.requires_grad_(True).train()
         # Before the working copy is made: the optimiser freezes parameters, the copy must know.
         self.optimizer = Optimizer(master, config.learning, mask_id=self.mask_id)
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+        dtype = resolve_dtype(config.dtype)
         self.model = working_copy(master, dtype)
         self.weights = MasterWeights(master, self.model)
         if checkpoint:

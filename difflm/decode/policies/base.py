@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from difflm.decode.events import Selection, TokenLogprob
 from difflm.decode.sampling import Rule
-from difflm.diffusion.acceptance import most_confident
+from difflm.diffusion.acceptance import accept
 
 Verdict = Literal["continue", "next", "end", "early"]
 
@@ -192,7 +192,7 @@ def threshold_or_top(
         threshold: probability; strict.
         least: number of places below which the most confident are taken instead.
     """
-    high = tuple(place for place, value in zip(places, confidence, strict=True) if value > threshold)
-    if len(high) >= least:
-        return high, "threshold" if high else "none"
-    return tuple(places[i] for i in most_confident(confidence, least)), "top_k" if places else "none"
+    taken = accept(confidence, threshold=threshold, min_accept=least)
+    enough = sum(value > threshold for value in confidence) >= least
+    selected_by: Selection = "none" if not taken else "threshold" if enough else "top_k"
+    return tuple(places[i] for i in taken), selected_by
