@@ -1,7 +1,8 @@
 """The policies of SGLang's block-diffusion mode.
 
 Source: `srt/dllm/algorithm` of sgl-project/sglang 0.5.23 (LowConfidence, JointThreshold); semantics: docs/decoding.md.
-Both take the arg-max of the raw logits. A literal mask in the prompt derails the original; it is refused here.
+Both take the arg-max of the raw logits. A literal mask in the prompt stays as it is there (`dllm_prompt_mask`; earlier
+releases lost their place in the block); it is refused here, as under every policy that does not fill it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class LowConfidence:
 
     @property
     def mask_in_prompt(self) -> bool:
-        """The original loses its place in the block."""
+        """The original keeps it as given."""
         return False
 
     def rule(self, suppressed: tuple[int, ...]) -> Rule:
