@@ -17,7 +17,7 @@ LAYERS = [
     {"diffusion", "models"},
     {"checkpoints", "data", "scoring", "plots"},
     {"training", "decode"},
-    {"bench", "display", "doctor", "estimate", "inspection", "reporting", "runs"},
+    {"bench", "display", "doctor", "estimate", "evaluation", "inspection", "reporting", "runs"},
     {"recipes", "cli"},
     {"__main__"},
 ]
@@ -36,9 +36,11 @@ CONFINED = {
     "tensorboard": "difflm/training/tracking.py",
     "wandb": "difflm/training/tracking.py",
     "trackio": "difflm/training/tracking.py",
+    "reasoning_gym": "difflm/evaluation/tasks.py",
 }
 NOT_AT_IMPORT = {
     "transformers", "gguf", "matplotlib", "pyarrow", "zstandard", "rich", "tensorboard", "wandb", "trackio",
+    "reasoning_gym",
 }  # fmt: skip
 PURE = {"torch", "math", "collections", "dataclasses", "typing", "__future__", "difflm"}
 
