@@ -325,9 +325,9 @@ MUTANTS = (
         "tests/diffusion/test_masks.py::test_predicate_equals_the_loop",
     ),
     Mutant(
-        "difflm/models/attention.py",
-        "torch.tensor(0), index_T[:, None], index_T[None])",
-        "torch.tensor(0), index_T[None], index_T[:, None])",
+        "difflm/models/tiles.py",
+        "torch.tensor(0), query[:, None], key[None])",
+        "torch.tensor(0), query[None], key[:, None])",
         "tests/models/test_attention.py::test_a_long_document_beside_short_ones_in_small_tiles",
     ),
     Mutant(
@@ -781,7 +781,7 @@ MUTANTS = (
         "tests/test_inspection.py::test_the_key_map_says_what_changes",
     ),
     Mutant(
-        "difflm/models/attention.py",
+        "difflm/models/tiles.py",
         "shares = not new_document or prefix == start",
         "shares = True",
         "tests/models/test_attention.py::test_a_long_document_beside_short_ones_in_small_tiles",
@@ -1121,6 +1121,18 @@ MUTANTS = (
         'if made["sha256"] != tokenizer_fingerprint(loaded.tokenizer, special.mask):',
         'if made["vocabulary"] != special.vocabulary and special.mask == -1:',
         "tests/training/test_opening.py::test_prepared_ids_belong_to_one_tokenizer",
+    ),
+    Mutant(
+        "difflm/checkpoints/config.py",
+        "if tokenizer.is_ordinary(token, mask_token_id):",
+        "if tokenizer.is_ordinary(token, -1):",
+        "tests/checkpoints/test_config.py::test_contradictions_are_named",
+    ),
+    Mutant(
+        "difflm/checkpoints/tokens.py",
+        "return token_id in without_token(tokenizer, token_id).encode(",
+        "return token_id not in without_token(tokenizer, token_id).encode(",
+        "tests/checkpoints/test_bad_moe.py::test_a_mask_that_text_is_made_of_is_refused",
     ),
     Mutant(
         "difflm/checkpoints/mask_token.py",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,11 +81,13 @@ class TokenizerFacts:
         ids: token -> id, added tokens included.
         special: named special tokens, such as "eos_token" -> id.
         turns: ids that mark turns in the chat template.
+        is_ordinary: whether text is made of a token and its id.
     """
 
     ids: Mapping[str, int]
     special: Mapping[str, int]
     turns: Collection[int] = ()
+    is_ordinary: Callable[[str, int], bool] = lambda token, token_id: False  # facts by hand, without a tokenizer
 
     @property
     def length(self) -> int:
@@ -127,8 +129,7 @@ def checkpoint_config(
             raise CheckpointError(
                 f"{where}: {name}_token_id is {token_id}; expected an id below vocab_size ({architecture.vocab_size})"
             )
-    turns = tokenizer.turns if tokenizer else ()
-    mask_token_id = _mask_token_id(_with_mask(fields, tokenizer), architecture.vocab_size, eos, all_pad, turns)
+    mask_token_id = _mask_token_id(_with_mask(fields, tokenizer), architecture.vocab_size, eos, all_pad, tokenizer)
     taken = set(tokenizer.ids.values()) if tokenizer else set(range(architecture.vocab_size))
     return CheckpointConfig(
         family=find_family(raw, where).name,
@@ -184,7 +185,7 @@ def _with_mask(fields: Fields, tokenizer: TokenizerFacts | None) -> Fields:
 
 
 def _mask_token_id(
-    fields: Fields, vocab_size: int, eos: Collection[int], pad: Collection[int], turns: Collection[int]
+    fields: Fields, vocab_size: int, eos: Collection[int], pad: Collection[int], tokenizer: TokenizerFacts | None
 ) -> int | None:
     if fields.raw.get("mask_token_id") is None:
         return None
@@ -195,8 +196,13 @@ def _mask_token_id(
         raise fields.error("mask_token_id", f"an id that does not end a text (end-of-text ids are {sorted(eos)})")
     if token_id in pad:
         raise fields.error("mask_token_id", f"an id that does not pad (padding ids are {sorted(pad)})")
-    if token_id in turns:
+    if tokenizer is None:
+        return token_id
+    if token_id in tokenizer.turns:
         raise fields.error("mask_token_id", "an id that the chat template does not use (this one marks a turn)")
+    for name, named_id in tokenizer.special.items():
+        if token_id == named_id and name != "mask_token":
+            raise fields.error("mask_token_id", f"an id with no other use (this one is the tokenizer's {name})")
     return token_id
 
 
@@ -206,10 +212,14 @@ def _mask_token(fields: Fields, mask_token_id: int | None, tokenizer: TokenizerF
     token = fields.raw.get("mask_token")
     if token is None:
         token = next((name for name, token_id in tokenizer.ids.items() if token_id == mask_token_id), None)
-    if not isinstance(token, str | None):
+        if token is None:
+            raise fields.error("mask_token_id", f"the id of a token ({tokenizer.length} ids, none is this one)")
+    if not isinstance(token, str):
         raise fields.error("mask_token", "a string")
-    if token is None or tokenizer.ids.get(token) != mask_token_id:
-        raise fields.error("mask_token_id", f"the tokenizer's id of {token!r} ({tokenizer.ids.get(str(token))})")
+    if tokenizer.ids.get(token) != mask_token_id:
+        raise fields.error("mask_token_id", f"the tokenizer's id of {token!r} ({tokenizer.ids.get(token)})")
+    if tokenizer.is_ordinary(token, mask_token_id):
+        raise fields.error("mask_token_id", f"the id of a spare token (text is made of this one, {token!r})")
     return token
 
 

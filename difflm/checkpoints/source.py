@@ -24,6 +24,7 @@ from difflm.checkpoints.parameters import Parameters, disk_parts
 from difflm.checkpoints.rules import IGNORED_ON_DISK, KeyRule, Shape, key_map, stored_dtype
 from difflm.checkpoints.tokens import (
     carried_text_files,
+    is_ordinary,
     load_tokenizer,
     special_token_ids,
     turn_token_ids,
@@ -223,7 +224,10 @@ def tokenizer_facts(tokenizer: Any | None) -> TokenizerFacts | None:
     if tokenizer is None:
         return None
     return TokenizerFacts(
-        ids=vocabulary(tokenizer), special=special_token_ids(tokenizer), turns=turn_token_ids(tokenizer)
+        ids=vocabulary(tokenizer),
+        special=special_token_ids(tokenizer),
+        turns=turn_token_ids(tokenizer),
+        is_ordinary=functools.partial(is_ordinary, tokenizer),
     )
 
 

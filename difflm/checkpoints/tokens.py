@@ -184,6 +184,17 @@ def without_token(tokenizer: Any, token_id: int) -> Any:
     return Tokenizer.from_str(json.dumps(state))
 
 
+def is_ordinary(tokenizer: Any, token: str, token_id: int) -> bool:
+    """Return whether ordinary text is made of a token: its characters give its id, and it is neither added nor marked.
+
+    Raises:
+        CheckpointError: the tokenizer has no tokenizer.json form.
+    """
+    if token_id in tokenizer.added_tokens_decoder or (len(token) > 2 and token[0] in "<[" and token[-1] in ">]"):
+        return False
+    return token_id in without_token(tokenizer, token_id).encode(token, add_special_tokens=False).ids
+
+
 def tokenizer_fingerprint(tokenizer: Any, mask_token_id: int | None) -> str:
     """Return a hash of what decides the ids of a text: equal for a parent and for what was converted from it.
 

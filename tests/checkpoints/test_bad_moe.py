@@ -159,6 +159,17 @@ def test_a_mask_that_marks_turns_is_refused(tmp_path: Path) -> None:
     assert convert(folder, tmp_path / "b").mask_token_id == len(tokenizer)
 
 
+def test_a_mask_that_text_is_made_of_is_refused(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(("<|endoftext|>", "<|mask|>"), eos="<|endoftext|>", template=None)
+    ids: dict[str, Any] = {"vocab_size": len(tokenizer), "eos_token_id": 0, "bos_token_id": 0}
+    word = tokenizer.get_vocab()["the"]
+    folder = ling_folder(tmp_path, tokenizer=tokenizer, model_type="llada2_moe", mask_token_id=word, **ids)
+    message = refused(folder)
+    assert f"mask_token_id is {word}; expected the id of a spare token (text is made of this one, 'the')" in message
+    changed(folder, mask_token_id=1)
+    assert load_model(folder).config.mask_token == "<|mask|>"
+
+
 def test_a_parent_with_the_tokenizer_of_a_release_takes_its_mask(tmp_path: Path) -> None:
     """The mask's id is the one that engines have built in only if the tokenizer has it there."""
     tokenizer = make_tokenizer(("<|endoftext|>", "<|role_end|>", "<|mask|>"), eos="<|endoftext|>", template=None)

@@ -66,7 +66,17 @@ def test_bos_and_pad() -> None:
         (None, {"mask_token_id": 3, "eos_token_id": [2, 3]}, "mask_token_id is 3; expected an id that does not end"),
         (None, {"mask_token_id": 3, "pad_token_id": 3}, "mask_token_id is 3; expected an id that does not pad"),
         (FACTS, {"mask_token_id": 1, "mask_token": "a"}, "mask_token_id is 1; expected the tokenizer's id of 'a' (2)"),
-        (FACTS, {"mask_token_id": 6}, "mask_token_id is 6; expected the tokenizer's id of None"),
+        (FACTS, {"mask_token_id": 6}, "mask_token_id is 6; expected the id of a token (5 ids, none is this one)"),
+        (
+            TokenizerFacts(ids=IDS, special={"cls_token": 1}),
+            {"mask_token_id": 1},
+            "mask_token_id is 1; expected an id with no other use (this one is the tokenizer's cls_token)",
+        ),
+        (
+            TokenizerFacts(ids=IDS, special={}, is_ordinary=lambda _, token_id: token_id == 2),
+            {"mask_token_id": 2},
+            "mask_token_id is 2; expected the id of a spare token (text is made of this one, 'a')",
+        ),
         (None, {"eos_token_id": 8}, "eos_token_id is 8"),
         (None, {"pad_token_id": 9}, "pad_token_id is 9"),
         (FACTS, {"mask_token_id": 1, "mask_token": ["a"]}, "mask_token is ['a']; expected a string"),
