@@ -1,9 +1,10 @@
 """Values that cross the layers: rows of tokens, model inputs, scores.
 
 Shape letters used all over the package:
-    B rows          L tokens in a row       N tokens that enter the model (L, or 2L as [noisy | clean])
+    B rows          L tokens in a row       N tokens that enter the model (L, or 2L as [noisy | clean], or W + L)
     S block size    K blocks                V vocabulary size
     D hidden size   H heads                 M selected rows of a flattened [B * N] (masked positions)
+    W noisy rows where they are windows of a row
 "Block" always means a diffusion block; a tile of an attention kernel is a tile.
 """
 
@@ -98,6 +99,10 @@ class Layout:
         clean_causal: the clean stream is token-causal instead of block-causal (two streams only).
         lookahead: how many positions ahead a query sees inside its block, wherever a block is seen both ways; None is
             the whole block, 0 the causal view. Widened step by step to anneal a causal model.
+        anchor_BW: int64, given where the noisy stream is windows instead of the row's blocks (two streams and
+            clean_causal only; N = W + L): for each noisy row the last clean row that it sees, as an index into the row;
+            PADDING for padding. They ascend, so padding comes first. Rows of one anchor are a window: they see each
+            other and no other window.
     """
 
     document_BL: Tensor
@@ -106,6 +111,19 @@ class Layout:
     causal_inside: bool = False
     clean_causal: bool = False
     lookahead: int | None = None
+    anchor_BW: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check that windows have a clean stream to stand on."""
+        plain = self.two_streams and self.clean_causal and self.lookahead is None
+        assert self.anchor_BW is None or plain, "windows see a token-causal clean stream"
+
+    @property
+    def noisy_length(self) -> int:
+        """Return the rows of the noisy stream, which come first: W of windows, L of two streams, 0 of a single one."""
+        if self.anchor_BW is not None:
+            return self.anchor_BW.shape[1]
+        return self.document_BL.shape[1] if self.two_streams else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,8 +91,8 @@ MUTANTS = (
         "tests/decode/test_sampling.py::test_the_ends_of_the_uniform_range_never_pick_a_token_of_mass_zero",
     ),
     Mutant(
-        "difflm/decode/runner.py",
-        "hidden_MD[0] = slot.last_hidden_D",
+        "difflm/decode/predicting.py",
+        "hidden_MD[row] = last_D",
         "pass",
         "tests/decode/test_runner.py::test_hidden_rows_of_the_cached_path_are_those_of_the_training_layout",
     ),
@@ -103,9 +103,9 @@ MUTANTS = (
         "tests/decode/test_runner.py::test_hidden_rows_of_the_cached_path_are_those_of_the_training_layout",
     ),
     Mutant(
-        "difflm/decode/runner.py",
-        "order_N[:, None] >= order_N[None, :]",
-        "order_N[:, None] > order_N[None, :]",
+        "difflm/decode/packing.py",
+        "block_N[:, None] >= block_N[None, :]",
+        "block_N[:, None] > block_N[None, :]",
         "tests/decode/test_runner.py::test_visibility_is_the_training_layout_of_the_rows",
     ),
     Mutant(
@@ -241,7 +241,7 @@ MUTANTS = (
         "tests/decode/test_options.py::test_native_editing_rewrites_decided_tokens_and_ends_when_nothing_changes",
     ),
     Mutant(
-        "difflm/decode/runner.py",
+        "difflm/decode/predicting.py",
         "if place < free]",
         "if place <= free]",
         "tests/decode/test_options.py::test_nothing_ends_an_answer_before_min_tokens",

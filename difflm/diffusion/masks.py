@@ -60,9 +60,17 @@ def layout_mask(layout: Layout) -> MaskMod:
     document makes that Eq. 4 (MDLM); blocks of one token, or `causal_inside`, make it next-token attention.
     With `lookahead` n, k <= q + n as well wherever b(q) == b(k) (both streams).
 
+    Where the noisy stream is windows (`anchor_BW`), a(.) the anchor of a noisy row:
+
+        noisy   noisy   a(q) == a(k)            (and k <= q with `causal_inside`)
+        noisy   clean   a(q) >= k and d(a(q)) == d(k)
+        clean   clean   k <= q   and d(q) == d(k)
+
     Source: LLaDA2.0 (arXiv:2512.15745) Eqs. 3-4; `clean_causal` and `causal_inside` are deviations that the
     checkpoint records.
     """
+    if layout.anchor_BW is not None:
+        return _windows_mask(layout, layout.anchor_BW)
     document_BL, block_BL = layout.document_BL, layout.block_BL
     length = document_BL.shape[1]
 
@@ -88,6 +96,22 @@ def layout_mask(layout: Layout) -> MaskMod:
         return document & torch.where(noisy_key, seen_noisy, seen_clean)
 
     return double if layout.two_streams else single
+
+
+def _windows_mask(layout: Layout, anchor_BW: Tensor) -> MaskMod:
+    document_BL, width = layout.document_BL, anchor_BW.shape[1]
+
+    def windows(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # Indices of the other stream are clamped into the tensor; the choice below leaves their values out.
+        anchor_q, anchor_k = (anchor_BW[row, each.clamp(max=width - 1)] for each in (query, key))
+        last = torch.where(query < width, anchor_q, query - width)
+        place = (key - width).clamp(min=0)
+        real = last >= 0
+        same = document_BL[row, last.clamp(min=0)] == document_BL[row, place]
+        own = (anchor_q == anchor_k) & (key <= query) if layout.causal_inside else anchor_q == anchor_k
+        return torch.where(key < width, (query < width) & own, real & same & (place <= last))
+
+    return windows
 
 
 def materialise(mask_mod: MaskMod, rows: int, length: int, *, device: str | torch.device = "cpu") -> Tensor:

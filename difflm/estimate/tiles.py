@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from difflm.models.attention import TILE, tile_spans
+from difflm.models.tiles import layout_spans
 from difflm.types import Layout
 
 
@@ -14,10 +14,11 @@ def tile_shapes(layout: Layout) -> Iterator[tuple[int, int, bool]]:
     Args:
         layout: attention structure of a batch.
     """
-    streams = 2 if layout.two_streams else 1
-    for document, block in zip(layout.document_BL.tolist(), layout.block_BL.tolist(), strict=True):
-        for prefix, start, stop in tile_spans(document, block, TILE):
+    documents, blocks = layout.document_BL.tolist(), layout.block_BL.tolist()
+    for document, block, spans in zip(documents, blocks, layout_spans(layout), strict=True):
+        for span in spans:
+            start, stop = span.start, span.stop
             # Everything is visible only inside one block of one document in a single stream.
             whole = document[start] == document[stop - 1] and block[start] == block[stop - 1]
-            masked = streams == 2 or (layout.causal_inside and stop - start > 1) or not whole
-            yield streams * (stop - start), start - prefix, masked
+            masked = layout.two_streams or (layout.causal_inside and stop - start > 1) or not whole
+            yield stop - start + span.num_noisy, start - span.prefix, masked

@@ -12,7 +12,6 @@ Q = (H / G) * (query rows of a tile): grouped-query heads are folded into query 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -22,20 +21,18 @@ from torch.nn import functional as F
 
 from difflm.errors import ConfigError
 from difflm.models.flex import FlexAttention, flex_refusal
-from difflm.models.ranges import KeyRanges, dense_mask, key_ranges, ranges_mask
+from difflm.models.ranges import dense_mask, key_ranges
+from difflm.models.tiles import TILE, Tile, split_tiles
 from difflm.models.transformer import Attend
-from difflm.types import PADDING, Layout
+from difflm.types import Layout
 
 AttentionBackend = Literal["split", "portable", "flex", "dense"]
 AttentionChoice = Literal["auto", "split", "portable", "flex", "dense"]
 
-TILE = 128
-"""Tokens of a tile: measured best on CPU for rows of 512 to 4096 tokens (64 ties, 256 and more lose)."""
-
 
 @dataclass(frozen=True, slots=True)
 class DenseAttention:
-    """Reference: one scaled dot product with a boolean mask over all N x N pairs.
+    """Reference: one scaled dot product with a boolean mask over all pairs of a query and a key.
 
     Attributes:
         mask_B1NN: bool, True = visible; every row must see something (padding sees padding).
@@ -50,76 +47,6 @@ class DenseAttention:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """Queries that share a clean prefix.
-
-    Attributes:
-        row: row of the batch.
-        rows_T: slices of the model row that form the tile: [noisy part, clean part] or [part].
-        prefix: slice of the model row whose keys all queries of the tile see (may be empty).
-        mask_TT: bool, visibility inside the tile; None = everything.
-    """
-
-    row: int
-    rows_T: tuple[slice, ...]
-    prefix: slice
-    mask_TT: Tensor | None
-
-
-def split_tiles(layout: Layout, *, tile: int = TILE) -> list[Tile]:
-    """Cut every row of a layout into tiles of whole blocks, about `tile` tokens each; padding belongs to none.
-
-    A block longer than `tile` is a tile of its own. Short documents share a tile; a tile that begins inside a
-    document holds only that document (its prefix is visible to all queries of the tile).
-    """
-    tiles: list[Tile] = []
-    length = layout.document_BL.shape[1]
-    document_BL, block_BL = layout.document_BL.cpu(), layout.block_BL.cpu()
-    ranges = key_ranges(layout).to("cpu")
-    for row in range(document_BL.shape[0]):
-        document_L, block_L = document_BL[row], block_BL[row]
-        for prefix, start, stop in tile_spans(document_L.tolist(), block_L.tolist(), tile):
-            offset = length if layout.two_streams else 0
-            rows_T = (slice(start, stop), slice(length + start, length + stop))[: 2 if layout.two_streams else 1]
-            mask_TT = _tile_mask(ranges, row, rows_T)
-            tiles.append(Tile(row, rows_T, slice(offset + prefix, offset + start), mask_TT))
-    return tiles
-
-
-def tile_spans(document: Sequence[int], block: Sequence[int], tile: int) -> list[tuple[int, int, int]]:
-    """Return (start of the prefix, start, stop) of each tile of a row."""
-    spans: list[tuple[int, int, int]] = []
-    open_span: tuple[int, int, int] | None = None
-    document_start, begin, length = 0, 0, len(document)
-    while begin < length:
-        end = begin + 1
-        while end < length and document[end] == document[begin] and block[end] == block[begin]:
-            end += 1
-        new_document = begin == 0 or document[begin] != document[begin - 1]
-        document_start = begin if new_document else document_start
-        if open_span is not None:
-            prefix, start, _ = open_span
-            shares = not new_document or prefix == start
-            if document[begin] != PADDING and shares and end - start <= tile:
-                open_span = (prefix, start, end)
-                begin = end
-                continue
-            spans.append(open_span)
-            open_span = None
-        if document[begin] != PADDING:
-            open_span = (document_start, begin, end)
-        begin = end
-    return [*spans, open_span] if open_span is not None else spans
-
-
-def _tile_mask(ranges: KeyRanges, row: int, rows_T: tuple[slice, ...]) -> Tensor | None:
-    """Return who sees whom among the model rows of a tile: bool [T, T], [2T, 2T] for two streams; None if all do."""
-    index_T = torch.cat([torch.arange(span.start, span.stop) for span in rows_T])
-    mask_TT = ranges_mask(ranges)(torch.tensor(row), torch.tensor(0), index_T[:, None], index_T[None])
-    return None if bool(mask_TT.all()) else mask_TT
-
-
 class SplitAttention:
     """The exact split, for one layout; reused by every layer and by forward and backward.
 
@@ -131,6 +58,7 @@ class SplitAttention:
         backend: "split": the CPU's fused kernel with the log-sum-exp merge; "portable": masked scaled dot products
             under plain autograd, for any device. Both are exact.
         tile: tokens per tile.
+        noisy_only: the queries are the noisy rows alone, the keys all model rows.
     """
 
     def __init__(
@@ -142,8 +70,9 @@ class SplitAttention:
         device: torch.device | str,
         backend: Literal["split", "portable"] = "split",
         tile: int = TILE,
+        noisy_only: bool = False,
     ) -> None:
-        self.tiles = split_tiles(layout, tile=tile)
+        self.tiles = split_tiles(layout, tile=tile, noisy_only=noisy_only)
         self.backend = backend
         additive: list[Tensor | None] = []
         for each in self.tiles:
@@ -155,7 +84,7 @@ class SplitAttention:
         self.bias_QT = additive
 
     def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
-        """Return the mixed values, [B, H, N, E]; zeros on padding."""
+        """Return the mixed values, [B, H, N, E], N the queries; zeros on padding."""
         if self.backend == "split":
             return _MergedTiles.apply(query_BHNE, key_BGNE, value_BGNE, self.tiles, self.bias_QT)
         return self._portable(query_BHNE, key_BGNE, value_BGNE)
@@ -164,7 +93,7 @@ class SplitAttention:
         out = torch.zeros_like(query_BHNE)
         groups = key_BGNE.shape[1]
         for each, bias_QT in zip(self.tiles, self.bias_QT, strict=True):
-            query_1GQE = _fold(query_BHNE[each.row], each.rows_T, groups)
+            query_1GQE = _fold(query_BHNE[each.row], each.queries_T, groups)
             spans = (each.prefix, *each.rows_T)
             key = torch.cat([key_BGNE[each.row, :, span] for span in spans], dim=1)[None]
             value = torch.cat([value_BGNE[each.row, :, span] for span in spans], dim=1)[None]
@@ -173,7 +102,7 @@ class SplitAttention:
                 prefix = bias_QT.new_zeros(bias_QT.shape[0], each.prefix.stop - each.prefix.start)
                 mask = torch.cat([prefix, bias_QT], dim=1)
             mixed = F.scaled_dot_product_attention(query_1GQE, key, value, attn_mask=mask)
-            _unfold_into(out[each.row], each.rows_T, mixed)
+            _unfold_into(out[each.row], each.queries_T, mixed)
         return out
 
 
@@ -217,7 +146,7 @@ class _MergedTiles(torch.autograd.Function):
         out, totals = torch.zeros_like(query), []
         groups = key.shape[1]
         for each, bias_QT in zip(tiles, bias, strict=True):
-            folded = _fold(query[each.row], each.rows_T, groups)
+            folded = _fold(query[each.row], each.queries_T, groups)
             mixed, total = kernel(
                 folded, _gather(key[each.row], each.rows_T), _gather(value[each.row], each.rows_T), attn_mask=bias_QT
             )
@@ -228,7 +157,7 @@ class _MergedTiles(torch.autograd.Function):
                 merged = torch.logaddexp(total, before_total)
                 mixed = mixed * (total - merged).exp()[..., None] + before * (before_total - merged).exp()[..., None]
                 mixed, total = mixed.to(query.dtype), merged
-            _unfold_into(out[each.row], each.rows_T, mixed)
+            _unfold_into(out[each.row], each.queries_T, mixed)
             totals.append(total)
         ctx.save_for_backward(query, key, value, out, *totals)
         ctx.tiles, ctx.bias = tiles, bias
@@ -244,9 +173,9 @@ class _MergedTiles(torch.autograd.Function):
         grad_key, grad_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
         groups = key.shape[1]
         for each, bias_QT, total in zip(ctx.tiles, ctx.bias, totals, strict=True):
-            folded = _fold(query[each.row], each.rows_T, groups)
-            folded_out = _fold(out[each.row], each.rows_T, groups)
-            folded_grad = _fold(grad_out[each.row], each.rows_T, groups)
+            folded = _fold(query[each.row], each.queries_T, groups)
+            folded_out = _fold(out[each.row], each.queries_T, groups)
+            folded_grad = _fold(grad_out[each.row], each.queries_T, groups)
             parts: list[tuple[tuple[slice, ...], Tensor | None]] = [(each.rows_T, bias_QT)]
             if each.prefix.stop > each.prefix.start:
                 parts.append(((each.prefix,), None))
@@ -267,7 +196,7 @@ class _MergedTiles(torch.autograd.Function):
                 _scatter_add(grad_key[each.row], rows, grads[1])
                 _scatter_add(grad_value[each.row], rows, grads[2])
             assert part_query is not None
-            _unfold_into(grad_query[each.row], each.rows_T, part_query)
+            _unfold_into(grad_query[each.row], each.queries_T, part_query)
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None
 
 
@@ -337,6 +266,7 @@ def attention_for(
     device: torch.device | str,
     backend: AttentionChoice = "auto",
     head_dim: int | None = None,
+    noisy_only: bool = False,
 ) -> Attend:
     """Return the exact attention of a layout: "split" on CPU, FlexAttention on CUDA, or a named backend.
 
@@ -347,13 +277,21 @@ def attention_for(
         device: of the model.
         backend: see `backend_for`. "dense" keeps an N x N mask: the reference.
         head_dim: E, if known.
+        noisy_only: the queries are the noisy rows alone, the keys all model rows.
 
     Raises:
         ConfigError: a backend that does not work there.
     """
     chosen = backend_for(backend, device=device, dtype=dtype, head_dim=head_dim)
     if chosen == "flex":
-        return FlexAttention(layout, device=device)
+        return FlexAttention(layout, device=device, noisy_only=noisy_only)
     if chosen == "dense":
-        return DenseAttention(dense_mask(key_ranges(layout).to(device)))
-    return SplitAttention(layout, heads_per_group=heads_per_group, dtype=dtype, device=device, backend=chosen)
+        return DenseAttention(dense_mask(key_ranges(layout, noisy_only=noisy_only).to(device)))
+    return SplitAttention(
+        layout,
+        heads_per_group=heads_per_group,
+        dtype=dtype,
+        device=device,
+        backend=chosen,
+        noisy_only=noisy_only,
+    )

@@ -62,13 +62,13 @@ def block_mask_of(ranges: KeyRanges) -> BlockMask:
     Args:
         ranges: on the device of the queries.
     """
-    rows, length = ranges.own_start_BN.shape
-    tiles = -(-length // TILE)
-    start_K = TILE * torch.arange(tiles, device=ranges.own_start_BN.device)
+    rows, queries = ranges.own_start_BN.shape
+    tiles, key_tiles = -(-queries // TILE), -(-ranges.num_keys // TILE)
+    start_K = TILE * torch.arange(key_tiles, device=ranges.own_start_BN.device)
     seen_BNK = _overlap(ranges.own_start_BN, ranges.own_stop_BN, start_K)
     seen_BNK += _overlap(ranges.before_start_BN, ranges.before_stop_BN, start_K)
-    padded_BNK = F.pad(seen_BNK, (0, 0, 0, tiles * TILE - length))
-    seen_BKK = padded_BNK.view(rows, tiles, TILE, tiles).sum(dim=2)
+    padded_BNK = F.pad(seen_BNK, (0, 0, 0, tiles * TILE - queries))
+    seen_BKK = padded_BNK.view(rows, tiles, TILE, key_tiles).sum(dim=2)
     full_BKK = seen_BKK == TILE * TILE
     mixed_count, mixed_order = _listed(((seen_BKK > 0) & ~full_BKK)[:, None])
     full_count, full_order = _listed(full_BKK[:, None])
@@ -79,7 +79,7 @@ def block_mask_of(ranges: KeyRanges) -> BlockMask:
         full_order,
         BLOCK_SIZE=TILE,
         mask_mod=ranges_mask(ranges),
-        seq_lengths=(length, length),
+        seq_lengths=(queries, ranges.num_keys),
     )
 
 
@@ -130,12 +130,20 @@ class FlexAttention:
         layout: attention structure of the batch.
         device: of the queries.
         kernel: compiled or eager; None: the one of the device.
+        noisy_only: the queries are the noisy rows alone.
     """
 
-    def __init__(self, layout: Layout, *, device: torch.device | str, kernel: FlexKernel | None = None) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        *,
+        device: torch.device | str,
+        kernel: FlexKernel | None = None,
+        noisy_only: bool = False,
+    ) -> None:
         device = torch.device(device)
         self.kernel = kernel or kernel_for(device.type)
-        self.block_mask = block_mask_of(key_ranges(layout).to(device))
+        self.block_mask = block_mask_of(key_ranges(layout, noisy_only=noisy_only).to(device))
 
     def __call__(self, layer: int, query_BHNE: Tensor, key_BGNE: Tensor, value_BGNE: Tensor) -> Tensor:
         """Return the mixed values, [B, H, N, E]; on padding the mixture of its run.

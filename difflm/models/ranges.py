@@ -1,9 +1,9 @@
 """A layout as ranges of keys: which model rows each query sees, as data. FlexAttention and the dense form read it.
 
 Whatever a layout allows is, for one query, at most two contiguous ranges of model rows: the clean rows before its
-block, and rows of its own block (for a clean query: one range from the start of its document). Block size, documents,
-causal options and a narrowed view are therefore numbers in four integer tensors, never code: a mask function over them
-is the same function for every block size of a curriculum, and nothing is compiled anew.
+block or window, and rows of its own (for a clean query: one range from the start of its document). Block size,
+documents, causal options and a narrowed view are therefore numbers in four integer tensors, never code: a mask function
+over them is the same function for every block size of a curriculum, and nothing is compiled anew.
 
 Shape legend: see `difflm.types`.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflm.types import Layout, MaskMod
+from difflm.types import PADDING, Layout, MaskMod
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +24,16 @@ class KeyRanges:
 
     Attributes:
         own_start_BN, own_stop_BN: int32, never empty: a query sees itself.
-        before_start_BN, before_stop_BN: int32, clean rows of earlier blocks for a noisy query; empty (0, 0) otherwise.
+        before_start_BN, before_stop_BN: int32, clean rows of earlier blocks (of a window: up to its anchor) for a noisy
+            query; empty (0, 0) otherwise.
+        num_keys: model rows that can be seen, N; the queries may be the first of them only (`first`).
     """
 
     own_start_BN: Tensor
     own_stop_BN: Tensor
     before_start_BN: Tensor
     before_stop_BN: Tensor
+    num_keys: int
 
     def to(self, device: torch.device | str) -> KeyRanges:
         """Return the ranges on a device."""
@@ -39,6 +42,17 @@ class KeyRanges:
             self.own_stop_BN.to(device),
             self.before_start_BN.to(device),
             self.before_stop_BN.to(device),
+            self.num_keys,
+        )
+
+    def first(self, count: int) -> KeyRanges:
+        """Return the ranges of the first `count` queries; they see the same keys."""
+        return KeyRanges(
+            self.own_start_BN[:, :count],
+            self.own_stop_BN[:, :count],
+            self.before_start_BN[:, :count],
+            self.before_stop_BN[:, :count],
+            self.num_keys,
         )
 
 
@@ -57,14 +71,19 @@ def _runs(document_BL: Tensor, block_BL: Tensor | None) -> tuple[Tensor, Tensor]
     return start_BL, stop_BL
 
 
-def key_ranges(layout: Layout) -> KeyRanges:
+def key_ranges(layout: Layout, *, noisy_only: bool = False) -> KeyRanges:
     """Return the ranges of a layout, int32 [B, N], on the layout's device.
 
     Equal to the predicate `difflm.diffusion.masks.layout_mask` for every real token; padding sees its own run only.
 
     Args:
         layout: attention structure; documents are contiguous runs, blocks contiguous runs inside a document.
+        noisy_only: of the noisy queries alone, [B, noisy rows]; the keys are still all model rows.
     """
+    if noisy_only:
+        return key_ranges(layout).first(layout.noisy_length)
+    if layout.anchor_BW is not None:
+        return _window_ranges(layout, layout.anchor_BW)
     length = layout.document_BL.shape[1]
     document_start, _ = _runs(layout.document_BL, None)
     block_start, block_stop = _runs(layout.document_BL, layout.block_BL)
@@ -73,7 +92,7 @@ def key_ranges(layout: Layout) -> KeyRanges:
     view_stop = torch.minimum(block_stop, after_L) if layout.causal_inside else near_stop
     if not layout.two_streams:
         none = torch.zeros_like(view_stop)
-        return KeyRanges(document_start.int(), view_stop.int(), none.int(), none.int())
+        return KeyRanges(document_start.int(), view_stop.int(), none.int(), none.int(), length)
     clean_stop = after_L.expand_as(block_stop) if layout.clean_causal else near_stop
     # An empty range must stay empty after the offset; [offset + start, offset + start) is.
     none = torch.zeros_like(block_start)
@@ -82,6 +101,26 @@ def key_ranges(layout: Layout) -> KeyRanges:
         torch.cat([view_stop, length + clean_stop], dim=1).int(),
         torch.cat([length + document_start, none], dim=1).int(),
         torch.cat([length + block_start, none], dim=1).int(),
+        2 * length,
+    )
+
+
+def _window_ranges(layout: Layout, anchor_BW: Tensor) -> KeyRanges:
+    """Return the ranges of [windows | clean], the clean stream token-causal."""
+    length, width = layout.document_BL.shape[1], anchor_BW.shape[1]
+    document_start, _ = _runs(layout.document_BL, None)
+    start, stop = _runs(anchor_BW, None)
+    after_N = torch.arange(1, width + length + 1, device=anchor_BW.device)
+    if layout.causal_inside:
+        stop = torch.minimum(stop, after_N[:width])
+    real, seed = anchor_BW != PADDING, anchor_BW.clamp(min=0)
+    none = torch.zeros_like(document_start)
+    return KeyRanges(
+        torch.cat([start, width + document_start], dim=1).int(),
+        torch.cat([stop, after_N[width:].expand_as(document_start)], dim=1).int(),
+        torch.cat([torch.where(real, width + document_start.gather(1, seed), 0), none], dim=1).int(),
+        torch.cat([torch.where(real, width + seed + 1, 0), none], dim=1).int(),
+        width + length,
     )
 
 
@@ -99,8 +138,8 @@ def ranges_mask(ranges: KeyRanges) -> MaskMod:
 
 
 def dense_mask(ranges: KeyRanges) -> Tensor:
-    """Return the ranges as one boolean mask, [B, 1, N, N], True = visible; O(N^2) memory."""
-    rows, length = ranges.own_start_BN.shape
-    index = torch.arange(max(rows, length), device=ranges.own_start_BN.device)
-    row, query, key = index[:rows, None, None], index[None, :length, None], index[None, None, :length]
+    """Return the ranges as one boolean mask, [B, 1, queries, N], True = visible; O(N^2) memory."""
+    rows, queries = ranges.own_start_BN.shape
+    index = torch.arange(max(rows, ranges.num_keys), device=ranges.own_start_BN.device)
+    row, query, key = index[:rows, None, None], index[None, :queries, None], index[None, None, : ranges.num_keys]
     return ranges_mask(ranges)(row, row, query, key)[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,6 +57,30 @@ def test_predicate_equals_the_loop(two: bool, inside: bool, clean: bool, origin:
     )
     size = 26 if two else 13
     assert torch.equal(materialise(layout_mask(layout), 2, size), loop_mask(layout))
+
+
+def test_windows_see_the_clean_row_up_to_their_anchor_and_themselves() -> None:
+    document = torch.tensor([[0, 0, 0, 1, 1, 1, -1]])
+    anchor = torch.tensor([[-1, 1, 1, 4, 4]])  # a window behind token 1 of document 0, one behind token 1 of document 1
+    layout = Layout(
+        document_BL=document,
+        block_BL=document_positions(document),
+        two_streams=True,
+        clean_causal=True,
+        anchor_BW=anchor,
+    )
+    seen = materialise(layout_mask(layout), 1, 12)[0, 0].int().tolist()
+    #                 noisy windows   | document 0, document 1, padding
+    assert seen[0] == [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert seen[1] == seen[2] == [0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0]
+    assert seen[3] == seen[4] == [0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0, 0]
+    assert seen[7] == [0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0]
+    assert seen[10] == [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0]
+    assert seen[11] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]
+    causal = materialise(layout_mask(replace(layout, causal_inside=True)), 1, 12)[0, 0].int().tolist()
+    assert causal[3] == [0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 0, 0]
+    assert causal[4] == seen[4]
+    assert causal[7] == seen[7]
 
 
 def test_positions_and_blocks_restart_in_each_document() -> None:

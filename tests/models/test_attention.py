@@ -21,10 +21,11 @@ from difflm.models.attention import (
     attention_for,
     backend_for,
     fused_kernel_available,
-    split_tiles,
 )
 from difflm.models.flex import FlexAttention
+from difflm.models.tiles import split_tiles
 from difflm.types import Layout
+from tests.models.windows import window_layout
 from tests.rows import batch_of
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
@@ -140,6 +141,52 @@ def test_a_long_document_beside_short_ones_in_small_tiles(ahead: int | None) -> 
             ahead=ahead,
         )
         assert largest_difference(layout, tile=16, backend="split") < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["split", "portable"])
+@pytest.mark.parametrize("noisy_only", [False, True])
+@settings(max_examples=10, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 23), min_size=1, max_size=4), min_size=1, max_size=2),
+    width=st.integers(1, 60),
+    size=st.integers(1, 7),
+    tile=st.integers(1, 30),
+    causal=st.booleans(),
+)
+def test_windows_equal_dense(
+    sizes: list[list[int]],
+    width: int,
+    size: int,
+    tile: int,
+    causal: bool,
+    noisy_only: bool,
+    backend: Literal["split", "portable"],
+) -> None:
+    layout = window_layout(sizes, width=width, size=size, causal=causal, padding=2)
+    rows, length = layout.document_BL.shape
+    queries = width if noisy_only else width + length
+    generator = torch.Generator().manual_seed(0)
+    inputs = tuple(
+        torch.randn(rows, heads, count, WIDTH, generator=generator).requires_grad_()
+        for heads, count in ((HEADS, queries), (GROUPS, width + length), (GROUPS, width + length))
+    )
+    assert layout.anchor_BW is not None
+    real = torch.cat([layout.anchor_BW, layout.document_BL], dim=1)[:, None, :queries, None] >= 0
+    mask = materialise(layout_mask(layout), rows, width + length)[:, :, :queries]
+    ours = SplitAttention(
+        layout,
+        heads_per_group=HEADS // GROUPS,
+        dtype=torch.float32,
+        device="cpu",
+        backend=backend,
+        tile=tile,
+        noisy_only=noisy_only,
+    )
+    results = []
+    for attend in (DenseAttention(mask), ours):
+        out = attend(0, *inputs) * real
+        results.append((out, *torch.autograd.grad(out.sin().sum(), inputs)))
+    assert max(float((one - other).detach().abs().max()) for one, other in zip(*results, strict=True)) < 1e-5
 
 
 def test_tiles_are_small_and_cover_every_real_token_once() -> None:

@@ -26,6 +26,7 @@ from difflm.models.flex import (
 from difflm.models.ranges import key_ranges, ranges_mask
 from difflm.types import Layout
 from tests.models.test_ranges import layouts
+from tests.models.windows import window_layout
 from tests.rows import batch_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -103,6 +104,24 @@ def test_the_block_mask_equals_the_one_of_torch(
         one, other = vars(found)[name], vars(expected)[name]
         assert one.dtype == other.dtype, name
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("noisy_only", [False, True])
+@pytest.mark.parametrize(("width", "causal"), [(50, True), (150, False), (300, True)])
+def test_windows(width: int, causal: bool, noisy_only: bool) -> None:
+    layout = window_layout([[100, 61], [9, 140]], width=width, size=6, causal=causal, padding=3)
+    rows, length = layout.document_BL.shape
+    queries = width if noisy_only else width + length
+    ranges = key_ranges(layout, noisy_only=noisy_only)
+    expected = create_block_mask(ranges_mask(ranges), rows, None, queries, width + length, device="cpu")
+    found = block_mask_of(ranges)
+    for name in ("kv_num_blocks", "kv_indices", "full_kv_num_blocks", "full_kv_indices", "q_num_blocks", "q_indices"):
+        assert torch.equal(vars(found)[name], vars(expected)[name]), name
+    query, key, value = inputs_of(rows, width + length)
+    query = query[:, :, :queries].contiguous()
+    dense = DenseAttention(materialise(layout_mask(layout), rows, width + length)[:, :, :queries])
+    flex = FlexAttention(layout, device="cpu", noisy_only=noisy_only)
+    assert float((flex(0, query, key, value) - dense(0, query, key, value)).abs().max()) < TOLERANCE
 
 
 def counted() -> tuple[FlexKernel, CompileCounter]:

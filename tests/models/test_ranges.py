@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from difflm.diffusion.masks import block_numbers, layout_mask, materialise
 from difflm.models.ranges import dense_mask, key_ranges, ranges_mask
 from difflm.types import BlockOrigin, Layout
+from tests.models.windows import window_layout
 from tests.rows import batch_of
 
 ORIGINS: tuple[BlockOrigin, ...] = ("document", "row")
@@ -51,6 +52,25 @@ def test_ranges_equal_the_predicate(
         real = (layout.document_BL >= 0).repeat(1, streams)
         assert torch.equal(found[:, 0][real], expected[:, 0][real])
         assert bool(found.any(-1).all())  # padding too: an empty row would be NaN
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 17), min_size=1, max_size=4), min_size=1, max_size=3),
+    padding=st.integers(0, 5),
+    width=st.integers(1, 40),
+    size=st.integers(1, 6),
+    causal=st.booleans(),
+)
+def test_ranges_of_windows_equal_the_predicate(
+    sizes: list[list[int]], padding: int, width: int, size: int, causal: bool
+) -> None:
+    layout = window_layout(sizes, width=width, size=size, causal=causal, padding=padding)
+    rows, length = layout.document_BL.shape
+    expected = materialise(layout_mask(layout), rows, width + length)
+    assert torch.equal(dense_mask(key_ranges(layout)), expected)
+    assert torch.equal(dense_mask(key_ranges(layout, noisy_only=True)), expected[:, :, :width])
+    assert bool(expected.any(-1).all())
 
 
 def test_padding_in_the_middle_of_a_row_is_not_seen() -> None:
