@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"types", "errors"},
     {"diffusion", "models"},
-    {"checkpoints", "data", "scoring", "plots"},
+    {"checkpoints", "data", "scoring", "plots", "plots_decoding"},
     {"training", "decode"},
     {"bench", "display", "doctor", "estimate", "evaluation", "inspection", "reporting", "runs"},
     {"recipes", "cli"},
@@ -27,7 +27,7 @@ CONFINED = {
     "tokenizers": "difflm/checkpoints/",
     "gguf": "difflm/checkpoints/",
     "rich": "difflm/display/",
-    "matplotlib": "difflm/plots.py",
+    "matplotlib": "difflm/plots",
     "click": "difflm/cli/",
     "yaml": "difflm/training/config_io.py",
     "pydantic": "difflm/training/config",

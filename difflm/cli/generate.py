@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
 )
 @click.option("--show/--no-show", default=False, show_default=True, help="Whether to draw each block as it denoises.")
 @click.option(
+    "--step-map",
+    type=folder(),
+    metavar="FILE",
+    show_default="none",
+    help="JSONL file to which a line is added for each answer: what each forward decided; see inspect steps.",
+)
+@click.option(
     "--stats/--no-stats", default=True, show_default=True, help="Whether to report forwards and speed on stderr."
 )
 @sampling_options
@@ -41,6 +49,7 @@ def generate(
     prompt: tuple[str, ...],
     chat_template: bool,
     show: bool,
+    step_map: Path | None,
     stats: bool,
     params: SamplingParams,
     device: str,
@@ -52,7 +61,9 @@ def generate(
     prompts = list(prompt) or [read_stdin()]
     loaded = open_model(model, device=device, dtype=dtype, threads=threads, revision=revision)
     encoded = [encode_prompt(loaded, text, chat_template=chat_template) for text in prompts]
-    if show:
+    if step_map is not None:
+        completions = _recorded(loaded, encoded, params, path=step_map, show=show)
+    elif show:
         from difflm.decode.engine import Engine
         from difflm.display import show_denoising
 
@@ -67,6 +78,38 @@ def generate(
             click.echo(completion.text)
         if stats:
             click.echo(describe(completion), err=True)
+
+
+def _recorded(
+    loaded: LoadedModel, prompts: list[list[int]], params: SamplingParams, *, path: Path, show: bool
+) -> list[Completion]:
+    """Decode as without a file, and write a step map of each answer."""
+    from difflm.decode.engine import Engine, seeds
+    from difflm.decode.events import Finished
+    from difflm.decode.recorder import append_step_maps, recorder_of
+    from difflm.display import show_denoising
+
+    engine = Engine(loaded)
+    path.touch()  # a file that cannot be written is said before the work
+    if show:
+        recorders = [recorder_of(loaded, each, params) for each in prompts]
+        completions = [
+            show_denoising(loaded, recorder.watching(engine.stream(each, params)))
+            for recorder, each in zip(recorders, prompts, strict=True)
+        ]
+    else:
+        alone = [dataclasses.replace(params, n=1, seed=seed) for seed in seeds(params)]
+        requests = {engine.submit(each, one): recorder_of(loaded, each, one) for each in prompts for one in alone}
+        finished: dict[int, Completion] = {}
+        while len(finished) < len(requests):
+            for event in engine.step():
+                requests[event.request_id].apply(event)
+                if isinstance(event, Finished):
+                    finished[event.request_id] = event.completion
+        recorders = list(requests.values())
+        completions = [finished[number] for number in requests]
+    append_step_maps(path, [recorder.map for recorder in recorders])
+    return completions
 
 
 def read_stdin() -> str:

@@ -1,4 +1,4 @@
-"""`difflm inspect mask`, `difflm inspect row`, `difflm inspect keys`."""
+"""`difflm inspect mask`, `difflm inspect row`, `difflm inspect keys`, `difflm inspect steps`."""
 
 from __future__ import annotations
 
@@ -118,6 +118,42 @@ def keys(checkpoint: Path, *, every_layer: bool, revision: str | None) -> None:
 
     for line in key_map_lines(checkpoint, every_layer=every_layer, revision=revision):
         click.echo(line)
+
+
+@click.command()
+@click.argument("path", metavar="FILE", type=folder())
+@click.option("--request", "number", type=click.IntRange(0), default=0, show_default=True, help="Line of FILE shown.")
+@click.option("--plot", type=folder(), metavar="PNG", show_default="none", help="Picture to write: order, confidence.")
+@click.option("--replay", is_flag=True, help="Draw the decoding once more, forward by forward.")
+@click.option(
+    "--pause", type=click.FloatRange(0), default=0.2, show_default=True, help="Between forwards of a replay, seconds."
+)
+def steps(path: Path, *, number: int, plot: Path | None, replay: bool, pause: float) -> None:
+    """Show which forward decided what, of an answer in FILE that generate --step-map wrote."""
+    from difflm.decode.recorder import read_step_maps
+    from difflm.display import replay_steps, step_lines
+
+    maps = read_step_maps(path)
+    if number >= len(maps):
+        raise ConfigError(f"--request: {number}; {path} holds {len(maps)} answers, the first is 0; use a lower one")
+    chosen = maps[number]
+    if replay:
+        replay_steps(chosen, seconds=pause)
+    else:
+        for line in step_lines(chosen):
+            click.echo(line)
+    if plot is not None:
+        from difflm.plots_decoding import plot_steps
+
+        cells = chosen.cells()
+        plot_steps(
+            plot,
+            block_size=chosen.block_size,
+            steps=[cell.step for cell in cells],
+            confidences=[cell.confidence for cell in cells],
+            edits=[cell.edits for cell in cells],
+            title=f"{path.name}, answer {number}: {chosen.completion.tokens_per_forward:.2f} tokens per forward",
+        )
 
 
 def _shows(character: str) -> bool:

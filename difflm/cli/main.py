@@ -56,11 +56,12 @@ bench = LazyGroup(
 
 inspect = LazyGroup(
     "inspect",
-    help="Look inside: an attention mask, a packed row, the key map of a checkpoint.",
+    help="Look inside: an attention mask, a packed row, the key map of a checkpoint, the steps of an answer.",
     homes={
         "mask": ("difflm.cli.inspect:mask", "Draw who sees whom, of a made-up row or of a row of a data file."),
         "row": ("difflm.cli.inspect:row", "A packed row: documents, positions, blocks, roles, masks."),
         "keys": ("difflm.cli.inspect:keys", "Where each tensor of a checkpoint goes."),
+        "steps": ("difflm.cli.inspect:steps", "Which forward decided what, of an answer; a picture, a replay."),
     },
 )
 
@@ -79,7 +80,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "report": ("difflm.cli.report:report", "A run folder -> one HTML page: curves, tables, configuration."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
-            "inspect": ("difflm.cli.main:inspect", "Draw a mask, show a packed row or a key map."),
+            "inspect": ("difflm.cli.main:inspect", "Draw a mask, show a packed row, a key map or steps."),
             "doctor": ("difflm.cli.doctor:doctor", "Try what works on this machine."),
             "bench": ("difflm.cli.main:bench", "Measure the speed of decoding and of training."),
         },

@@ -138,8 +138,14 @@ class Recorder:
         for event in self.events:
             if isinstance(event, Denoised | Edited | Committed):
                 seen.update(event.tokens)
-        pieces = {} if self.decode is None else {token: self.decode([token]) for token in sorted(seen)}
+        pieces = {} if self.decode is None else {token: _piece(self.decode, token) for token in sorted(seen)}
         return replace(self.header, events=tuple(self.events), pieces=pieces)
+
+
+def _piece(decode: Callable[[Sequence[int]], str], token: int) -> str:
+    """Return the text of a token inside a text: some tokenizers drop the space before the first one."""
+    one, both = decode([token]), decode([token, token])
+    return both.removeprefix(one) if both.startswith(one) else one
 
 
 def recorder_of(loaded: LoadedModel, prompt: Prompt, params: SamplingParams) -> Recorder:

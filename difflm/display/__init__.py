@@ -3,5 +3,6 @@
 from difflm.display.copying import copy_observer
 from difflm.display.denoising import show_denoising
 from difflm.display.progress import training_observer
+from difflm.display.replay import replay_steps, step_lines
 
-__all__ = ["copy_observer", "show_denoising", "training_observer"]
+__all__ = ["copy_observer", "replay_steps", "show_denoising", "step_lines", "training_observer"]

@@ -134,7 +134,18 @@ def recording(loaded: LoadedModel, events: Iterable[Event], *, width: int = 100)
         events: of one request, e.g. from `Engine.stream`.
         width: longest line, characters; of a longer text the end is shown.
     """
-    canvas, lines = canvas_of(loaded), list[str]()
+    return recorded_lines(canvas_of(loaded), events, width=width)
+
+
+def recorded_lines(canvas: Canvas, events: Iterable[Event], *, width: int = 100) -> list[str]:
+    """Return what `recording` does, drawn on a canvas of one's own.
+
+    Args:
+        canvas: an empty one.
+        events: of one request.
+        width: longest line, characters.
+    """
+    lines = list[str]()
     for event in events:
         canvas.apply(event)
         # The line of a block's last forward is written when the block is final, without what an EOS cuts off.
@@ -151,12 +162,12 @@ class DenoisingView:
     """Draws one completion on a terminal: finished lines scroll up, the current block denoises below them.
 
     Args:
-        loaded: the model that decodes.
+        canvas: an empty one.
         console: where to draw; a terminal.
     """
 
-    def __init__(self, loaded: LoadedModel, console: Console) -> None:
-        self.canvas = canvas_of(loaded)
+    def __init__(self, canvas: Canvas, console: Console) -> None:
+        self.canvas = canvas
         self.console = console
         self.started = time.perf_counter()
         self._scrolled = 0  # characters of the final text that have left the live region
@@ -213,7 +224,7 @@ def show_denoising(loaded: LoadedModel, events: Iterable[Event], *, file: TextIO
     """
     console = Console(file=file or sys.stdout, highlight=False)
     if console.is_terminal:
-        return DenoisingView(loaded, console).run(events)
+        return DenoisingView(canvas_of(loaded), console).run(events)
     completion: Completion | None = None
     for event in events:
         if isinstance(event, Finished):

@@ -73,3 +73,27 @@ def test_mistakes_are_one_line(model: str, tmp_path: Path, capsys: pytest.Captur
     ):
         assert run(["inspect", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_steps_of_recorded_answers(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, words = tmp_path / "steps.jsonl", ["--max-new-tokens", "6", "--ignore-eos", "--threshold", "0.001"]
+    assert run(["generate", model, "-p", "a", "-p", "bc", *words, "--no-stats"]) == 0
+    plain = capsys.readouterr().out
+    assert run(["generate", model, "-p", "a", "-p", "bc", *words, "--no-stats", "--step-map", str(path)]) == 0
+    assert capsys.readouterr().out == plain
+    assert run(["generate", model, "-p", "d", *words, "--no-stats", "--show", "--step-map", str(path)]) == 0
+    capsys.readouterr()
+    assert "prompt 2 tokens, answer 6 in" in out(capsys, "steps", str(path), "--request", "1")[1]
+    assert out(capsys, "steps", str(path), "--request", "2")[3] == "     0  .111111_"
+    (line,) = out(capsys, "steps", str(path), "--replay", "--plot", str(tmp_path / "steps.png"))
+    assert line.startswith("   1  ")
+    assert (tmp_path / "steps.png").is_file()
+    assert run(["inspect", "steps", str(path), "--request", "3"]) == 2
+    assert "--request: 3;" in capsys.readouterr().err
+
+
+def test_a_step_map_that_cannot_be_written_is_said_before_the_work(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", model, "-p", "a", "--step-map", str(tmp_path / "absent" / "steps.jsonl")]) == 2
+    assert "absent/steps.jsonl: No such file" in capsys.readouterr().err

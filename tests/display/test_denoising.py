@@ -117,7 +117,7 @@ def test_ids_are_shown_where_there_is_no_tokenizer() -> None:
 
 def test_the_live_view_draws_masks_and_leaves_the_text(loaded: LoadedModel) -> None:
     console = terminal()
-    completion = DenoisingView(loaded, console).run(EVENTS)
+    completion = DenoisingView(canvas_of(loaded), console).run(EVENTS)
     drawn = output(console)
     assert completion.tokens == [0, 1, 2, 3, 4, 5]
     assert "__" in drawn
@@ -127,7 +127,7 @@ def test_the_live_view_draws_masks_and_leaves_the_text(loaded: LoadedModel) -> N
 
 def test_finished_lines_scroll_and_are_not_drawn_twice(loaded: LoadedModel) -> None:
     console = terminal()
-    view = DenoisingView(loaded, console)
+    view = DenoisingView(canvas_of(loaded), console)
     tokens = [0, 6, 1, 6, 2, 3]
     list(map(view.canvas.apply, [Committed(request_id=0, block=0, tokens=tuple(tokens))]))
     view._scroll()
@@ -139,7 +139,7 @@ def test_finished_lines_scroll_and_are_not_drawn_twice(loaded: LoadedModel) -> N
 
 def test_a_paragraph_higher_than_the_screen_shows_its_end(loaded: LoadedModel) -> None:
     console = terminal(width=20)
-    view = DenoisingView(loaded, console)
+    view = DenoisingView(canvas_of(loaded), console)
     view.canvas.apply(Committed(request_id=0, block=0, tokens=(0, 1, 2, 3, 4, 5) * 40))
     with console.capture() as captured:
         console.print(view.picture())
@@ -155,7 +155,7 @@ def test_markup_and_control_characters_of_a_model_are_only_text(loaded: LoadedMo
         Committed(request_id=0, block=0, tokens=(9, 10)),
         finished([9, 10]),
     ]
-    DenoisingView(loaded, console).run(events)
+    DenoisingView(canvas_of(loaded), console).run(events)
     assert "[red]x[/red]" in output(console)
     assert "\x1b[2J" not in output(console)
     assert printable("a\tb\x07\x1b[0m\n") == "a    b\ufffd\ufffd[0m\n"
