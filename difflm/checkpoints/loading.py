@@ -20,6 +20,7 @@ from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokeniz
 from difflm.checkpoints.tokens import SafeEncoder
 from difflm.errors import CheckpointError, ConfigError
 from difflm.models.config import ModelConfig
+from difflm.models.quantised import Weights, check_weights, quantise
 from difflm.models.transformer import Transformer
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -130,6 +131,7 @@ def load_model(
     rope_scaling: Mapping[str, Any] | None = None,
     revision: str | None = None,
     adapter: str | Path | None = None,
+    weights: Weights = "float",
 ) -> LoadedModel:
     """Load a checkpoint: an HF folder, a GGUF file, a folder with one GGUF file, a hub id at a commit, or an adapter.
 
@@ -145,10 +147,13 @@ def load_model(
             or {"rope_type": "yarn", "factor": 4.0}; the longest context grows with it. None leaves it as it is.
         revision: commit of a hub id, 40 hexadecimal digits. Without one nothing is ever downloaded.
         adapter: folder of an adapter to put on the checkpoint `path`, whatever base it names itself.
+        weights: "float": as `dtype` says; "int8": the linear maps as 8-bit integers, everything else as `dtype` says.
+            Dense models on CPU, for decoding and scoring only.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file or field, its value and the fix.
-        ConfigError: a device or dtype that torch does not know, or a revision that is no commit.
+        ConfigError: a device or dtype that torch does not know, a revision that is no commit, or weights that this
+            model or device does not have.
     """
     check_device(device, field="device")
     source = open_checkpoint(path, revision=revision)
@@ -160,6 +165,7 @@ def load_model(
     if rope_scaling is not None:
         architecture = with_rope_scaling(architecture, rope_scaling)
         refuse_window(source.family, source.raw, architecture.max_positions, source.where)
+    check_weights(weights, architecture, device=device, adapter=source.adapter is not None)
     parameters = source.parameters(architecture)
     tokenizer = source.tokenizer()
     config = checkpoint_config(
@@ -167,6 +173,8 @@ def load_model(
     )
     if source.adapter is None:
         model = build_model(architecture, parameters, device=device, dtype=resolve_dtype(dtype))
+        if weights == "int8":
+            quantise(model)
         return LoadedModel(model, tokenizer, config, source.path)
     [found] = source.adapter.members
     model = build_model(architecture, replace(parameters, adapter=None), device=device, dtype=resolve_dtype(dtype))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
     from difflm.decode.events import Completion
     from difflm.decode.request import SamplingParams
+    from difflm.models.quantised import Weights
 
 HELP = """/retry            answer the last message again (another seed at temperature > 0)
 /undo             forget the last exchange
@@ -166,11 +167,12 @@ def chat(
     params: SamplingParams,
     device: str,
     dtype: str,
+    weights: Weights,
     threads: int | None,
     revision: str | None,
 ) -> None:
     """Talk to MODEL. Its chat template is used if it has one, else each line is a prompt. /help lists commands."""
-    loaded = open_model(model, device=device, dtype=dtype, threads=threads, revision=revision)
+    loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
     conversation = Conversation(loaded, params, replier(loaded, show=show))
     if system:
         conversation.messages.append({"role": "system", "content": system})

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
     from difflm.decode.events import Completion
     from difflm.decode.request import SamplingParams
+    from difflm.models.quantised import Weights
 
 
 @click.command()
@@ -54,12 +55,13 @@ def generate(
     params: SamplingParams,
     device: str,
     dtype: str,
+    weights: Weights,
     threads: int | None,
     revision: str | None,
 ) -> None:
     """Complete prompts with MODEL. The completions go to stdout, everything else to stderr."""
     prompts = list(prompt) or [read_stdin()]
-    loaded = open_model(model, device=device, dtype=dtype, threads=threads, revision=revision)
+    loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
     encoded = [encode_prompt(loaded, text, chat_template=chat_template) for text in prompts]
     if step_map is not None:
         completions = _recorded(loaded, encoded, params, path=step_map, show=show)

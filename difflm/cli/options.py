@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
+    from difflm.models.quantised import Weights
 
 Decorated = Callable[..., Any]
 
@@ -54,11 +55,18 @@ def fresh_option(command: Decorated) -> Decorated:
 
 
 def model_options(command: Decorated) -> Decorated:
-    """Add --device, --dtype, --threads and --revision to a command."""
+    """Add --device, --dtype, --weights, --threads and --revision to a command."""
     for option in reversed(
         [
             click.option("--device", default="cpu", show_default=True, help="Torch device, e.g. cpu or cuda."),
             click.option("--dtype", type=DTYPES, default="float32", show_default=True, help="Type of the weights."),
+            click.option(
+                "--weights",
+                type=click.Choice(["float", "int8"]),
+                default="float",
+                show_default=True,
+                help="Linear maps in --dtype, or in 8-bit integers (dense models on CPU; the rest stays in --dtype).",
+            ),
             click.option(
                 "--threads",
                 type=click.IntRange(1, 1024),
@@ -72,12 +80,14 @@ def model_options(command: Decorated) -> Decorated:
     return command
 
 
-def open_model(path: Path, *, device: str, dtype: str, threads: int | None, revision: str | None = None) -> LoadedModel:
+def open_model(
+    path: Path, *, device: str, dtype: str, weights: Weights, threads: int | None, revision: str | None = None
+) -> LoadedModel:
     """Return the model in `path` (or of a hub id, at a commit), on `threads` CPU threads.
 
     Raises:
         CheckpointError: a folder that cannot be read.
-        ConfigError: a device that torch does not know, or a revision that is no commit.
+        ConfigError: a device that torch does not know, a revision that is no commit, or weights that do not work there.
     """
     import torch
 
@@ -86,4 +96,4 @@ def open_model(path: Path, *, device: str, dtype: str, threads: int | None, revi
     if threads:
         torch.set_num_threads(threads)
     check_device(device, field="--device")
-    return load_model(path, device=device, dtype=dtype, revision=revision)
+    return load_model(path, device=device, dtype=dtype, weights=weights, revision=revision)

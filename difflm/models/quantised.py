@@ -1,0 +1,104 @@
+"""Linear maps with 8-bit weights for decoding on CPU: codes in memory, products of integers.
+
+A weight is held as one int8 code per number and one scale per output row. A row of activations is rounded to int8 with
+a scale of its own, so that a row's result is exact integer arithmetic and does not depend on the rows beside it.
+
+Shape legend: see `difflm.types`; N rows, I inputs and O outputs of a map.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from difflm.errors import ConfigError
+from difflm.models.config import ModelConfig
+from difflm.models.lora import AdapterRows
+from difflm.models.transformer import Transformer
+
+Weights = Literal["float", "int8"]
+LARGEST = 127
+"""Codes are -127 .. 127: a scale is the largest magnitude of its row over this."""
+
+
+class QuantisedLinear(nn.Module):
+    """y = scale_O * scale_N * (code_OI code_NI) + bias, in place of `Linear`, for inference.
+
+    Source: LLM.int8() (arXiv:2208.07339), section 2.2, row-wise on both sides; without its outlier columns.
+
+    Args:
+        linear: the map to hold; its weight is read, not kept.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        code_OI, scale_O1 = _rounded(linear.weight.detach())
+        self.code_OI, self.scale_O = nn.Buffer(code_OI), nn.Buffer(scale_O1[:, 0].clone())
+        self.bias = None if linear.bias is None else nn.Buffer(linear.bias.detach())
+        self.dtype = linear.weight.dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """Return what the codes stand for, [O, I], in the dtype of the weight they were made from; a copy."""
+        return (self.code_OI * self.scale_O[:, None]).to(self.dtype)
+
+    def forward(self, hidden: Tensor, adapter: AdapterRows = True) -> Tensor:
+        """Return the map of the last dimension; `adapter` says nothing here, as there is none."""
+        code_NI, scale_N1 = _rounded(hidden.flatten(0, -2))
+        # Sums of products of two codes fit into int32 up to 2**17 inputs: they are exact, in whatever order.
+        out_NO = torch.ops.aten._int_mm(code_NI, self.code_OI.t()) * scale_N1
+        out_NO *= self.scale_O
+        if self.bias is not None:
+            out_NO += self.bias
+        return out_NO.to(hidden.dtype).view(*hidden.shape[:-1], -1)
+
+
+def _rounded(value_NI: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (int8 codes [N, I], float32 scales [N, 1]) of rows."""
+    wide_NI = value_NI.float()
+    # Rows of zeros divide by something.
+    scale_N1 = wide_NI.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
+    return (wide_NI / scale_N1).round_().to(torch.int8), scale_N1
+
+
+def check_weights(weights: Weights, config: ModelConfig, *, device: str | torch.device, adapter: bool) -> None:
+    """Refuse a way of holding weights that a model or a device does not have.
+
+    Args:
+        weights: the way.
+        config: architecture.
+        device: of the model.
+        adapter: whether the model carries an adapter.
+
+    Raises:
+        ConfigError: 'int8' with experts, an adapter, or anywhere but on a CPU with products of 8-bit numbers.
+    """
+    if weights not in get_args(Weights):
+        raise ConfigError(f"weights: {weights!r} is unknown; use {' or '.join(map(repr, get_args(Weights)))}")
+    reason = None
+    if weights == "int8" and config.moe is not None:
+        reason = "is for dense models, and this one has experts"
+    elif weights == "int8" and adapter:
+        reason = "is not for a base under an adapter; merge it first (difflm merge)"
+    elif weights == "int8" and torch.device(device).type != "cpu":
+        reason = f"is for CPU, and the device is {device}"
+    elif weights == "int8" and not torch.cpu._is_vnni_supported():
+        reason = "needs a CPU with products of 8-bit numbers (VNNI), and this one has none"
+    if reason:
+        raise ConfigError(f"weights: 'int8' {reason}; or use 'float', with dtype bfloat16")
+
+
+def quantise(model: Transformer) -> None:
+    """Hold every linear map of a dense model in int8, the head included; the embedding and the norms stay.
+
+    A head that is the embedding gets codes of its own: the embedding's rows are still read as they are.
+
+    Args:
+        model: what `check_weights` lets through; changed in place, for inference only.
+    """
+    owners = [(module, name, child) for module in model.modules() for name, child in module.named_children()]
+    for owner, name, child in owners:
+        if isinstance(child, nn.Linear):
+            setattr(owner, name, QuantisedLinear(child))

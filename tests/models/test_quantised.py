@@ -1,0 +1,127 @@
+"""8-bit linear maps against what their codes stand for; a row's result does not depend on the rows beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import difflm
+from difflm.errors import ConfigError
+from difflm.models.lora import Linear
+from difflm.models.quantised import QuantisedLinear, check_weights, quantise
+from difflm.scoring import logits
+from tests.checkpoints.tiny import ling_folder
+from tests.decode.tiny import architecture, random_transformer
+from tests.standins import write_parent
+
+
+def linear(inputs: int = 40, outputs: int = 24, *, bias: bool = True) -> Linear:
+    made = Linear(inputs, outputs, bias=bias).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        made.weight.normal_(generator=generator).mul_(torch.logspace(-3, 2, outputs)[:, None])
+        if made.bias is not None:
+            made.bias.normal_(generator=generator)
+    return made
+
+
+def rows(count: int, inputs: int = 40) -> torch.Tensor:
+    scale = torch.logspace(-4, 3, count)[:, None]
+    return torch.randn(count, inputs, generator=torch.Generator().manual_seed(1)) * scale
+
+
+@pytest.fixture(autouse=True)
+def capable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integer products are right on every CPU that this suite runs on, fast or not."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("count", [1, 3, 16, 65])
+def test_products_of_the_rounded_numbers(count: int, bias: bool) -> None:
+    made, hidden = linear(bias=bias), rows(count)
+    found = QuantisedLinear(made)
+    largest = hidden.abs().amax(-1, keepdim=True) / 127
+    near = (hidden / largest).round().double() * largest.double()
+    expected = F.linear(near, found.weight.double(), None if made.bias is None else made.bias.double())
+    apart = (found(hidden).double() - expected).abs() / expected.abs().amax(-1, keepdim=True)
+    assert float(apart.max()) < 1e-6
+
+
+def test_codes_stand_for_the_weight_to_half_a_step_of_each_row() -> None:
+    made = linear()
+    step_O = made.weight.abs().amax(-1) / 127
+    found = QuantisedLinear(made)
+    assert found.code_OI.dtype == torch.int8
+    assert bool(((found.weight - made.weight).abs().amax(-1) <= 0.5001 * step_O).all())
+    assert int(found.code_OI.abs().max()) == 127
+
+
+def test_sums_do_not_saturate() -> None:
+    """Pairs of products that are summed in 16 bits would: the fault of 8-bit kernels without VNNI."""
+    made = Linear(2048, 8, bias=False)
+    nn.init.constant_(made.weight, 0.5)
+    assert QuantisedLinear(made)(torch.full((5, 2048), -3.0)).tolist() == [[-3072.0] * 8] * 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    found = QuantisedLinear(linear().to(dtype))
+    hidden = rows(33).to(dtype)
+    together = found(hidden)
+    assert together.dtype == dtype
+    assert torch.equal(together, torch.cat([found(row[None]) for row in hidden]))
+    assert torch.equal(together[:7], found(hidden[:7]))
+    assert torch.equal(found(hidden[None])[0], together)
+
+
+def test_a_row_of_zeros_is_the_bias() -> None:
+    made = linear()
+    assert torch.equal(QuantisedLinear(made)(torch.zeros(2, 40)), made.bias.detach().expand(2, -1))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_linear_map_of_a_model(tied: bool) -> None:
+    model = random_transformer(replace(architecture(), tied_embeddings=tied), seed=0).float()
+    embedding = model.embedding.weight.detach().clone()
+    quantise(model)
+    left = [name for name, each in model.named_modules() if isinstance(each, nn.Linear)]
+    assert left == []
+    assert isinstance(model.head, QuantisedLinear)
+    assert torch.equal(model.embedding.weight, embedding)
+    if tied:
+        assert not torch.equal(model.head.weight, embedding)
+        assert torch.allclose(model.head.weight, embedding, atol=0.51 * float(embedding.abs().max()) / 127)
+
+
+def test_a_checkpoint_decodes_and_scores(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    difflm.convert(write_parent(tmp_path / "parent"), path, block_size=8)
+    whole, narrow = (difflm.load_model(path, weights=each) for each in ("float", "int8"))
+    tokens = torch.arange(40)[None]
+    exact, near = (logits(each, tokens, attention="causal") for each in (whole, narrow))
+    assert 0 < float((exact - near).abs().max() / exact.std()) < 0.2
+    params = difflm.SamplingParams(max_new_tokens=20, ignore_eos=True)
+    prompts = [[1, 2, 3], list(range(30)), [7]]
+    together = difflm.generate(narrow, prompts, params)
+    assert [each.tokens for each in together] == [difflm.generate(narrow, [each], params)[0].tokens for each in prompts]
+
+
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="weights: 'int8' is for dense models, and this one has experts"):
+        difflm.load_model(ling_folder(tmp_path / "ling"), weights="int8")
+    with pytest.raises(ConfigError, match="weights: 'int4' is unknown; use 'float' or 'int8'"):
+        check_weights("int4", architecture(), device="cpu", adapter=False)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"under an adapter; merge it first \(difflm merge\)"):
+        check_weights("int8", architecture(), device="cpu", adapter=True)
+    with pytest.raises(ConfigError, match="is for CPU, and the device is cuda:1; or use 'float'"):
+        check_weights("int8", architecture(), device="cuda:1", adapter=False)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ConfigError, match="8-bit numbers"):
+        check_weights("int8", architecture(), device="cpu", adapter=False)
+    check_weights("float", architecture(), device="cuda:1", adapter=True)
