@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from difflm.decode.policies.named import policy
     from difflm.decode.request import SamplingParams
     from difflm.errors import CheckpointError, ConfigError, DataError, DifflmError, Interrupted, RequestError
+    from difflm.likelihood import Continuation, Likelihood, likelihoods
     from difflm.reporting.page import write_report as report
     from difflm.runs import train
     from difflm.scoring import logits, score
@@ -30,11 +31,13 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ConfigError",
+    "Continuation",
     "DataError",
     "DifflmError",
     "Engine",
     "Export",
     "Interrupted",
+    "Likelihood",
     "LoadedModel",
     "PrepareSummary",
     "RequestError",
@@ -44,6 +47,7 @@ __all__ = [
     "convert",
     "export",
     "generate",
+    "likelihoods",
     "load_model",
     "logits",
     "merge",
@@ -72,6 +76,9 @@ _HOMES = {
     "DifflmError": "difflm.errors:DifflmError",
     "Interrupted": "difflm.errors:Interrupted",
     "RequestError": "difflm.errors:RequestError",
+    "Continuation": "difflm.likelihood:Continuation",
+    "Likelihood": "difflm.likelihood:Likelihood",
+    "likelihoods": "difflm.likelihood:likelihoods",
     "logits": "difflm.scoring:logits",
     "score": "difflm.scoring:score",
     "TrainConfig": "difflm.training.config:TrainConfig",

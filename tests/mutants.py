@@ -73,6 +73,48 @@ MUTANTS = (
         "tests/cli/test_main.py::test_threads_wait_passively_unless_told_otherwise",
     ),
     Mutant(
+        "difflm/diffusion/views.py",
+        "1.0 / (k * math.comb(size, k))",
+        "1.0 / math.comb(size, k)",
+        "tests/diffusion/test_views.py::test_all_masks_of_a_block_weigh_as_the_definition_says",
+    ),
+    Mutant(
+        "difflm/diffusion/views.py",
+        "priority_WN[:, place_N]",
+        "priority_WN[:, : len(block_N)]",
+        "tests/diffusion/test_views.py::test_places_that_are_left_out_keep_the_noise_of_the_others_aligned",
+    ),
+    Mutant(
+        "difflm/diffusion/views.py",
+        "for purpose in (0, 1)]",
+        "for purpose in (len(place_N), 1)]",
+        "tests/diffusion/test_views.py::test_texts_of_any_length_see_the_same_noise_at_the_same_place",
+    ),
+    Mutant(
+        "difflm/likelihood.py",
+        "token += [self.mask_id] * (-length % self.block_size)",
+        "token += [self.mask_id] * 0",
+        "tests/test_likelihood.py::test_the_bound_is_its_definition",
+    ),
+    Mutant(
+        "difflm/likelihood.py",
+        "/ (len(values) - 1) / len(values))",
+        "/ (len(values) - 1))",
+        "tests/test_likelihood.py::test_a_sampled_bound_is_the_exact_one_within_its_standard_error",
+    ),
+    Mutant(
+        "difflm/likelihood.py",
+        "key = prompt_key(given.prompt) if given.key is None else given.key",
+        "key = id(given)",
+        "tests/test_likelihood.py::test_choices_of_a_question_share_their_noise",
+    ),
+    Mutant(
+        "difflm/likelihood.py",
+        "self.greedy[row.number] = index not in wrong",
+        "self.greedy[row.number] = not wrong",
+        "tests/test_likelihood.py::test_greedy_says_whether_every_token_is_the_best",
+    ),
+    Mutant(
         "difflm/diffusion/acceptance.py",
         "if confidence > threshold]",
         "if confidence >= threshold]",
@@ -106,7 +148,13 @@ MUTANTS = (
         "difflm/decode/packing.py",
         "block_N[:, None] >= block_N[None, :]",
         "block_N[:, None] > block_N[None, :]",
-        "tests/decode/test_runner.py::test_visibility_is_the_training_layout_of_the_rows",
+        "tests/decode/test_packing.py::test_visibility_is_the_training_layout_of_the_rows",
+    ),
+    Mutant(
+        "difflm/decode/predicting.py",
+        "rows_MD = rows_MD[count:]",
+        "pass",
+        "tests/decode/test_predicting.py::test_the_head_takes_so_many_rows_at_once_and_the_answers_stay",
     ),
     Mutant(
         "difflm/decode/policies/native.py",
@@ -1758,6 +1806,24 @@ MUTANTS = (
         "row = 1.0",
         "tests/training/test_parameters.py::test_of_a_model_with_an_adapter_only_the_adapter_learns",
     ),
+    Mutant(
+        "difflm/models/quantised.py",
+        "scale_N1 = wide_NI.abs().amax(-1, keepdim=True)",
+        "scale_N1 = wide_NI.abs().amax().expand(len(wide_NI), 1).clone()",
+        "tests/models/test_quantised.py::test_a_row_does_not_depend_on_the_others[dtype0]",
+    ),
+    Mutant(
+        "difflm/models/quantised.py",
+        "        out_NO *= self.scale_O\n",
+        "",
+        "tests/models/test_quantised.py::test_products_of_the_rounded_numbers[3-False]",
+    ),
+    Mutant(
+        "difflm/checkpoints/loading.py",
+        "check_weights(weights, architecture, device=device, adapter=source.adapter is not None)",
+        "",
+        "tests/models/test_quantised.py::test_refusals",
+    ),
 )
 
 
@@ -1806,24 +1872,6 @@ def main(words: list[str]) -> int:
             return 2
     survivors = 0
     for mutant in chosen:
-    Mutant(
-        "difflm/models/quantised.py",
-        "scale_N1 = wide_NI.abs().amax(-1, keepdim=True)",
-        "scale_N1 = wide_NI.abs().amax().expand(len(wide_NI), 1).clone()",
-        "tests/models/test_quantised.py::test_a_row_does_not_depend_on_the_others[dtype0]",
-    ),
-    Mutant(
-        "difflm/models/quantised.py",
-        "        out_NO *= self.scale_O\n",
-        "",
-        "tests/models/test_quantised.py::test_products_of_the_rounded_numbers[3-False]",
-    ),
-    Mutant(
-        "difflm/checkpoints/loading.py",
-        "check_weights(weights, architecture, device=device, adapter=source.adapter is not None)",
-        "",
-        "tests/models/test_quantised.py::test_refusals",
-    ),
         found = caught(mutant)
         survivors += not found
         print(f"{'caught' if found else 'SURVIVED'}  {mutant.name}  ({mutant.test})", flush=True)

@@ -164,19 +164,46 @@ class BlockDiffusion:
 
     def prepare(self, batch: Batch, *, mask_id: int | None, noise: RowNoise) -> ModelInput:
         """Return [noisy | clean] rows (or noisy rows alone) and the masked rows to score."""
-        assert mask_id is not None, "block diffusion needs a mask token"
-        length = batch.token_BL.shape[1]
-        size = length if self.block_size is None else min(self.block_size, length)
-        block_BL = block_numbers(batch.position_BL, block_size=size, origin=self.block_origin)
         wanted_BL = scorable(batch, self.parametrisation)
-        views = self._views(batch, block_BL, wanted_BL, noise)
+        views = self._views(batch, self._blocks(batch), wanted_BL, noise)
         index_R, view_B, masked_BL, weight_BL, counted_BL = views
-        rows = batch.take(index_R)
-        one_block = size >= length
+        return self._assembled(batch.take(index_R), masked_BL, weight_BL, counted_BL, view_B, mask_id)
+
+    def given(self, batch: Batch, masked_BL: Tensor, weight_BL: Tensor, *, mask_id: int | None) -> ModelInput:
+        """Return what `prepare` does for masks that are not drawn but given, one view of each row.
+
+        Args:
+            batch: packed rows.
+            masked_BL: bool, positions to mask; only such as `scorable` allows.
+            weight_BL: weight of each of them.
+            mask_id: the mask token.
+        """
+        view_B = torch.zeros_like(batch.row_B)
+        return self._assembled(batch, masked_BL, weight_BL, scorable(batch, self.parametrisation), view_B, mask_id)
+
+    def _blocks(self, batch: Batch) -> Tensor:
+        return block_numbers(batch.position_BL, block_size=self._size(batch), origin=self.block_origin)
+
+    def _size(self, batch: Batch) -> int:
+        length = batch.token_BL.shape[1]
+        return length if self.block_size is None else min(self.block_size, length)
+
+    def _assembled(
+        self,
+        rows: Batch,
+        masked_BL: Tensor,
+        weight_BL: Tensor,
+        counted_BL: Tensor,
+        view_B: Tensor,
+        mask_id: int | None,
+    ) -> ModelInput:
+        """Lay out the rows of all views and put together what is scored there."""
+        assert mask_id is not None, "block diffusion needs a mask token"
+        length = rows.token_BL.shape[1]
         layout = Layout(
             document_BL=rows.document_BL,
-            block_BL=block_BL[index_R],
-            two_streams=not one_block or self.ar_weight > 0,
+            block_BL=self._blocks(rows),
+            two_streams=self._size(rows) < length or self.ar_weight > 0,
             causal_inside=self.parametrisation.noisy_attention == "causal",
             clean_causal=self.parametrisation.clean_attention == "causal",
             lookahead=self.lookahead,

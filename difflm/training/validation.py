@@ -12,9 +12,9 @@ import torch
 from difflm.data.packing import PackedRows
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
+from difflm.likelihood import measure
 from difflm.models.attention import AttentionChoice
 from difflm.models.transformer import Transformer
-from difflm.scoring import score_input
 from difflm.training.tally import NelboTally
 from difflm.types import Parametrisation
 
@@ -69,10 +69,9 @@ def perplexity(
             indices = range(start, min(start + rows_per_batch, num_rows))
             batch = rows.batch(indices, [draw] * len(indices))
             inputs = objective.prepare(batch, mask_id=mask_id, noise=noise)
-            scores = score_input(model, inputs, backend=backend)
-            sums = objective.loss(scores, inputs)
+            scores, total_B = measure(model, inputs, backend=backend)
             tally.add(inputs, scores[0])
-            total += float(sums[0])
+            total += float(total_B.sum())
             count += float(inputs.terms[0].count)
     return math.exp(min(total / max(count, 1.0), 700.0)), tally.rates.means()
 
