@@ -81,7 +81,13 @@ def model_options(command: Decorated) -> Decorated:
 
 
 def open_model(
-    path: Path, *, device: str, dtype: str, weights: Weights, threads: int | None, revision: str | None = None
+    path: Path,
+    *,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    weights: Weights = "float",
+    revision: str | None = None,
 ) -> LoadedModel:
     """Return the model in `path` (or of a hub id, at a commit), on `threads` CPU threads.
 

@@ -98,7 +98,5 @@ def quantise(model: Transformer) -> None:
     Args:
         model: what `check_weights` lets through; changed in place, for inference only.
     """
-    owners = [(module, name, child) for module in model.modules() for name, child in module.named_children()]
-    for owner, name, child in owners:
-        if isinstance(child, nn.Linear):
-            setattr(owner, name, QuantisedLinear(child))
+    for name, linear in [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear)]:
+        model.set_submodule(name, QuantisedLinear(linear))
