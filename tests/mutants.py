@@ -157,6 +157,12 @@ MUTANTS = (
         "tests/decode/test_predicting.py::test_the_head_takes_so_many_rows_at_once_and_the_answers_stay",
     ),
     Mutant(
+        "difflm/decode/predicting.py",
+        "rows_MD = rows_MD[count:]",
+        "pass",
+        "tests/decode/test_predicting.py::test_the_head_takes_so_many_rows_at_once_and_the_answers_stay",
+    ),
+    Mutant(
         "difflm/decode/policies/native.py",
         "suppressed=suppressed,",
         "suppressed=(),",

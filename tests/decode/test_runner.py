@@ -1,4 +1,4 @@
-"""Masks of a forward against the training layout, and logits of the cached path against its logits."""
+"""Logits of the cached path against those of the training layout."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from difflm.decode.drawing import Draw
 from difflm.decode.policies.native import Native
 from difflm.decode.request import Request
-from difflm.decode.runner import Runner, parts_of
+from difflm.decode.runner import Runner
 from difflm.decode.work import Work
 from difflm.diffusion.acceptance import ThresholdAcceptance
 from difflm.types import CleanAttention, NoisyAttention
-from tests.decode.reference import layout_logits, training_layout_mask
+from tests.decode.reference import layout_logits
 from tests.decode.tiny import MASK, tiny
 
 
@@ -34,31 +34,6 @@ def request_of(**facts: object) -> Request:
         "noisy_causal": False,
     }
     return Request(**{**defaults, **facts})  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.parametrize(("clean_causal", "noisy_causal"), list(itertools.product((False, True), repeat=2)))
-@pytest.mark.parametrize(
-    ("start", "clean", "noisy"), [(0, 8, 0), (0, 0, 4), (8, 4, 4), (8, 0, 4), (4, 4, 0), (0, 12, 4)]
-)
-def test_visibility_is_the_training_layout_of_the_rows(
-    clean_causal: bool, noisy_causal: bool, start: int, clean: int, noisy: int
-) -> None:
-    size, length = 4, start + clean + noisy
-    full = training_layout_mask(length, size, clean_causal, noisy_causal)
-    rows = [length + start + i for i in range(clean)] + [start + clean + i for i in range(noisy)]
-    expected = full[rows][:, rows]
-    request = request_of(block_size=size, clean_causal=clean_causal, noisy_causal=noisy_causal)
-    work = Work(request=request, kind="denoise", start=start, tokens=(0,) * (clean + noisy), num_clean=clean)
-    found = torch.zeros_like(expected)
-    for part in parts_of(work):
-        own = slice(part.first, part.first + part.count)
-        assert part.stop == start + own.stop
-        found[own, : part.first] = True
-        inside = torch.ones(part.count, part.count, dtype=torch.bool)
-        found[own, own] = inside.tril() if part.causal else inside if part.mask_NN is None else part.mask_NN
-    assert torch.equal(found, expected)
-    # and every row sees all of the prefix
-    assert full[rows][:, length : length + start].all()
 
 
 @pytest.mark.parametrize(("clean", "noisy"), list(itertools.product(("block", "causal"), ("bidirectional", "causal"))))

@@ -1,0 +1,168 @@
+"""From hidden states to proposals: head, rule and log-probabilities of the rows that are asked for.
+
+Shape legend: see `difflm.types`; here N counts the rows of one forward and M the positions it predicts.
+"""
+
+# Tensor.tolist() is partly untyped.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from difflm.decode.events import TokenLogprob
+from difflm.decode.policies.base import Proposal
+from difflm.decode.sampling import Rows, Rule, logprob_columns
+from difflm.decode.work import Work
+from difflm.errors import CheckpointError
+from difflm.models.transformer import Transformer
+
+LOGITS_BYTES = 1 << 29
+"""Logits in float32 that are held at once; more rows are predicted in several calls."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """What is kept of a request between its forwards.
+
+    Attributes:
+        generator: random numbers.
+        length: committed entries of its span.
+        last_hidden_D: hidden state of the last committed row; kept for models that read a token at the row before it.
+        memory: what the rule keeps of the current block.
+    """
+
+    generator: torch.Generator
+    length: int = 0
+    last_hidden_D: Tensor | None = None
+    memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+def predict(
+    model: Transformer, works: Sequence[Work], slots: Sequence[Slot], firsts: Sequence[int], hidden_ND: Tensor
+) -> list[Proposal]:
+    """Return the works' proposals, empty without places.
+
+    Works with equal rules share a call of head and rule, and all share one gathering of rows and one transfer.
+
+    Args:
+        model: its head is applied.
+        works: one forward.
+        slots: of their requests.
+        firsts: first row of each work.
+        hidden_ND: the rows' final hidden states.
+
+    Raises:
+        CheckpointError: the model gave NaN.
+    """
+    proposals = [Proposal() for _ in works]
+    calls = _calls(works, most=max(1, LOGITS_BYTES // (4 * model.config.vocab_size)))
+    if not calls:
+        return proposals
+    rows_MD = _gathered([number for call in calls for number in call], works, slots, firsts, hidden_ND)
+    answers: list[Tensor] = []
+    for call in calls:
+        count = sum(len(works[number].places) for number in call)
+        answers.append(_answer(model, [works[i] for i in call], [slots[i] for i in call], rows_MD[:count]))
+        rows_MD = rows_MD[count:]
+    values: list[float] = torch.cat([answer_CM.flatten() for answer_CM in answers]).tolist()
+    for call, answer_CM in zip(calls, answers, strict=True):
+        count = answer_CM.shape[1]
+        columns = [values[c * count : (c + 1) * count] for c in range(len(answer_CM))]
+        values = values[answer_CM.numel() :]
+        first = 0
+        for number in call:
+            stop = first + len(works[number].places)
+            proposals[number] = _proposal(works[number], [column[first:stop] for column in columns])
+            if any(map(math.isnan, proposals[number].confidences)):
+                raise CheckpointError(
+                    f"logits: NaN at position {works[number].places[0]} or after; the weights or the dtype "
+                    f"{hidden_ND.dtype} cannot be used: load the model in float32, or check its file"
+                )
+            first = stop
+    return proposals
+
+
+def _calls(works: Sequence[Work], *, most: int) -> list[list[int]]:
+    """Return which works are predicted together: equal rules, and at most `most` rows where one work has not more."""
+    calls: dict[Rule, list[list[int]]] = {}
+    rows: dict[Rule, int] = {}
+    for number, work in enumerate(works):
+        if not work.places:
+            continue
+        rule, count = work.request.rule, len(work.places)
+        if rule not in calls or rows[rule] + count > most:
+            calls.setdefault(rule, []).append([])
+            rows[rule] = 0
+        calls[rule][-1].append(number)
+        rows[rule] += count
+    return [call for each in calls.values() for call in each]
+
+
+def _gathered(
+    numbers: Sequence[int], works: Sequence[Work], slots: Sequence[Slot], firsts: Sequence[int], hidden_ND: Tensor
+) -> Tensor:
+    """Return the rows that predict the places of the given works, [M, D]."""
+    index: list[int] = []
+    before: list[tuple[int, Tensor]] = []
+    for number in numbers:
+        work, first, last_D = works[number], firsts[number], slots[number].last_hidden_D
+        if work.row_of(work.places[0]) < 0:  # places ascend, so only the first can be read from the cached prefix
+            assert last_D is not None, "no committed row to read the first position from"
+            before.append((len(index), last_D))
+        index.extend(first + max(work.row_of(place), 0) for place in work.places)
+    hidden_MD = hidden_ND.index_select(0, torch.tensor(index, device=hidden_ND.device))
+    for row, last_D in before:
+        hidden_MD[row] = last_D
+    return hidden_MD
+
+
+def _answer(model: Transformer, works: Sequence[Work], slots: Sequence[Slot], hidden_MD: Tensor) -> Tensor:
+    """Return what the works' common rule proposes, and the log-probabilities if one wants them, float64 [C, M]."""
+    rule = works[0].request.rule
+    logits_MV = model.head(hidden_MD)
+    answer_CM = rule(logits_MV, [_rows_of(work, slot) for work, slot in zip(works, slots, strict=True)]).columns()
+    asked = [count for work in works if (count := work.request.logprobs) is not None]
+    if not asked:
+        return answer_CM
+    return torch.cat([answer_CM, logprob_columns(logits_MV, answer_CM[0].long(), max(asked), rule.suppressed)])
+
+
+def _proposal(work: Work, columns: Sequence[Sequence[float]]) -> Proposal:
+    tokens, confidences, *more = columns
+    wanted = work.request.logprobs
+    scores: list[TokenLogprob] = []
+    if wanted is not None:
+        values = more[work.request.rule.entropy :]  # see `logprob_columns`
+        for number, token in enumerate(tokens):
+            row = [column[number] for column in values]
+            pairs = zip(row[1::2], row[2::2], strict=True)
+            top = tuple((int(best), logprob) for best, logprob in list(pairs)[:wanted])
+            scores.append(TokenLogprob(token=int(token), logprob=row[0], top=top))
+    return Proposal(
+        tokens=list(map(int, tokens)),
+        confidences=confidences,
+        entropies=more[0] if work.request.rule.entropy else (),
+        scores=scores,
+    )
+
+
+def _rows_of(work: Work, slot: Slot) -> Rows:
+    request, size = work.request, work.request.block_size
+    free = len(request.prompt) + request.min_tokens
+    return Rows(
+        places=[place % size for place in work.places],
+        block_length=size,
+        left=[work.left_of(place) for place in work.places],
+        generator=slot.generator,
+        prompt=request.prompt if request.rule.needs_history else (),
+        generated=work.generated,
+        barred=[number for number, place in enumerate(work.places) if place < free],
+        ends=sorted(request.eos_ids) if request.min_tokens else (),
+        memory=slot.memory,
+    )

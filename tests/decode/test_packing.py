@@ -1,0 +1,50 @@
+"""Who sees whom in a forward, against the training layout; where its rows are kept."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from difflm.decode.packing import packed, parts_of
+from difflm.decode.work import Work
+from tests.decode.reference import training_layout_mask
+from tests.decode.test_runner import request_of
+
+
+@pytest.mark.parametrize(("clean_causal", "noisy_causal"), list(itertools.product((False, True), repeat=2)))
+@pytest.mark.parametrize(
+    ("start", "clean", "noisy"), [(0, 8, 0), (0, 0, 4), (8, 4, 4), (8, 0, 4), (4, 4, 0), (0, 12, 4)]
+)
+def test_visibility_is_the_training_layout_of_the_rows(
+    clean_causal: bool, noisy_causal: bool, start: int, clean: int, noisy: int
+) -> None:
+    size, length = 4, start + clean + noisy
+    full = training_layout_mask(length, size, clean_causal, noisy_causal)
+    rows = [length + start + i for i in range(clean)] + [start + clean + i for i in range(noisy)]
+    expected = full[rows][:, rows]
+    request = request_of(block_size=size, clean_causal=clean_causal, noisy_causal=noisy_causal)
+    work = Work(request=request, kind="denoise", start=start, tokens=(0,) * (clean + noisy), num_clean=clean)
+    found = torch.zeros_like(expected)
+    for part in parts_of(work, 0, "cpu"):
+        own = slice(part.first, part.first + part.count)
+        assert part.stop == start + own.stop
+        found[own, : part.first] = True
+        inside = torch.ones(part.count, part.count, dtype=torch.bool)
+        found[own, own] = inside.tril() if part.causal else inside if part.mask_NN is None else part.mask_NN
+    assert torch.equal(found, expected)
+    # and every row sees all of the prefix
+    assert full[rows][:, length : length + start].all()
+
+
+def test_rows_of_many_works_stand_one_behind_another_and_know_their_places() -> None:
+    first = Work(request=request_of(), base=8, kind="denoise", start=4, tokens=(7, 8, 9), num_clean=0)
+    second = Work(request=request_of(), base=32, kind="prefill", start=0, tokens=(1, 2), num_clean=2)
+    rows = packed([first, second])
+    assert rows.tokens == [7, 8, 9, 1, 2]
+    assert rows.positions == [4, 5, 6, 0, 1]
+    assert rows.entries == [12, 13, 14, 32, 33]
+    assert rows.firsts == [0, 3]
+    parts = [*parts_of(first, 0, "cpu"), *parts_of(second, 3, "cpu")]
+    assert [(part.first, part.count, part.base, part.stop) for part in parts] == [(0, 3, 8, 7), (3, 2, 32, 2)]
