@@ -9,12 +9,13 @@ Shape legend: see `difflm.types`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from difflm.diffusion.divergence import score_against
 from difflm.diffusion.masks import block_numbers, document_positions
 from difflm.diffusion.objectives import prediction_rows
 from difflm.diffusion.scores import score_tokens
@@ -22,8 +23,9 @@ from difflm.errors import ConfigError
 from difflm.models.attention import AttentionChoice, attention_for
 from difflm.models.lora import AdapterRows
 from difflm.models.moe import RouterProbe
-from difflm.models.transformer import Transformer
-from difflm.types import PADDING, Layout, ModelInput, TokenScores
+from difflm.models.streams import Behind, Recorded, clean_layout
+from difflm.models.transformer import Attend, Transformer
+from difflm.types import PADDING, Layout, LossRows, ModelInput, TokenScores
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
@@ -56,27 +58,48 @@ def forward_hidden(
     embedding_noise_BND: Tensor | None = None,
     activation_checkpointing: bool = False,
     probe: RouterProbe | None = None,
-    adapter: AdapterRows = True,
+    adapter: AdapterRows | None = None,
 ) -> Tensor:
-    """Return the hidden states of a layout's rows, [B, N, D]."""
+    """Return the hidden states of a layout's rows, [B, N, D].
+
+    Under an adapter for noisy rows the clean stream is the base's: it is forwarded first, without gradient, and the
+    noisy rows behind it; the probe measures those alone.
+
+    The other arguments are those of `attention_for` and `Transformer.forward`; `adapter` None: as its gate says.
+    """
     weight = model.embedding.weight
-    attend = attention_for(
-        layout,
-        heads_per_group=model.config.num_heads // model.config.num_kv_heads,
-        dtype=weight.dtype,
-        device=weight.device,
-        backend=backend,
-        head_dim=model.config.head_dim,
-    )
-    return model(
-        token_BN.to(weight.device),
-        position_BN.to(weight.device),
-        attend,
-        embedding_noise_BND=embedding_noise_BND,
-        activation_checkpointing=activation_checkpointing,
-        probe=probe,
-        adapter=adapter,
-    )
+    token_BN, position_BN = token_BN.to(weight.device), position_BN.to(weight.device)
+
+    def attention(layout: Layout, *, noisy_only: bool = False) -> Attend:
+        return attention_for(
+            layout,
+            heads_per_group=model.config.num_heads // model.config.num_kv_heads,
+            dtype=weight.dtype,
+            device=weight.device,
+            backend=backend,
+            head_dim=model.config.head_dim,
+            noisy_only=noisy_only,
+        )
+
+    def forward(rows: slice, attend: Attend, adapter: AdapterRows | None) -> Tensor:
+        return model(
+            token_BN[:, rows],
+            position_BN[:, rows],
+            attend,
+            embedding_noise_BND=None if embedding_noise_BND is None else embedding_noise_BND[:, rows],
+            activation_checkpointing=activation_checkpointing,
+            probe=probe,
+            adapter=adapter,
+        )
+
+    if adapter is not None or model.adapter_gate == "all" or not layout.two_streams:
+        return forward(slice(None), attention(layout), adapter)
+    width = layout.noisy_length
+    clean = Recorded(attention(clean_layout(layout)))
+    with torch.no_grad():
+        clean_BLD = model(token_BN[:, width:], position_BN[:, width:], clean, adapter=False)
+    noisy_BWD = forward(slice(width), Behind(attention(layout, noisy_only=True), clean), True)
+    return torch.cat([noisy_BWD, clean_BLD], dim=1)
 
 
 def score_input(
@@ -115,23 +138,27 @@ def score_input(
         embedding_noise_BND=embedding_noise_BND,
         activation_checkpointing=activation_checkpointing,
         probe=probe,
-        adapter=adapter,
+        adapter=_adapter_rows(model, noisy=inputs.maskable_BL is not None, layout=inputs.layout) if adapter else False,
     )
     rows = model.head_rows(adapter)
     flat = hidden_BND.flatten(0, 1)
-    device = flat.device
-    return tuple(
-        score_tokens(
-            flat[term.row_M.to(device)],
-            model.head.weight,
-            term.target_M.to(device),
-            chunk=chunk,
-            entropy=entropy,
-            suppressed_V=_suppressed(model, suppressed_id),
-            rows=rows,
-        )
-        for term in inputs.terms
-    )
+    suppressed_V = _suppressed(model, suppressed_id)
+
+    def scored(term: LossRows) -> TokenScores:
+        hidden_MD, target_M = flat[term.row_M.to(flat.device)], term.target_M.to(flat.device)
+        given: dict[str, Any] = {"chunk": chunk, "suppressed_V": suppressed_V, "rows": rows}
+        if term.teacher_M is None:
+            return score_tokens(hidden_MD, model.head.weight, target_M, entropy=entropy, **given)
+        teacher_MD = flat[term.teacher_M.to(flat.device)]
+        return score_against(hidden_MD, model.head.weight, teacher_MD, target_M, kind=term.divergence, **given)
+
+    return tuple(scored(term) for term in inputs.terms)
+
+
+def _adapter_rows(model: Transformer, *, noisy: bool, layout: Layout) -> AdapterRows | None:
+    """Return on which rows an adapter acts; a single stream does not say by itself whether it is noisy."""
+    single = model.adapter_gate == "noisy" and not layout.two_streams
+    return noisy if single else None
 
 
 def _suppressed(model: Transformer, token_id: int | None) -> Tensor | None:
@@ -196,7 +223,8 @@ def logits(
         block_size: S in tokens for "block" and "noisy_clean"; None: the checkpoint's.
         document_BL: contiguous runs of document ids; blocks and positions restart in each, documents do not see each
             other, -1 is padding. None: one document per row.
-        adapter: False: the model without its low-rank adapter, bit for bit.
+        adapter: False: the model without its low-rank adapter, bit for bit. True: one for noisy rows acts on the noisy
+            half of "noisy_clean" alone; under the other masks the rows are clean.
 
     Raises:
         ConfigError: unknown attention, missing block size, odd length for "noisy_clean", shape mismatch.
@@ -226,7 +254,8 @@ def logits(
             raise ConfigError(
                 f"attention: '{attention}' is unknown; use 'causal', 'bidirectional', 'block' or 'noisy_clean'"
             )
-    hidden_BND = forward_hidden(loaded.model, token_BL, position_BL, layout, adapter=adapter)
+    rows = None if adapter else False
+    hidden_BND = forward_hidden(loaded.model, token_BL, position_BL, layout, adapter=rows)
     return F.linear(hidden_BND[:, : clean_BL.shape[1]], loaded.model.head_weight(adapter)).float()
 
 
@@ -269,12 +298,12 @@ def score(
     position_BL = document_positions(document_BL)
     layout = _training_layout(loaded, document_BL, position_BL, block_size)
     masked_BL = (noisy_BL == mask_id) & (document_BL != PADDING)
-    if loaded.config.logit_shift:
-        masked_BL &= position_BL > 0
+    masked_BL &= (position_BL > 0) if loaded.config.logit_shift else True
     token, position = noisy_BL, position_BL
     if layout.two_streams:
         token, position = torch.cat([noisy_BL, clean_BL], dim=1), torch.cat([position_BL, position_BL], dim=1)
-    hidden_BND = forward_hidden(loaded.model, token, position, layout)
+    rows = _adapter_rows(loaded.model, noisy=True, layout=layout)
+    hidden_BND = forward_hidden(loaded.model, token, position, layout, adapter=rows)
     row_M, place_M = masked_BL.nonzero(as_tuple=True)
     source_M = prediction_rows(layout, row_M, place_M, shift=loaded.config.logit_shift)
     flat = hidden_BND.flatten(0, 1)

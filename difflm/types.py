@@ -22,6 +22,8 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 CleanAttention = Literal["block", "causal"]
 NoisyAttention = Literal["bidirectional", "causal"]
 BlockOrigin = Literal["document", "row"]
+Divergence = Literal["kl", "tv"]
+"""Of two distributions p (the teacher's) and q: KL(p || q) = sum p (ln p - ln q) in nats, or half of sum |p - q|."""
 
 PADDING = -1
 """Document id of padding: padding is a document of its own, so no attention row is ever empty."""
@@ -138,6 +140,9 @@ class LossRows:
         place_M: int64 index into the flattened [B * L] positions: where the target stands.
         count: normaliser (number of tokens), known before the forward; float64 scalar.
         scale: coefficient of the normalised term in the total loss.
+        teacher_M: int64 index like `row_M`: the row whose prediction, without gradient, each row is compared with;
+            None: rows are scored against their targets alone.
+        divergence: what the comparison measures.
     """
 
     name: str
@@ -147,6 +152,8 @@ class LossRows:
     place_M: Tensor
     count: Tensor
     scale: float = 1.0
+    teacher_M: Tensor | None = None
+    divergence: Divergence = "kl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +191,13 @@ class TokenScores:
         nll_M: float32 negative log-likelihood of the target.
         entropy_M: float32 entropy of the prediction; zeros unless asked for.
         correct_M: bool, the arg-max is the target.
+        divergence_M: float32, from the teacher's prediction (`LossRows.divergence`); then `nll_M` carries no gradient.
+            None without a teacher.
+        agree_M: bool, the arg-max is the teacher's; None without a teacher.
     """
 
     nll_M: Tensor
     entropy_M: Tensor
     correct_M: Tensor
+    divergence_M: Tensor | None = None
+    agree_M: Tensor | None = None

@@ -157,12 +157,6 @@ MUTANTS = (
         "tests/decode/test_predicting.py::test_the_head_takes_so_many_rows_at_once_and_the_answers_stay",
     ),
     Mutant(
-        "difflm/decode/predicting.py",
-        "rows_MD = rows_MD[count:]",
-        "pass",
-        "tests/decode/test_predicting.py::test_the_head_takes_so_many_rows_at_once_and_the_answers_stay",
-    ),
-    Mutant(
         "difflm/decode/policies/native.py",
         "suppressed=suppressed,",
         "suppressed=(),",
@@ -776,8 +770,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/scoring.py",
-        "            term.target_M.to(device),",
-        "            term.target_M,",
+        "term.target_M.to(flat.device)\n",
+        "term.target_M\n",
         "tests/test_devices.py::test_a_training_step",
     ),
     Mutant(

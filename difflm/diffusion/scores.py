@@ -17,7 +17,8 @@ HeadRows = tuple[Tensor, Tensor]
 """(int64 token ids [T], rows [T, D]) that stand in for those of a head, whose own rows get no gradient there."""
 
 
-def _logits(hidden_CD: Tensor, head_VD: Tensor, suppressed_V: Tensor | None, rows: HeadRows | None) -> Tensor:
+def head_logits(hidden_CD: Tensor, head_VD: Tensor, suppressed_V: Tensor | None, rows: HeadRows | None) -> Tensor:
+    """Return the logits of a chunk, [C, V], float32 at least; suppressed tokens at -inf."""
     logit_CV = F.linear(hidden_CD, head_VD)
     if rows is not None:
         logit_CV[:, rows[0]] = F.linear(hidden_CD, rows[1])
@@ -46,7 +47,7 @@ class _ChunkedScores(torch.autograd.Function):
         rows = None if id_T is None or row_TD is None else (id_T, row_TD)
         nll, spread, correct = [], [], []
         for hidden_CD, target_C in zip(hidden_MD.split(chunk), target_M.split(chunk), strict=True):
-            logit_CV = _logits(hidden_CD, head_VD, suppressed_V, rows)
+            logit_CV = head_logits(hidden_CD, head_VD, suppressed_V, rows)
             total_C = logit_CV.logsumexp(-1)
             nll.append(total_C - logit_CV.gather(1, target_C[:, None])[:, 0])
             correct.append(logit_CV.argmax(-1) == target_C)
@@ -67,7 +68,7 @@ class _ChunkedScores(torch.autograd.Function):
         grad_head: Tensor | None = None
         for start in range(0, hidden_MD.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logit_CV = _logits(hidden_MD[part], head_VD, ctx.suppressed_V, rows)
+            logit_CV = head_logits(hidden_MD[part], head_VD, ctx.suppressed_V, rows)
             log_chance = logit_CV.sub_(logit_CV.logsumexp(-1, keepdim=True))
             chance = log_chance.exp()
             grad_logit = torch.zeros_like(chance)

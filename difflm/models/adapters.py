@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from difflm.models.lora import Linear, LowRank, TokenRows
+from difflm.models.lora import AdapterGate, Linear, LowRank, TokenRows
 from difflm.models.moe import Experts
 from difflm.models.transformer import Transformer
 
@@ -61,6 +61,7 @@ def attach_adapter(
     token_ids: tuple[int, ...] = (),
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
+    gate: AdapterGate = "all",
 ) -> None:
     """Put a fresh adapter on a model: it changes nothing yet (B is zero, rows of the embedding are as they were).
 
@@ -72,8 +73,10 @@ def attach_adapter(
         token_ids: rows of the embedding that the adapter replaces.
         generator: of A, on the CPU; sites draw in their order. None: A is zero, for one that is read from a file.
         dtype: of the adapter; None: the model's.
+        gate: the rows that it is for.
     """
     assert not adapter_parameters(model), "a model carries one adapter"
+    model.adapter_gate = gate
     kind, device = dtype or model.embedding.weight.dtype, model.embedding.weight.device
     for site in sites:
         shared: nn.Parameter | None = None
@@ -107,7 +110,7 @@ def remove_adapter(model: Transformer) -> None:
             module.lora = None
         elif isinstance(module, Experts):
             module.gate_up_lora = module.down_lora = None
-    model.token_rows = None
+    model.token_rows, model.adapter_gate = None, "all"
 
 
 def pair_name(weight: str) -> str:
@@ -125,6 +128,7 @@ def pair_of(model: Transformer, weight: str) -> LowRank:
 @torch.no_grad()
 def merged_tensors(model: Transformer) -> dict[str, Tensor]:
     """Return what a checkpoint holds (`Transformer.stored_tensors`), the adapter merged in: float32, then cast once."""
+    assert model.adapter_gate == "all", "weights know no rows: an adapter for noisy rows alone cannot be merged"
     tensors = model.stored_tensors()
     for name, module in _adapter_modules(model):
         if isinstance(module, TokenRows):

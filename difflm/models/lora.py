@@ -8,12 +8,16 @@ Shape legend: see `difflm.types`; R rank, P pairs of a token and one of its expe
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 AdapterRows = bool | Tensor
 """Which rows an adapter acts on: all, none (bit for bit the model without it), or those of a bool tensor [B, N]."""
+AdapterGate = Literal["all", "noisy"]
+"""Which rows an adapter is for: every row, or those of a noisy stream alone, so that clean rows stay the base's."""
 
 
 class LowRank(nn.Module):

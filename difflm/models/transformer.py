@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from difflm.models.config import ModelConfig
-from difflm.models.lora import AdapterRows, Linear, LowRank, TokenRows
+from difflm.models.lora import AdapterGate, AdapterRows, Linear, LowRank, TokenRows
 from difflm.models.mlp import MLP
 from difflm.models.moe import MoE, RouterProbe
 from difflm.models.rope import rotary_frequencies, rotary_scale, rotary_table, rotate
@@ -113,6 +113,7 @@ class Transformer(nn.Module):
         # On the meta device there is nothing to draw, and asking for it would import torch's compiler (seconds).
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table if table.is_meta else None)
         self.token_rows: TokenRows | None = None
+        self.adapter_gate: AdapterGate = "all"
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -136,13 +137,16 @@ class Transformer(nn.Module):
         every = dict(self.named_parameters()) | dict(self.named_buffers())
         return {name: tensor for name, tensor in every.items() if name.rpartition(".")[0] not in adapters}
 
-    def head_rows(self, adapter: AdapterRows = True) -> tuple[Tensor, Tensor] | None:
-        """Return (token ids [T], rows [T, D]) that an adapter puts into a head that is the embedding; None: no such."""
-        if self.token_rows is None or not self.config.tied_embeddings or adapter is False:
+    def head_rows(self, adapter: bool = True) -> tuple[Tensor, Tensor] | None:
+        """Return (token ids [T], rows [T, D]) that an adapter puts into a head that is the embedding; None: no such.
+
+        The head is the base's under an adapter for noisy rows: which rows meet it, it does not know.
+        """
+        if self.token_rows is None or not self.config.tied_embeddings or not adapter or self.adapter_gate == "noisy":
             return None
         return torch.tensor(self.token_rows.token_ids, device=self.head.weight.device), self.token_rows.weight
 
-    def head_weight(self, adapter: AdapterRows = True) -> Tensor:
+    def head_weight(self, adapter: bool = True) -> Tensor:
         """Return the weight of the head, [V, D], with the rows of `head_rows`: a copy where there are any."""
         rows = self.head_rows(adapter)
         return self.head.weight if rows is None else self.head.weight.index_copy(0, *rows)
@@ -156,7 +160,7 @@ class Transformer(nn.Module):
         embedding_noise_BND: Tensor | None = None,
         activation_checkpointing: bool = False,
         probe: RouterProbe | None = None,
-        adapter: AdapterRows = True,
+        adapter: AdapterRows | None = None,
     ) -> Tensor:
         """Return the final, normalised hidden states, [B, N, D].
 
@@ -169,8 +173,10 @@ class Transformer(nn.Module):
                 the same loss and gradients, less memory, about a third more time.
             probe: measures every router, once.
             adapter: rows on which the model's low-rank adapter acts, if it has one: True is all of them, False none,
-                bool [B, N] some; on the others every map is bit for bit that of the model without adapter.
+                bool [B, N] some; on the others every map is bit for bit that of the model without adapter. None: all
+                rows, or none under an adapter for noisy rows, which acts only where rows are said to be noisy.
         """
+        adapter = self.adapter_gate == "all" if adapter is None else adapter
         hidden_BND = self.embedding(token_BN)
         if self.token_rows is not None and adapter is not False:
             hidden_BND = self.token_rows(hidden_BND, token_BN, adapter)

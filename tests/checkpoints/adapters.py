@@ -12,6 +12,7 @@ from difflm.checkpoints.adapter_names import adapter_layout
 from difflm.checkpoints.families import FAMILIES
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.models.adapters import AdapterSite, adapter_parameters, attach_adapter
+from difflm.models.lora import AdapterGate
 from tests.checkpoints.tiny import hf_folder, ling_folder
 
 BASES = ("llama", "tied", "qwen2", "qwen3", "qwen3_moe", "llada2_moe")
@@ -34,6 +35,7 @@ def adapted(
     token_ids: tuple[int, ...] = (5,),
     dtype: str = "float32",
     only: str = "",
+    gate: AdapterGate = "all",
     seed: int = 0,
 ) -> LoadedModel:
     """Return a base with a pair on every place (whose first weight contains `only`), all numbers random."""
@@ -45,7 +47,7 @@ def adapted(
         if only in place.weights[0]
     )
     generator = torch.Generator().manual_seed(seed)
-    attach_adapter(loaded.model, sites, token_ids=token_ids, generator=generator)
+    attach_adapter(loaded.model, sites, token_ids=token_ids, generator=generator, gate=gate)
     with torch.no_grad():
         for parameter in adapter_parameters(loaded.model).values():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)

@@ -23,7 +23,6 @@ from difflm.models.attention import (
     fused_kernel_available,
 )
 from difflm.models.flex import FlexAttention
-from difflm.models.tiles import split_tiles
 from difflm.types import Layout
 from tests.models.windows import window_layout
 from tests.rows import batch_of
@@ -187,20 +186,6 @@ def test_windows_equal_dense(
         out = attend(0, *inputs) * real
         results.append((out, *torch.autograd.grad(out.sin().sum(), inputs)))
     assert max(float((one - other).detach().abs().max()) for one, other in zip(*results, strict=True)) < 1e-5
-
-
-def test_tiles_are_small_and_cover_every_real_token_once() -> None:
-    layout = layout_of(
-        [[300, 40, 30], [5] * 60], row_length=400, block_size=4, two=True, inside=False, clean=False, origin="document"
-    )
-    tiles = split_tiles(layout, tile=128)
-    covered = torch.zeros(2, 800, dtype=torch.int64)
-    for tile in tiles:
-        assert tile.rows_T[0].stop - tile.rows_T[0].start <= 128
-        for span in tile.rows_T:
-            covered[tile.row, span] += 1
-    assert torch.equal(covered, (layout.document_BL >= 0).long().repeat(1, 2))
-    assert any(tile.prefix.stop > tile.prefix.start for tile in tiles)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
