@@ -207,7 +207,7 @@ def replier(loaded: LoadedModel, *, show: bool) -> Reply:
     from difflm.decode.engine import Engine
     from difflm.display import show_denoising
 
-    engine = Engine(loaded)
+    engine = Engine(loaded, prefix_caching=True)
 
     def reply(prompt: list[int], params: SamplingParams) -> Completion:
         if show:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from difflm.decode.admission import Prompt, admit, admit_gaps
 from difflm.decode.events import Completion, Event, Finished
+from difflm.decode.prefixes import Prefixes
 from difflm.decode.request import Request, SamplingParams
 from difflm.decode.runner import Runner
 from difflm.decode.scheduler import Scheduler
@@ -27,6 +28,34 @@ if TYPE_CHECKING:
 
 
 DEFAULT_CACHE_BYTES = 4 << 30
+DEFAULT_PREFILL_TOKENS = 512
+
+
+@dataclass(slots=True)
+class _Started:
+    """When a request started, and what it did not have to read."""
+
+    seconds: float
+    reused_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheUse:
+    """What the cache is used for, tokens.
+
+    Attributes:
+        size: all there is room for.
+        running: in spans of running requests.
+        kept: of finished blocks that can be taken over.
+        reused: taken over so far.
+        evicted: given up for running requests so far.
+    """
+
+    size: int
+    running: int
+    kept: int
+    reused: int
+    evicted: int
 
 
 class Engine:
@@ -41,9 +70,13 @@ class Engine:
             forward on it; the tokens are the same.
         max_requests: requests that run at once; more of them wait.
         cache_bytes: what the keys and values may take; allocated as it is needed.
+        prefill_tokens: prompt tokens that one forward reads at most, in whole blocks, one at least; a longer prompt
+            is read in pieces, so that running requests go on meanwhile.
+        prefix_caching: keep finished blocks as long as there is room, and do not read the prompt blocks with which
+            another request began. The model's weights must not change meanwhile.
 
     Raises:
-        RequestError: less room than for one request, or for one token.
+        RequestError: less room than for one request, or for one token; nothing to be read.
     """
 
     def __init__(
@@ -53,19 +86,23 @@ class Engine:
         fused: bool = True,
         max_requests: int = 64,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
+        prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
+        prefix_caching: bool = False,
     ) -> None:
         self.loaded = loaded
         self.fused = fused
         each = bytes_per_token(loaded.model.config, loaded.model.embedding.weight.dtype)
         self.cache_tokens = cache_bytes // each
-        if max_requests < 1:
-            raise RequestError(f"max_requests: {max_requests} cannot be used; give an integer >= 1")
+        for field, value in (("max_requests", max_requests), ("prefill_tokens", prefill_tokens)):
+            if value < 1:
+                raise RequestError(f"{field}: {value} cannot be used; give an integer >= 1")
         if self.cache_tokens < 1:
             raise RequestError(f"cache_bytes: {cache_bytes} hold no token; one takes {each} bytes of this model")
-        self.scheduler = Scheduler(Spans(self.cache_tokens), max_requests)
+        self.prefixes = Prefixes(Spans(self.cache_tokens), kept=prefix_caching)
+        self.scheduler = Scheduler(self.prefixes, max_requests, prefill_tokens)
         self.runner = Runner(loaded.model, max_tokens=self.cache_tokens)
-        self._submitted = 0
-        self._started: dict[int, float] = {}
+        self._submitted = self._reused = 0
+        self._started: dict[int, _Started] = {}
         self._inboxes: dict[int, deque[Event]] = {}
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> int:
@@ -130,10 +167,14 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Run one forward and return what it led to; an empty list also when there is nothing to do."""
-        updates = self.scheduler.start()
+        updates, reuses = self.scheduler.start()
         now = time.perf_counter()
         for number in (*self.scheduler.running, *(number for number, _, _ in updates)):
-            self._started.setdefault(number, now)
+            self._started.setdefault(number, _Started(now))
+        for reuse in reuses:
+            self.runner.reuse(reuse)
+            self._started[reuse.request.id].reused_tokens = reuse.count
+            self._reused += reuse.count
         works = self.scheduler.schedule()
         if works:
             proposals = self.runner.run(works)
@@ -149,7 +190,7 @@ class Engine:
 
     def _finish(self, request_id: int, outcome: Outcome) -> Finished:
         self.runner.release(request_id)
-        seconds = time.perf_counter() - self._started.pop(request_id)
+        started = self._started.pop(request_id)
         text = outcome.text
         if text is None and self.loaded.tokenizer is not None:
             text = self.loaded.decode(outcome.tokens)
@@ -159,11 +200,24 @@ class Engine:
             forwards=outcome.forwards,
             finish_reason=outcome.finish_reason,
             num_tokens=outcome.num_tokens,
-            seconds=seconds,
+            seconds=time.perf_counter() - started.seconds,
             stopped_by=outcome.stopped_by,
             logprobs=outcome.logprobs,
+            reused_tokens=started.reused_tokens,
         )
         return Finished(request_id=request_id, completion=completion)
+
+    @property
+    def cache_use(self) -> CacheUse:
+        """What the cache is used for now."""
+        kept, used = self.prefixes.idle_entries, self.prefixes.spans.used
+        return CacheUse(
+            size=self.cache_tokens,
+            running=used - kept,
+            kept=kept,
+            reused=self._reused,
+            evicted=self.prefixes.evicted,
+        )
 
     def cancel(self, request_id: int) -> None:
         """Forget a request, waiting or running, and free its cache; unknown or finished ones are ignored."""

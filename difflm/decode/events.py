@@ -32,7 +32,8 @@ class Forwards:
     """Forward passes of one request.
 
     Attributes:
-        prefill: passes over prompt tokens that decide nothing (one at most).
+        prefill: passes over prompt tokens that decide nothing: one for every piece in which they are read, none for
+            blocks that the cache holds.
         denoise: passes that decide tokens. A pass that also commits the previous block, or that also reads the
             prompt (next-token decoding), counts once, here.
         commit: passes that only write the keys and values of a finished block (none when fused).
@@ -68,6 +69,7 @@ class Completion:
         seconds: wall-clock time from the request's first forward to its end.
         stopped_by: the EOS or stop id, or the stop string, that ended the generation; None where none did.
         logprobs: of the generated tokens of `tokens`, if asked for.
+        reused_tokens: prompt tokens that were not read, as the cache held their blocks.
     """
 
     tokens: list[int]
@@ -78,6 +80,7 @@ class Completion:
     seconds: float
     stopped_by: int | str | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    reused_tokens: int = 0
 
     @property
     def tokens_per_forward(self) -> float:

@@ -15,7 +15,8 @@ class NextTokenDecoding:
     """Left-to-right decoding of one request under a causal mask, one token per forward.
 
     The first forward reads the whole prompt and yields the first token. It is counted once, as denoise (the rule
-    for fused forwards), so that n tokens are n denoise forwards and a prefill count of 0.
+    for fused forwards), so that n tokens are n denoise forwards and a prefill count of 0. Where there is no room to
+    read the whole prompt at once, the pieces before the last one are prefill.
 
     Attributes:
         request: what is decoded.
@@ -44,9 +45,12 @@ class NextTokenDecoding:
         """Do nothing: there is at least one token to generate."""
         return []
 
-    def next_work(self) -> Work:
-        """Return the next forward: every token behind the prefix, predicting the next position."""
+    def next_work(self, room: int) -> Work | None:
+        """Return the next forward: every token behind the prefix, predicting the next position; or a piece of them."""
         rows = tuple(self.tokens[self.committed :])
+        unread = max(0, len(self.request.prompt) - self.committed)
+        if unread > room:
+            return self._piece(rows[:room]) if room > 0 else None
         return Work(
             request=self.request,
             base=self.base,
@@ -56,6 +60,18 @@ class NextTokenDecoding:
             num_clean=len(rows),
             places=(len(self.tokens),),
             generated=tuple(self.generated) if self.request.rule.needs_history else (),
+            reads=unread,
+        )
+
+    def _piece(self, rows: tuple[int, ...]) -> Work:
+        return Work(
+            request=self.request,
+            base=self.base,
+            kind="prefill",
+            start=self.committed,
+            tokens=rows,
+            num_clean=len(rows),
+            reads=len(rows),
         )
 
     @property
@@ -67,6 +83,8 @@ class NextTokenDecoding:
         """Append the token; finish at an EOS, a stop string or the limit."""
         self.forwards = self.forwards.counting(work.kind)
         self.committed += work.num_clean
+        if not work.places:
+            return []
         (place,), (token,) = work.places, proposal.tokens
         self.tokens.append(token)
         self.scores.extend(proposal.scores)

@@ -112,9 +112,10 @@ def _gathered(
     before: list[tuple[int, Tensor]] = []
     for number in numbers:
         work, first, last_D = works[number], firsts[number], slots[number].last_hidden_D
-        if work.row_of(work.places[0]) < 0:  # places ascend, so only the first can be read from the cached prefix
+        if work.row_of(work.places[0]) < 0 < work.start:  # places ascend: only the first can be read from the prefix
             assert last_D is not None, "no committed row to read the first position from"
             before.append((len(index), last_D))
+        # Nothing is before position 0. It is given; policies that draw for all of a block draw there for nothing.
         index.extend(first + max(work.row_of(place), 0) for place in work.places)
     hidden_MD = hidden_ND.index_select(0, torch.tensor(index, device=hidden_ND.device))
     for row, last_D in before:

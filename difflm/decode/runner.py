@@ -17,7 +17,7 @@ from difflm.decode.packing import Packed, packed, parts_of
 from difflm.decode.policies.base import Proposal
 from difflm.decode.predicting import Slot, predict
 from difflm.decode.request import Request
-from difflm.decode.work import Work
+from difflm.decode.work import Reuse, Work
 from difflm.models.cache import CachePool, PackedAttention
 from difflm.models.transformer import Transformer
 
@@ -41,6 +41,13 @@ class Runner:
         if request.id not in self.slots:
             self.slots[request.id] = Slot(torch.Generator().manual_seed(request.seed))
         return self.slots[request.id]
+
+    @torch.inference_mode()
+    def reuse(self, reuse: Reuse) -> None:
+        """Copy keys and values of finished blocks to a request that begins with the same ones."""
+        self.pool.ensure(reuse.target + reuse.count, most=self.max_tokens)
+        self.pool.copy(reuse.source, reuse.target, reuse.count)
+        self._slot(reuse.request).length = reuse.count
 
     def release(self, request_id: int) -> None:
         """Forget a request, if there is one."""

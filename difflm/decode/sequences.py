@@ -22,15 +22,16 @@ from difflm.decode.request import Request
 from difflm.decode.work import Decoding, Outcome, Work, outcome_of
 
 
-def decoding_of(request: Request, base: int = 0) -> Decoding:
+def decoding_of(request: Request, base: int = 0, *, committed: int = 0) -> Decoding:
     """Return the initial state of a request: block decoding, or next-token decoding if it has no policy.
 
     Args:
         request: what to decode.
         base: first entry of its span of the cache.
+        committed: leading prompt tokens whose keys and values are there, whole blocks.
     """
     if request.policy is None:
-        return NextTokenDecoding(request, base)
+        return NextTokenDecoding(request, base, committed=committed)
     assert request.mask_id is not None, "block decoding needs a mask id"
     # Given tokens behind a gap are decided from the start; their block is denoised with them in sight.
     given = [request.mask_id if token is None else token for token in request.template]
@@ -42,7 +43,7 @@ def decoding_of(request: Request, base: int = 0) -> Decoding:
         mask_id=request.mask_id,
         eos_ids=request.eos_ids,
     )
-    return BlockDecoding(request, base, request.policy, draft)
+    return BlockDecoding(request, base, request.policy, draft, committed=committed)
 
 
 @dataclass(slots=True)
@@ -81,6 +82,11 @@ class BlockDecoding:
     outcome: Outcome | None = None
 
     @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer so far, with masks at undecided positions."""
+        return self.draft.tokens
+
+    @property
     def block(self) -> int:
         """Number of the current block."""
         return self.draft.start // self.request.block_size
@@ -113,17 +119,18 @@ class BlockDecoding:
     def _state(self) -> tuple[int, ...]:
         return (self.draft.post, *self.draft.block())
 
-    def next_work(self) -> Work:
-        """Return the next forward: prefill, commit (if not fused) or denoise."""
+    def next_work(self, room: int) -> Work | None:
+        """Return the next forward: prefill (a piece of it, if there is no room for more), commit (if not fused), or
+        denoise.
+        """
         start = self.committed + self.settled
         clean = self.draft.start - start
+        if clean and self.block == self.first_block:
+            size = self.request.block_size
+            return self._clean_work("prefill", start, min(clean, room // size * size))
+        if clean and not self.request.fused:
+            return self._clean_work("commit", start, clean)
         rows = tuple(self.draft.tokens[start : self.draft.stop])
-        prefill = self.block == self.first_block
-        if clean and (prefill or not self.request.fused):
-            kind: ForwardKind = "prefill" if prefill else "commit"
-            return Work(
-                request=self.request, base=self.base, kind=kind, start=start, tokens=rows[:clean], num_clean=clean
-            )
         return Work(
             request=self.request,
             base=self.base,
@@ -135,6 +142,22 @@ class BlockDecoding:
             settled=self.settled,
             fresh=self.draft.steps == 0,
             generated=self._history(),
+        )
+
+    def _clean_work(self, kind: ForwardKind, start: int, count: int) -> Work | None:
+        """Return a forward that only fills the cache; None without rows."""
+        rows = tuple(self.draft.tokens[start : start + count])
+        reads = count if kind == "prefill" else 0
+        if not rows:
+            return None
+        return Work(
+            request=self.request,
+            base=self.base,
+            kind=kind,
+            start=start,
+            tokens=rows,
+            num_clean=count,
+            reads=reads,
         )
 
     def _history(self) -> tuple[int, ...]:

@@ -34,6 +34,10 @@ class Spans:
         self.taken[start] = count
         return start
 
+    def shrink(self, start: int, count: int) -> None:
+        """Free all but the first `count` >= 1 entries of the span that begins at `start`."""
+        self.taken[start] = min(count, self.taken[start])
+
     def release(self, start: int) -> None:
         """Free the span that begins at `start`."""
         del self.taken[start]

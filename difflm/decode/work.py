@@ -31,6 +31,8 @@ class Work:
         settled: rows that the forward before left behind the prefix and that are final: they join it first, unchanged.
         fresh: whether this is the first denoising forward of its block.
         generated: tokens decided so far, if the rule needs them.
+        reads: prompt tokens among the rows that are read for the first time, where nothing forces them into this
+            forward: others' prompts then wait.
     """
 
     request: Request
@@ -43,6 +45,7 @@ class Work:
     settled: int = 0
     fresh: bool = True
     generated: tuple[int, ...] = ()
+    reads: int = 0
 
     def row_of(self, place: int) -> int:
         """Return the row that predicts `place`; -1 is the last row of the cached prefix."""
@@ -51,6 +54,23 @@ class Work:
     def left_of(self, place: int) -> int:
         """Return the input one position before `place`, -1 where that is outside the noisy block."""
         return -1 if place <= self.start + self.num_clean else self.tokens[place - self.start - 1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """Keys and values that a request takes over from another span.
+
+    Attributes:
+        request: whose.
+        source: first entry to copy.
+        target: first entry of the request's span.
+        count: entries, whole blocks.
+    """
+
+    request: Request
+    source: int
+    target: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +100,16 @@ class Decoding(Protocol):
         ...
 
     @property
+    def tokens(self) -> list[int]:
+        """Prompt and answer so far; not to be changed."""
+        ...
+
+    @property
+    def committed(self) -> int:
+        """How many of them are final, their keys and values in the cache."""
+        ...
+
+    @property
     def outcome(self) -> Outcome | None:
         """The result once the request is done, else None."""
         ...
@@ -88,8 +118,12 @@ class Decoding(Protocol):
         """Open the first block and return what happened; the outcome may be there at once."""
         ...
 
-    def next_work(self) -> Work:
-        """Return the next forward; changes nothing."""
+    def next_work(self, room: int) -> Work | None:
+        """Return the next forward, None where it has to wait for room; changes nothing.
+
+        Args:
+            room: prompt tokens that it may read.
+        """
         ...
 
     def absorb(self, work: Work, proposal: Proposal) -> list[Event]:

@@ -55,6 +55,11 @@ class CachePool:
         wanted = max(capacity, min(2 * self.capacity, most))
         self.key, self.value = self._grown(self.key, wanted), self._grown(self.value, wanted)
 
+    def copy(self, source: int, target: int, count: int) -> None:
+        """Copy `count` entries from `source` on to `target` on; the two ranges may overlap."""
+        for stored in (*self.key, *self.value):  # layer by layer: little memory for what is on its way
+            stored[:, target : target + count] = stored[:, source : source + count].clone()
+
     def _grown(self, stored: Tensor, capacity: int) -> Tensor:
         larger = self._empty(capacity, stored.device, stored.dtype)
         larger[:, :, : stored.shape[2]] = stored

@@ -413,7 +413,7 @@ def test_batched_equals_alone_property(
             expected.finish_reason,
         )
     assert not engine.runner.slots
-    assert engine.scheduler.spans.used == 0
+    assert engine.prefixes.spans.used == 0
 
 
 def test_one_forward_serves_all_requests_and_the_head_sees_undecided_rows_only() -> None:

@@ -11,7 +11,7 @@ from difflm.decode.request import Request
 from difflm.decode.sequences import BlockDecoding, decoding_of
 from difflm.diffusion.acceptance import Acceptance
 from tests.decode.test_runner import request_of
-from tests.decode.tiny import MASK
+from tests.decode.tiny import MASK, following
 
 
 class Listed:
@@ -45,11 +45,11 @@ def begun(request: Request) -> BlockDecoding:
 def test_works_and_events_of_a_request_over_three_blocks() -> None:
     state = begun(listed(prompt=(1, 2, 3, 4, 5), max_new_tokens=8, logit_shift=True))
 
-    work = state.next_work()
+    work = following(state)
     assert (work.kind, work.start, work.tokens, work.num_clean, work.places) == ("prefill", 0, (1, 2, 3, 4), 4, ())
     assert state.absorb(work, Proposal()) == []
 
-    work = state.next_work()
+    work = following(state)
     assert (work.kind, work.start, work.tokens, work.num_clean) == ("denoise", 4, (5, MASK, MASK, MASK), 0)
     assert work.places == (5, 6, 7)
     assert [work.row_of(place) for place in work.places] == [0, 1, 2]
@@ -64,22 +64,22 @@ def test_works_and_events_of_a_request_over_three_blocks() -> None:
         num_masked=3,
     )
 
-    work = state.next_work()
+    work = following(state)
     assert (work.tokens, work.places) == ((5, 7, MASK, 9), (6,))
     denoised, committed = state.absorb(work, answer(6))
     assert denoised.request_id == 0
     assert committed == Committed(request_id=0, block=1, tokens=(7, 6, 9))
 
-    work = state.next_work()
+    work = following(state)
     assert (work.kind, work.start, work.tokens, work.num_clean) == ("denoise", 4, (5, 7, 6, 9) + (MASK,) * 4, 4)
     assert [work.row_of(place) for place in work.places] == [3, 4, 5, 6]
     state.absorb(work, answer(1, 1, 1, 1, accepted=(1,)))
-    work = state.next_work()
+    work = following(state)
     assert (work.start, work.num_clean) == (8, 0)
     assert [work.row_of(place) for place in work.places] == [-1, 1, 2]
     state.absorb(work, answer(1, 1, 1))
 
-    work = state.next_work()
+    work = following(state)
     assert work.places == (12,)  # the limit: positions 13..15 of the block stay masked
     assert state.outcome is None
     state.absorb(work, answer(2))
@@ -93,7 +93,7 @@ def test_without_fusing_the_commit_is_a_forward_of_its_own() -> None:
     state = begun(listed(prompt=(1,), max_new_tokens=7, fused=False))
     kinds: list[str] = []
     while state.outcome is None:
-        work = state.next_work()
+        work = following(state)
         kinds.append(work.kind)
         state.absorb(work, answer(*range(len(work.places))))
     assert kinds == ["denoise", "commit", "denoise"]
@@ -103,16 +103,16 @@ def test_without_fusing_the_commit_is_a_forward_of_its_own() -> None:
 def test_a_decided_position_is_never_recognised_by_its_id() -> None:
     # A policy may decide the mask id as a token; the position is decided all the same.
     state = begun(listed(prompt=(1, 2), max_new_tokens=2))
-    state.absorb(state.next_work(), answer(MASK, 5, accepted=(0,)))
-    assert state.next_work().places == (3,)
-    state.absorb(state.next_work(), answer(5))
+    state.absorb(following(state), answer(MASK, 5, accepted=(0,)))
+    assert following(state).places == (3,)
+    state.absorb(following(state), answer(5))
     assert state.outcome is not None
     assert state.outcome.tokens == [MASK, 5]
 
 
 def test_tokens_decided_together_with_an_eos_before_them_are_cut() -> None:
     state = begun(listed(prompt=(1,), max_new_tokens=9, eos_ids=frozenset({3})))
-    events = state.absorb(state.next_work(), answer(5, 3, 6))
+    events = state.absorb(following(state), answer(5, 3, 6))
     assert events[1:] == [Committed(request_id=0, block=0, tokens=(5,))]
     assert state.outcome is not None
     assert (state.outcome.tokens, state.outcome.num_tokens, state.outcome.finish_reason) == ([5], 2, "stop")

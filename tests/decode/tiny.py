@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from difflm.checkpoints.config import CheckpointConfig
 from difflm.checkpoints.loading import LoadedModel
+from difflm.decode.work import Decoding, Work
 from difflm.models.cache import PackedAttention
 from difflm.models.config import ModelConfig, RopeConfig
 from difflm.models.transformer import Attend, Transformer
@@ -79,6 +80,13 @@ def tiny(
     return LoadedModel(model, None, config, Path("tiny"))
 
 
+def following(decoding: Decoding) -> Work:
+    """Return the next forward of a request that has room."""
+    work = decoding.next_work(1000)
+    assert work is not None
+    return work
+
+
 class ScriptedModel(nn.Module):
     """Stands in for a transformer: the logits of a row are a function of its position.
 
@@ -90,6 +98,7 @@ class ScriptedModel(nn.Module):
         super().__init__()
         self.config = architecture()
         self.embedding = nn.Embedding(VOCAB, 1)
+        self.adapter_gate = "all"
         self.script = script
         self.head_rows: list[list[int]] = []
         self.forward_rows: list[list[int]] = []

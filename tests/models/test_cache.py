@@ -96,6 +96,18 @@ def test_layers_do_not_share_entries(pool: CachePool) -> None:
     assert not torch.equal(pool.key[0, :, :3], pool.key[1, :, :3])
 
 
+@pytest.mark.parametrize(("source", "target", "count"), [(0, 9, 5), (0, 2, 6), (5, 1, 7), (3, 3, 4)])
+def test_entries_are_copied_also_onto_themselves(pool: CachePool, source: int, target: int, count: int) -> None:
+    for layer in range(2):
+        attend(pool, 0, 0, rows(20, layer), layer=layer)
+    before = pool.key.clone(), pool.value.clone()
+    pool.copy(source, target, count)
+    for stored, was in zip((pool.key, pool.value), before, strict=True):
+        expected = was.clone()
+        expected[:, :, target : target + count] = was[:, :, source : source + count]
+        assert torch.equal(stored, expected)
+
+
 def test_growing_keeps_what_is_stored_and_doubles_up_to_the_most() -> None:
     pool = CachePool(architecture(), device="cpu", dtype=torch.float64)
     pool.ensure(5, most=100)

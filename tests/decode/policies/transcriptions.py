@@ -20,6 +20,7 @@ from difflm.decode.sampling import Rows
 from difflm.decode.sequences import BlockDecoding, decoding_of
 from difflm.decode.work import Outcome
 from tests.decode.test_runner import request_of
+from tests.decode.tiny import following
 
 VOCAB, MASK, EOS = 9, 8, 7
 Logits = Callable[[list[int], int], Tensor]
@@ -70,7 +71,7 @@ def drive(policy: Policy, prompt: list[int], logits: Logits, *, size: int, new: 
     for _ in range(5000):
         if state.outcome is not None:
             break
-        work = state.next_work()
+        work = following(state)
         proposal = Proposal()
         if work.kind == "denoise":
             start = work.start + work.num_clean
