@@ -58,7 +58,7 @@ def command_in(folder: Path) -> None:
 
 
 def test_every_page_with_code_that_claims_to_run_is_run_here() -> None:
-    assert {name for name, fences in FENCES.items() if fences} == {"extending.md", "quickstart.md"}
+    assert {name for name, fences in FENCES.items() if fences} == {"evaluation.md", "extending.md", "quickstart.md"}
 
 
 def test_extending(tmp_path: Path) -> None:
@@ -93,6 +93,28 @@ def test_quickstart(write: Callable[[Path], object], tmp_path: Path) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         each.name for each in (tmp_path / "merged").iterdir()
     }
+
+
+@pytest.mark.parametrize("language", ["python", pytest.param("bash", marks=pytest.mark.slow)])
+def test_evaluation(language: str, tmp_path: Path) -> None:
+    if language == "bash" and importlib.util.find_spec("lm_eval") is None:
+        pytest.skip("lm-eval is in the extra [eval]; CI has it")
+    convert(write_parent(tmp_path / "parent"), tmp_path / "converted", block_size=8)
+    command_in(tmp_path)
+    [code] = [code for each, code in FENCES["evaluation.md"] if each == language]
+    lines = execute(language, code, tmp_path).splitlines()
+    if language == "python":
+        assert [line.split(" nats, ")[1] for line in lines] == ["63 forwards", "63 forwards"]
+        return
+    assert [line.split()[:2] for line in lines[1:]] == [
+        ["capitals", "acc"],
+        ["reasoning-gym:chain_sum:min_terms=2,max_terms=2", "score"],
+    ]
+    results = json.loads((tmp_path / "results.json").read_text())
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    costs = {name for task in results["tasks"].values() for name in task["cost"]}
+    fields = {*results, *(name for task in results["tasks"].values() for name in task), *costs} - {"truncated_contexts"}
+    assert {name for name in fields if not re.search(rf"[`.]{name}\b", page)} == set()
 
 
 def test_the_objective_of_the_page_is_that_of_the_example_and_about_thirty_lines() -> None:

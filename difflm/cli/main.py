@@ -78,6 +78,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "merge": ("difflm.cli.merge:merge", "Average the best checkpoints of a run."),
             "export": ("difflm.cli.export:export", "Checkpoint -> the layout that an engine or trainer loads."),
             "report": ("difflm.cli.report:report", "A run folder -> one HTML page: curves, tables, configuration."),
+            "eval": ("difflm.cli.eval:evaluate", "Accuracy, likelihoods and speed on tasks, without a network."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
             "inspect": ("difflm.cli.main:inspect", "Draw a mask, show a packed row, a key map or steps."),
