@@ -1938,6 +1938,24 @@ def main(words: list[str]) -> int:
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     return 1 if survivors or not chosen else 0
 
+    Mutant(
+        "difflm/bench/speed_systems.py",
+        "visible_NN = block_N[:, None] >= block_N[None, :]",
+        "visible_NN = block_N[:, None] >= 0 * block_N[None, :]",
+        "tests/bench/test_speed_systems.py::test_the_loop_answers_as_the_engine[32-8]",
+    ),
+    Mutant(
+        "difflm/bench/speed_report.py",
+        "statistics.median(scale * theirs / ours for ours, theirs in pairs)",
+        "rate(mine) / rate(other)",
+        "tests/bench/test_speed_report.py::test_goals_against_the_loop_are_paired_by_repeat",
+    ),
+    Mutant(
+        "difflm/bench/speed.py",
+        "    if whole != text:\n",
+        "    if False:\n",
+        "tests/bench/test_speed.py::test_an_interrupted_run_goes_on_with_the_next_case",
+    ),
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

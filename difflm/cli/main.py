@@ -50,6 +50,7 @@ bench = LazyGroup(
     help="Measure. A table, then one JSON document as the last line of stdout.",
     homes={
         "decode": ("difflm.cli.bench:decode", "Converted model against its AR parent, tokens per second."),
+        "speed": ("difflm.cli.bench_speed:speed", "The engine under forced schedules, on any shape or checkpoint."),
         "train": ("difflm.cli.bench_train:train", "Training steps per attention backend: tokens per second, memory."),
     },
 )
@@ -80,6 +81,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "report": ("difflm.cli.report:report", "A run folder -> one HTML page: curves, tables, configuration."),
             "eval": ("difflm.cli.eval:evaluate", "Accuracy, likelihoods and speed on tasks, without a network."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
+            "sweep": ("difflm.cli.sweep:sweep", "Score and speed over thresholds, block sizes and policies."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
             "inspect": ("difflm.cli.main:inspect", "Draw a mask, show a packed row, a key map or steps."),
             "doctor": ("difflm.cli.doctor:doctor", "Try what works on this machine."),
