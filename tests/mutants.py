@@ -73,6 +73,54 @@ MUTANTS = (
         "tests/cli/test_main.py::test_threads_wait_passively_unless_told_otherwise",
     ),
     Mutant(
+        "difflm/evaluation/answers.py",
+        "common = min(common, len(both) - 1)",
+        "common = len(own)",
+        "tests/evaluation/test_answers.py::test_a_pair_that_melts_into_one_token_is_cut_before_it",
+    ),
+    Mutant(
+        "difflm/evaluation/answers.py",
+        "key=noise_key(task, request.doc_id)",
+        "key=None",
+        "tests/evaluation/test_answers.py::test_choices_of_a_question_share_noise_and_questions_do_not",
+    ),
+    Mutant(
+        "difflm/evaluation/answers.py",
+        "if sampled is False:",
+        "if False:",
+        "tests/evaluation/test_answers.py::test_the_task_s_settings_go_first",
+    ),
+    Mutant(
+        "difflm/evaluation/answers.py",
+        "found.append((list(tokens[stop - room : start]), list(tokens[start:stop])))",
+        "found.append((list(tokens[start - 1 : start]), list(tokens[start:stop])))",
+        "tests/evaluation/test_answers.py::test_windows_score_each_token_once_with_all_the_context_there_is",
+    ),
+    Mutant(
+        "difflm/evaluation/answers.py",
+        'changed["seed"] = noise_key("", settings.params.seed, number) >> 1',
+        'changed["seed"] = settings.params.seed',
+        "tests/evaluation/test_answers.py::test_draws_of_questions_and_of_repeated_ones_differ",
+    ),
+    Mutant(
+        "difflm/evaluation/usage.py",
+        "forwards = self.denoise + self.commit",
+        "forwards = self.denoise",
+        "tests/evaluation/test_usage.py::test_rates_are_ratios_of_sums",
+    ),
+    Mutant(
+        "difflm/evaluation/harness.py",
+        "math.isfinite(error)",
+        "True",
+        "tests/evaluation/test_harness.py::test_metrics_come_with_their_standard_errors",
+    ),
+    Mutant(
+        "difflm/cli/eval.py",
+        'and found and ":" in found[-1]',
+        'and found and found[-1].endswith(":")',
+        "tests/cli/test_eval.py::test_settings_of_a_generated_task_keep_their_commas",
+    ),
+    Mutant(
         "difflm/diffusion/views.py",
         "1.0 / (k * math.comb(size, k))",
         "1.0 / math.comb(size, k)",
@@ -196,7 +244,7 @@ MUTANTS = (
         "difflm/decode/scheduler.py",
         "keys[: committed // work.request.block_size]",
         "keys",
-        "tests/decode/test_prefixes.py::test_answers_are_those_without",
+        "tests/decode/test_prefixes.py::test_requests_that_begin_alike_read_their_common_blocks_once",
     ),
     Mutant(
         "difflm/decode/scheduler.py",
@@ -1057,6 +1105,18 @@ MUTANTS = (
         "tests/checkpoints/test_parameters.py::test_what_is_held_at_once_is_a_tensor_or_a_slab",
     ),
     Mutant(
+        "difflm/checkpoints/hf.py",
+        "content = buffer((math.prod(shape) * fact.dtype.itemsize,), torch.uint8)",
+        "content = torch.empty(math.prod(shape) * fact.dtype.itemsize, dtype=torch.uint8)",
+        "tests/checkpoints/test_buffers.py::test_memory_does_not_grow_with_shards_and_none_of_it_is_the_c_librarys",
+    ),
+    Mutant(
+        "difflm/checkpoints/merge.py",
+        "            _add(totals, take(member, names, experts), factor)",
+        "            others = take(member, names, experts)\n            _add(totals, others, factor)",
+        "tests/checkpoints/test_buffers.py::test_memory_does_not_grow_with_shards_and_none_of_it_is_the_c_librarys",
+    ),
+    Mutant(
         "difflm/checkpoints/source.py",
         "return [each.to(self._dtype(rule)) for each in rule.change.to_model(parts, self.config)]",
         "return rule.change.to_model(parts, self.config)",
@@ -1244,8 +1304,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/mask_token.py",
-        "parts_VC = matrix_VD[:known_ids].split(",
-        "parts_VC = matrix_VD.split(",
+        "pieces(matrix_VD[:known_ids])",
+        "pieces(matrix_VD)",
         "tests/checkpoints/test_convert.py::test_weights_are_kept_bit_for_bit",
     ),
     Mutant(
@@ -1262,7 +1322,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/merge.py",
-        "totals = [each.to(torch.float32, copy=True).mul_(scale) for each in own]",
+        "totals = [_copied(each, torch.float32).mul_(scale) for each in own]",
         "totals = [each.clone().mul_(scale) for each in own]",
         "tests/checkpoints/test_merge.py::test_the_mean_is_that_of_float32",
     ),
@@ -1879,6 +1939,24 @@ MUTANTS = (
         "tests/models/test_quantised.py::test_products_of_the_rounded_numbers[3-False]",
     ),
     Mutant(
+        "difflm/bench/speed_systems.py",
+        "visible_NN = block_N[:, None] >= block_N[None, :]",
+        "visible_NN = block_N[:, None] >= 0 * block_N[None, :]",
+        "tests/bench/test_speed_systems.py::test_the_loop_answers_as_the_engine[32-8]",
+    ),
+    Mutant(
+        "difflm/bench/speed_report.py",
+        "statistics.median(scale * theirs / ours for ours, theirs in pairs)",
+        "rate(mine) / rate(other)",
+        "tests/bench/test_speed_report.py::test_goals_against_the_loop_are_paired_by_repeat",
+    ),
+    Mutant(
+        "difflm/bench/speed.py",
+        "    if whole != text:\n",
+        "    if False:\n",
+        "tests/bench/test_speed.py::test_an_interrupted_run_goes_on_with_the_next_case",
+    ),
+    Mutant(
         "difflm/checkpoints/loading.py",
         "check_weights(weights, architecture, device=device, adapter=source.adapter is not None)",
         "",
@@ -1938,24 +2016,6 @@ def main(words: list[str]) -> int:
     print(f"{len(chosen) - survivors} of {len(chosen)} caught")
     return 1 if survivors or not chosen else 0
 
-    Mutant(
-        "difflm/bench/speed_systems.py",
-        "visible_NN = block_N[:, None] >= block_N[None, :]",
-        "visible_NN = block_N[:, None] >= 0 * block_N[None, :]",
-        "tests/bench/test_speed_systems.py::test_the_loop_answers_as_the_engine[32-8]",
-    ),
-    Mutant(
-        "difflm/bench/speed_report.py",
-        "statistics.median(scale * theirs / ours for ours, theirs in pairs)",
-        "rate(mine) / rate(other)",
-        "tests/bench/test_speed_report.py::test_goals_against_the_loop_are_paired_by_repeat",
-    ),
-    Mutant(
-        "difflm/bench/speed.py",
-        "    if whole != text:\n",
-        "    if False:\n",
-        "tests/bench/test_speed.py::test_an_interrupted_run_goes_on_with_the_next_case",
-    ),
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
