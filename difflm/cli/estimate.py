@@ -172,7 +172,10 @@ def memory_size(text: str) -> int:
     if found is None or float(found[1]) == 0:
         raise ConfigError(f"gpu-memory: {text!r} is no size; write e.g. 80GiB or 141GB")
     units = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6}
-    return round(float(found[1]) * units.get(found[2] or "", 1))
+    size = round(float(found[1]) * units.get(found[2] or "", 1))
+    if size < 10**6:
+        raise ConfigError(f"gpu-memory: {text!r} is {size} bytes; write e.g. 80GiB or 141GB")
+    return size
 
 
 def commented_estimate(config: TrainConfig) -> str:

@@ -100,9 +100,11 @@ def test_what_no_cluster_can_be(capsys: pytest.CaptureFixture[str], words: tuple
 
 
 def test_sizes_of_memory() -> None:
-    assert [memory_size(text) for text in ("80GiB", "141GB", "1.5 GiB", "7", "2MiB")] == [
-        80 * 2**30, 141 * 10**9, 3 * 2**29, 7, 2**21,
+    assert [memory_size(text) for text in ("80GiB", "141GB", "1.5 GiB", "85899345920", "2MiB")] == [
+        80 * 2**30, 141 * 10**9, 3 * 2**29, 80 * 2**30, 2**21,
     ]  # fmt: skip
     for text in ("", "0GiB", "-1", "1TB", "GiB"):
         with pytest.raises(ConfigError, match=r"is no size; write e\.g\. 80GiB or 141GB"):
             memory_size(text)
+    with pytest.raises(ConfigError, match="gpu-memory: '80' is 80 bytes; write"):
+        memory_size("80")
