@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from difflm.errors import ConfigError
+from difflm.plots import COLORS
 
 NARROW = 32  # positions in a line where a block is one position
 
@@ -57,6 +58,50 @@ def plot_steps(
     left.set_ylabel("block" if block_size > 1 else f"line of {width} positions")
     left.yaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title, fontsize=9)
+    figure.savefig(png, dpi=130)
+
+
+def plot_sweep(png: Path, points: Sequence[Mapping[str, Any]], parent: Mapping[str, Any] | None = None) -> None:
+    """Draw score over tokens per forward and tokens per second over the threshold, the AR parent as a line.
+
+    Points that no other one beats have a ring; bars are 95 % intervals; band and lines across are the parent's.
+
+    Args:
+        png: file to write.
+        points: rows of a sweep: "policy", "block_size", "threshold", "score", "low", "high", "tpf", "tps", "pareto".
+        parent: the row of the AR parent.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    figure = new_figure((11, 4.6))
+    left, right = figure.subplots(1, 2)
+    series: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}
+    for point in points:
+        series.setdefault((point["policy"].partition(":")[0], point["block_size"]), []).append(point)
+    for number, ((name, size), rows) in enumerate(series.items()):
+        color, label = COLORS[number % len(COLORS)], f"{name}, block {'of the model' if size is None else size}"
+        rows = sorted(rows, key=lambda row: row["tpf"])
+        bars = [[row["score"] - row["low"] for row in rows], [row["high"] - row["score"] for row in rows]]
+        places = [row["tpf"] for row in rows], [row["score"] for row in rows]
+        left.errorbar(*places, yerr=bars, marker="o", markersize=4, capsize=2, color=color, label=label)
+        swept = sorted((row["threshold"], row["tps"]) for row in rows if row["threshold"] is not None)
+        if swept:
+            right.plot(*zip(*swept, strict=True), marker="o", markersize=4, color=color, label=label)
+    best = [point for point in points if point["pareto"]]
+    ring = {"s": 90, "facecolors": "none", "edgecolors": "black", "linewidths": 0.8}
+    left.scatter([point["tpf"] for point in best], [point["score"] for point in best], **ring)
+    if parent is not None:
+        dashed = {"color": "black", "linestyle": "--", "linewidth": 1}
+        left.axhline(parent["score"], label="AR parent", **dashed)
+        left.axhspan(parent["low"], parent["high"], color="black", alpha=0.07, linewidth=0)
+        right.axhline(parent["tps"], label="AR parent", **dashed)
+    left.set(xlabel="tokens per forward", ylabel="score")
+    right.set(xlabel="threshold", ylabel="tokens per second", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(png, dpi=130)
 
 

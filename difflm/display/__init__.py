@@ -4,5 +4,14 @@ from difflm.display.copying import copy_observer
 from difflm.display.denoising import show_denoising
 from difflm.display.progress import training_observer
 from difflm.display.replay import replay_steps, step_lines
+from difflm.display.sweep import show_points, sweep_watcher
 
-__all__ = ["copy_observer", "replay_steps", "show_denoising", "step_lines", "training_observer"]
+__all__ = [
+    "copy_observer",
+    "replay_steps",
+    "show_denoising",
+    "show_points",
+    "step_lines",
+    "sweep_watcher",
+    "training_observer",
+]

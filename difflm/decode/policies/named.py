@@ -75,6 +75,16 @@ def parse_policy(text: str) -> Policy:
     Raises:
         RequestError: as `policy`, or for another form.
     """
+    name, settings = policy_settings(text)
+    return policy(name, **settings)
+
+
+def policy_settings(text: str) -> tuple[str, dict[str, Any]]:
+    """Return name and settings of NAME:SETTING=VALUE,SETTING=VALUE; they are not checked.
+
+    Raises:
+        RequestError: another form.
+    """
     name, _, rest = text.partition(":")
     settings: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
@@ -82,7 +92,7 @@ def parse_policy(text: str) -> Policy:
         if not equals:
             raise RequestError(f"policy {name}: {part!r} is no setting; write NAME:SETTING=VALUE,SETTING=VALUE")
         settings[key] = _value(value)
-    return policy(name, **settings)
+    return name, settings
 
 
 def _value(text: str) -> Any:
