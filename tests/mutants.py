@@ -1291,6 +1291,12 @@ MUTANTS = (
         "tests/training/test_opening.py::test_prepared_ids_belong_to_one_tokenizer",
     ),
     Mutant(
+        "difflm/checkpoints/saving.py",
+        "for file in licence_files(source):",
+        "for file in ():",
+        "tests/checkpoints/test_export.py::test_an_export_is_the_same_model",
+    ),
+    Mutant(
         "difflm/checkpoints/config.py",
         "if tokenizer.is_ordinary(token, mask_token_id):",
         "if tokenizer.is_ordinary(token, -1):",

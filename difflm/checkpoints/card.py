@@ -92,7 +92,8 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 _SERVING = "## Engines that serve this folder"
-_LICENCES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+LICENCES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
+"""How names of files with a licence or a notice begin, in any case."""
 
 
 def with_serving(card: str, engines: Mapping[str, str | Sequence[str]]) -> str:
@@ -115,7 +116,7 @@ def licence_files(folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
         return ()
     found = (path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in ("", ".md", ".txt"))
-    return tuple(sorted(path for path in found if path.name.upper().startswith(_LICENCES)))
+    return tuple(sorted(path for path in found if path.name.upper().startswith(LICENCES)))
 
 
 def licence_of_card(folder: Path) -> str | None:

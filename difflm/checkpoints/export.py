@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 import difflm
-from difflm.checkpoints.card import licence_files, model_card, with_serving
+from difflm.checkpoints.card import model_card, with_serving
 from difflm.checkpoints.config import DIFFUSION_TYPES, CheckpointConfig, checkpoint_config
 from difflm.checkpoints.engines import ENGINES, shortcomings
 from difflm.checkpoints.families import FAMILIES, Family, rewritten_config, updated_config
@@ -291,8 +290,6 @@ class _Plan:
         if generation:
             write_json(stage / "generation_config.json", generation)
         write_tokenizer(stage, checkpoint.path, self.tokenizer)
-        for file in licence_files(checkpoint.path):
-            shutil.copyfile(file, stage / file.name)
         if not self.reasons["sglang"]:
             size = "" if self.block_size is None else f"block_size: {self.block_size}\n"
             (stage / "sglang.yaml").write_text(f"{size}threshold: {self.threshold}\n", encoding="utf-8")

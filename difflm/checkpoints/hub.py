@@ -16,10 +16,14 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+from difflm.checkpoints.card import LICENCES
 from difflm.checkpoints.fields import one_line
 from difflm.errors import CheckpointError, ConfigError
 
-DATA_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "README.md")
+DATA_FILES = (
+    *("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt", "README.md"),
+    *(f"{name}{suffix}" for name in LICENCES for suffix in ("", ".md", ".txt")),
+)
 """Files of a checkpoint folder; patterns of the hub, in which * crosses folders."""
 NOT_THE_MODEL = ("consolidated*", "original/*", "onnx/*", "*/*.safetensors", "*/*.json")
 """The same weights once more in other formats, and everything in subfolders but chat templates."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflm.checkpoints.card import model_card
+from difflm.checkpoints.card import licence_files, model_card
 from difflm.checkpoints.families import FAMILIES, Family, updated_config
 from difflm.checkpoints.fields import merged, read_json, write_json
 from difflm.checkpoints.folders import staged_folder
@@ -148,13 +148,15 @@ def _entries(
 
 
 def write_tokenizer(folder: Path, source: Path, tokenizer: Any | None) -> None:
-    """Carry the tokenizer files of a folder over as they are; a GGUF file's tokenizer is written by transformers.
+    """Carry tokenizer and licence files of a folder over; a GGUF file's tokenizer is written by transformers.
 
     Args:
         folder: where to.
         source: HF folder or GGUF file.
         tokenizer: the loaded tokenizer, None where there is none.
     """
+    for file in licence_files(source):
+        shutil.copyfile(file, folder / file.name)
     files = carried_text_files(source) if source.is_dir() else ()
     for file in files:
         copy = folder / file.relative_to(source)

@@ -51,7 +51,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (parent / "README.md").write_text("---\nlicense: apache-2.0\n---\n", encoding="utf-8")
         (parent / "LICENSE").write_text("the licence\n", encoding="utf-8")
         difflm.convert(parent, folder / family, block_size=4)
-        (folder / family / "LICENSE").write_text("the licence\n", encoding="utf-8")
     return folder
 
 

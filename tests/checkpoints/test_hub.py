@@ -79,7 +79,7 @@ def test_only_data_is_fetched(hub: Hub) -> None:
     for name in (
         *("pytorch_model.bin", "modeling_evil.py", "model.ckpt", "weights.pt", "rust_model.ot", "tf_model.h5", "a.pkl"),
         *("consolidated.safetensors", "original/params.json", "onnx/model.onnx", "sub/model.safetensors", "q4.gguf"),
-        *("run.sh", "notebook.ipynb", "additional_chat_templates/tool.jinja", "LICENSE.exe"),
+        *("run.sh", "notebook.ipynb", "additional_chat_templates/tool.jinja", "LICENSE.exe", "LICENSE"),
     ):
         (hub.remote / name).parent.mkdir(exist_ok=True)
         (hub.remote / name).write_bytes(b"x")
@@ -87,7 +87,7 @@ def test_only_data_is_fetched(hub: Hub) -> None:
     assert origin == HubOrigin(repository="org/name", revision=COMMIT)
     found = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     assert found == {
-        *("config.json", "generation_config.json", "model.safetensors", "README.md"),
+        *("config.json", "generation_config.json", "model.safetensors", "README.md", "LICENSE"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/tool.jinja"),
     }
     assert not any(pattern.endswith((".bin", ".py", ".pt", "*")) for pattern in DATA_FILES)
