@@ -82,6 +82,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "eval": ("difflm.cli.eval:evaluate", "Accuracy, likelihoods and speed on tasks, without a network."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
             "sweep": ("difflm.cli.sweep:sweep", "Score and speed over thresholds, block sizes and policies."),
+            "tune": ("difflm.cli.tune:tune", "Find the fastest block size and threshold for a quality, keep them."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
             "inspect": ("difflm.cli.main:inspect", "Draw a mask, show a packed row, a key map or steps."),
             "doctor": ("difflm.cli.doctor:doctor", "Try what works on this machine."),

@@ -1,0 +1,140 @@
+"""The fastest setting within the loss, and where it is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import difflm
+from difflm.decode.events import Forwards
+from difflm.decode.request import SamplingParams
+from difflm.errors import CheckpointError, ConfigError, DataError
+from difflm.evaluation import tune as tuning
+from difflm.evaluation.measuring import Measured, Setting
+from difflm.evaluation.sweep import Plan, Point
+from difflm.evaluation.tasks import LocalFile
+from difflm.evaluation.tune import Prompts, check_writable, describe, likeness, tune, write_defaults
+from tests.evaluation.models import workshop
+
+__all__ = ["workshop"]
+
+
+def plan_of(task: LocalFile | Prompts) -> Plan:
+    return Plan(task=task, items=6, seed=0, params=SamplingParams(max_new_tokens=6))
+
+
+def measured(scores: list[float], tps: float) -> Measured:
+    return Measured(
+        scores=scores,
+        answers=["a b"] * len(scores),
+        forwards=Forwards(denoise=10),
+        num_tokens=int(100 * tps),
+        seconds=100.0,
+    )
+
+
+def test_the_fastest_setting_within_the_loss_is_chosen(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = {
+        "native:block_length=4,threshold=1.0": measured([1, 1, 1, 0], 10),
+        "native:block_length=4,threshold=0.9": measured([1, 1, 1, 0], 20),
+        "native:block_length=4,threshold=0.5": measured([1, 1, 0, 0], 40),
+        "native:block_length=8,threshold=0.9": measured([0, 1, 1, 1], 30),
+        "native:block_length=8,threshold=0.5": measured([1, 0, 0, 0], 90),
+    }
+
+    def swept(loaded: Any, settings: list[Setting], *_: Any, **__: Any) -> list[Point]:
+        return [Point(setting=each, measured=results[each.label]) for each in settings]
+
+    monkeypatch.setattr(tuning, "sweep", swept)
+    loaded = difflm.load_model(workshop / "model")
+
+    def chosen(max_loss: float) -> tuple[int | None, float | None]:
+        plan = plan_of(LocalFile(workshop / "items.jsonl"))
+        found = tune(loaded, plan, max_loss=max_loss, thresholds=[0.9, 0.5], block_sizes=[4, 8])
+        return found.chosen.setting.block_size, found.chosen.setting.threshold
+
+    assert chosen(0.0) == (8, 0.9)  # as good on the whole, by other items
+    assert chosen(0.24) == (8, 0.9)
+    assert chosen(0.25) == (4, 0.5)
+    assert chosen(0.5) == (8, 0.5)
+    results["native:block_length=4,threshold=1.0"] = measured([1, 1, 1, 1], 10)
+    assert chosen(0.0) == (4, 1.0)
+    with pytest.raises(ConfigError, match=r"--max-loss: -0\.1 is below 0"):
+        chosen(-0.1)
+
+
+def test_a_real_grid_is_around_the_model_s_block_size_and_told(workshop: Path, tmp_path: Path) -> None:
+    loaded = difflm.load_model(workshop / "model")
+    found = tune(loaded, plan_of(LocalFile(workshop / "items.jsonl")), max_loss=1.0, folder=tmp_path)
+    assert (found.careful.setting.block_size, found.careful.setting.threshold) == (4, 1.0)
+    assert {each.setting.block_size for each in found.points} == {2, 4, 8}
+    assert [each.setting.threshold for each in found.points[:5]] == list(tuning.THRESHOLDS)
+    speeds = [each.measured.tokens_per_second for each in (found.careful, *found.points)]
+    assert found.chosen.measured.tokens_per_second == max(speeds)
+    assert describe(found).startswith(f"block_size {found.chosen.setting.block_size}, threshold ")
+    assert len((tmp_path / "points.jsonl").read_text().splitlines()) == 16
+
+
+def test_without_answers_the_careful_ones_are_right(workshop: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "ab"}\n\n{"text": "cd"}\n{"prompt": "ef"}\n')
+    loaded = difflm.load_model(workshop / "model")
+    plan = replace(plan_of(Prompts(path)), items=2)
+    found = tune(loaded, plan, max_loss=0.0, thresholds=[1.0, 0.001], block_sizes=[4])
+    same, hasty = found.points
+    assert same.measured.scores == [1.0, 1.0]
+    assert found.careful.measured.score == 1.0
+    pairs = zip(hasty.measured.answers, found.careful.measured.answers, strict=True)
+    assert hasty.measured.scores == [likeness(*pair) for pair in pairs]
+    assert hasty.measured.score < 1.0
+    assert found.chosen.setting.threshold == 1.0
+
+
+def test_likeness_counts_words_in_order() -> None:
+    assert likeness("a b  c\n", "a b c") == 1.0
+    assert likeness("a b c d", "a x c") == pytest.approx(2 * 2 / 7)
+    assert likeness("", "") == 1.0
+    assert likeness("a", "") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it has no prompts"),
+        ("{", "line 1: no JSON"),
+        ('{"prompt": ""}', 'line 1: it needs a text "prompt"'),
+        ("[1]", 'line 1: it needs a text "prompt"'),
+    ],
+)
+def test_a_bad_file_of_prompts_is_said(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        Prompts(tmp_path / "prompts.jsonl").items(None, 0)
+
+
+def test_what_is_written_is_what_decoding_takes(workshop: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(workshop / "model", tmp_path / "model"))
+    (folder / "generation_config.json").write_text('{"temperature": 0.7, "threshold": 0.3}')
+    setting = Setting(policy="native", block_size=2, threshold=0.001)
+    write_defaults(folder, Point(setting=setting, measured=measured([1], 1)))
+    assert json.loads((folder / "generation_config.json").read_text()) == {
+        "temperature": 0.7, "threshold": 0.001, "block_size": 2,
+    }  # fmt: skip
+    loaded = difflm.load_model(folder)
+    found = difflm.generate(loaded, ["a"], difflm.SamplingParams(max_new_tokens=7, ignore_eos=True))[0]
+    assert found.forwards.denoise == 4  # blocks of two behind one token: 1 + 2 + 2 + 2, each in one forward
+    asked = difflm.SamplingParams(max_new_tokens=7, ignore_eos=True, threshold=1.0, block_size=4)
+    assert difflm.generate(loaded, ["a"], asked)[0].forwards.denoise == 7
+
+
+def test_what_cannot_take_defaults_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no folder, so there is no generation_config\.json to write"):
+        check_writable(tmp_path / "model.gguf")
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"manifest\.json seals this checkpoint of a run"):
+        check_writable(tmp_path)
