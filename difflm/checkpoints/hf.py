@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from difflm.checkpoints.buffers import buffer
 from difflm.checkpoints.fields import one_line, read_json
 from difflm.errors import CheckpointError
 
@@ -75,7 +76,7 @@ class SafetensorsFolder:
         if rows is not None:
             start += rows.start * (fact.size // max(shape[0], 1))
             shape = (len(rows), *shape[1:])
-        content = torch.empty(math.prod(shape) * fact.dtype.itemsize, dtype=torch.uint8)
+        content = buffer((math.prod(shape) * fact.dtype.itemsize,), torch.uint8)
         try:
             with path.open("rb", buffering=0) as file:
                 if _identity(file) != self._identities[fact.file]:

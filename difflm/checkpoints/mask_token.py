@@ -19,15 +19,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from difflm.checkpoints.buffers import buffer, pieces
 from difflm.checkpoints.config import TokenizerFacts
 from difflm.checkpoints.fields import read_json, write_json
 from difflm.checkpoints.hf import listed
 from difflm.checkpoints.parameters import Parameters, outline, take
-from difflm.checkpoints.tokens import without_token
+from difflm.checkpoints.tokens import is_ordinary
 from difflm.errors import CheckpointError
 
 DEFAULT_MASK_TOKEN = "<|mask|>"
-_COLUMNS = 64
 MaskInit = Literal["mean", "keep"]
 
 
@@ -140,11 +140,7 @@ def require_spare(tokenizer: Any, choice: MaskChoice, where: str) -> None:
         CheckpointError: encoding the token's characters as text gives the token itself.
     """
     token, token_id = choice.token, choice.token_id
-    if token is None or token_id >= choice.known_ids or token_id in tokenizer.added_tokens_decoder:
-        return
-    looks_special = len(token) > 2 and token[0] in "<[" and token[-1] in ">]"
-    text = list(without_token(tokenizer, token_id).encode(token, add_special_tokens=False).ids)
-    if token_id in text and not looks_special:
+    if token is not None and token_id < choice.known_ids and is_ordinary(tokenizer, token, token_id):
         raise CheckpointError(
             f"{where}: mask_token {token!r} (id {token_id}) is ordinary text; name a spare special token, "
             "or none to append one"
@@ -193,16 +189,18 @@ class MaskedParameters(Parameters):
 
 def mean_row(matrix_VD: Tensor, known_ids: int) -> Tensor:
     """Return the mean of the first `known_ids` rows, accumulated in float64, in the matrix's dtype."""
-    # Some columns at a time: all of them in float64 are four times the largest tensor of a large model.
-    parts_VC = matrix_VD[:known_ids].split(_COLUMNS, dim=1)
-    return torch.cat([part_VC.mean(dim=0, dtype=torch.float64) for part_VC in parts_VC]).to(matrix_VD.dtype)
+    # Some rows at a time: all of them in float64 are four times the largest tensor of a large model.
+    total_D = matrix_VD.new_zeros(matrix_VD.shape[1], dtype=torch.float64)
+    for part_RD in pieces(matrix_VD[:known_ids]):
+        total_D += part_RD.sum(dim=0, dtype=torch.float64)
+    return (total_D / known_ids).to(matrix_VD.dtype)
 
 
 def with_row(matrix_VD: Tensor, index: int, row_D: Tensor) -> Tensor:
     """Return a copy of the matrix with row `index` replaced, or added where it is the next one."""
-    if index == matrix_VD.shape[0]:
-        return torch.cat([matrix_VD, row_D[None]])
-    changed_VD = matrix_VD.clone()
+    rows, columns = matrix_VD.shape
+    changed_VD = buffer((max(rows, index + 1), columns), matrix_VD.dtype, matrix_VD.device)
+    changed_VD[:rows] = matrix_VD
     changed_VD[index] = row_D
     return changed_VD
 

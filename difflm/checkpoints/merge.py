@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from difflm.checkpoints.adapter_config import ADAPTER_WEIGHTS, is_adapter, read_adapter_config
+from difflm.checkpoints.buffers import buffer, pieces
 from difflm.checkpoints.card import model_card
 from difflm.checkpoints.families import model_config, updated_config
 from difflm.checkpoints.fields import merged, write_json
@@ -203,14 +204,15 @@ class MeanParameters(Parameters):
         kinds = [each.dtype for each in own]
         if self.dtype is not None:
             kinds = [stored_dtype(name, self.dtype) for name in names]
-        totals = [each.to(torch.float32, copy=True).mul_(scale) for each in own]
+        totals = [_copied(each, torch.float32).mul_(scale) for each in own]
         del own
         for member, factor in rest:
-            for total, each in zip(totals, take(member, names, experts), strict=True):
-                total.add_(each.to(torch.float32), alpha=factor)
+            _add(totals, take(member, names, experts), factor)
         if self.shares is None:
             totals = [total.div_(len(self.members)) for total in totals]
-        return [total.to(kind) for total, kind in zip(totals, kinds, strict=True)]
+        return [
+            total if kind == total.dtype else _copied(total, kind) for total, kind in zip(totals, kinds, strict=True)
+        ]
 
     def outline(self, name: str) -> Tensor:
         """Return a parameter's shape and dtype."""
@@ -222,6 +224,16 @@ class MeanParameters(Parameters):
 
     def __len__(self) -> int:
         return len(self.members[0])
+
+
+def _add(totals: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> None:
+    for total, other in zip(totals, others, strict=True):
+        for some, more in zip(pieces(total), pieces(other), strict=True):
+            some.add_(more.to(torch.float32), alpha=factor)
+
+
+def _copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return buffer(tensor.shape, dtype).copy_(tensor)
 
 
 def _shares(paths: Sequence[str | Path], weights: Sequence[float] | None) -> list[float] | None:

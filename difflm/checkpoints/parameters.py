@@ -85,11 +85,14 @@ def put_parameters(
     for rule in rules:
         for experts in _slabs(rule, parameters):
             parts = [(name, None) for name in rule.disk] if experts is None else disk_parts(rule, experts, config)
-            if not any(writer.wants(name) for name, _ in parts):
-                continue
-            tensors = rule.change.to_disk(take(parameters, rule.model, experts), config)
-            for (name, rows), tensor in zip(parts, tensors, strict=True):
-                writer.put(name, tensor, rows.start if rows else 0)
+            if any(writer.wants(name) for name, _ in parts):
+                # Made in a call: no variable here holds a tensor while the next one is read.
+                _put(writer, parts, rule.change.to_disk(take(parameters, rule.model, experts), config))
+
+
+def _put(writer: ShardWriter, parts: Sequence[tuple[str, range | None]], tensors: Sequence[Tensor]) -> None:
+    for (name, rows), tensor in zip(parts, tensors, strict=True):
+        writer.put(name, tensor, rows.start if rows else 0)
 
 
 def _slabs(rule: KeyRule, parameters: Mapping[str, Tensor]) -> Iterator[range | None]:

@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from difflm.checkpoints.buffers import buffer, joined
 from difflm.models.config import ModelConfig
 
 Shape = tuple[int, ...]
@@ -93,7 +94,7 @@ class FusedQKV:
 
     def to_disk(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
         """Return the parts below each other."""
-        return [torch.cat(list(tensors))]
+        return [joined(tensors)]
 
     def disk_shapes(self, shapes: Sequence[Shape], config: ModelConfig) -> list[Shape]:
         """Return the shape of the whole."""
@@ -115,7 +116,7 @@ class StackExperts:
         rows, columns = tensors[0].shape
         dtype = functools.reduce(torch.promote_types, (each.dtype for each in tensors))
         shape = (len(tensors) // self.parts, self.parts * rows, columns)
-        stack = torch.empty(shape, dtype=dtype, device=tensors[0].device)
+        stack = buffer(shape, dtype, tensors[0].device)
         # One copy, part by part: a layer of a large model is gigabytes.
         for place, part in zip(stack.view(-1, rows, columns), tensors, strict=True):
             place.copy_(part)
@@ -137,7 +138,7 @@ class FuseExperts:
 
     def to_model(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
         """Return the two below each other, expert by expert."""
-        return [torch.cat(list(tensors), dim=1)]
+        return [joined(tensors, dim=1)]
 
     def to_disk(self, tensors: Sequence[Tensor], config: ModelConfig) -> list[Tensor]:
         """Return the two stacks."""

@@ -14,6 +14,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from difflm.checkpoints.buffers import pieces
 from difflm.checkpoints.fields import write_json
 from difflm.checkpoints.folders import require_space
 from difflm.checkpoints.hf import DTYPES, INDEX_FILE, MAX_SHARD_BYTES, SINGLE_FILE
@@ -171,16 +172,19 @@ class ShardWriter:
             return
         shard, entry, start = self._places[name]
         assert tensor.shape[1:] == entry.shape[1:], f"{name} is {tensor.shape}, planned was {entry.shape}"
-        content = tensor.detach().to("cpu", entry.dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
         offset = row * (entry.size // max(entry.shape[0], 1)) if entry.shape else 0
-        assert offset + len(content) <= entry.size, f"{name} has more rows than were planned"
+        size = tensor.numel() * entry.dtype.itemsize
+        assert offset + size <= entry.size, f"{name} has more rows than were planned"
         if not entry.size:
             return
         file = self._opened(shard)
-        _write_at(file, start + offset, content)
-        self._left[shard.file] -= len(content)
+        for piece in pieces(tensor.detach()):
+            content = piece.to("cpu", entry.dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
+            _write_at(file, start + offset, content)
+            offset += len(content)
+        self._left[shard.file] -= size
         if self.ledger:
-            self.ledger.wrote(len(content))
+            self.ledger.wrote(size)
         if self._left[shard.file] == 0:
             self._close(shard, file)
 
