@@ -23,6 +23,7 @@ from difflm.diffusion.views import Views, views
 from difflm.errors import RequestError
 from difflm.models.attention import AttentionChoice
 from difflm.models.transformer import Transformer
+from difflm.reading import score_read
 from difflm.scoring import score_input
 from difflm.types import PADDING, Batch, ModelInput, TokenScores
 
@@ -83,11 +84,16 @@ def measure(
         backend: of the attention.
     """
     scores = score_input(model, inputs, backend=backend)
+    return scores, row_sums(inputs, scores[0])
+
+
+def row_sums(inputs: ModelInput, scores: TokenScores) -> Tensor:
+    """Return sum(weight * negative log-likelihood) of the first term in each row, float64 [B], nats."""
     term = inputs.terms[0]
     rows, length = inputs.layout.document_BL.shape
     total_B = torch.zeros(rows, dtype=torch.float64)
-    total_B.index_add_(0, term.place_M.cpu() // length, term.weight_M.cpu().double() * scores[0].nll_M.double().cpu())
-    return scores, total_B
+    value_M = term.weight_M.cpu().double() * scores.nll_M.double().cpu()
+    return total_B.index_add_(0, term.place_M.cpu() // length, value_M)
 
 
 @torch.no_grad()
@@ -115,7 +121,7 @@ def likelihoods(
         samples: masks per text at most; where a text has no more of them altogether, all are used and the bound is
             exact.
         seed: of the masks.
-        batch_tokens: tokens of a forward at most, both streams counted; a longer row goes alone.
+        batch_tokens: tokens of a forward at most; a mask of a longer text goes alone.
 
     Raises:
         RequestError: a kind that the model does not have, ids that it does not know, nothing to score, or more tokens
@@ -128,8 +134,8 @@ def likelihoods(
     scorer = _Scorer(loaded, kind, 1 if kind == "chain" else block_size or model_block_size(loaded), samples, seed)
     for number, each in enumerate(continuations):
         _check(loaded, number, each)
-    # Rows of like length go together, so that little is padded.
-    order = sorted(range(len(continuations)), key=lambda number: _row_length(continuations[number]))
+    # Texts of one prompt go together and share its rows, then those of like length, so that little is padded.
+    order = sorted(range(len(continuations)), key=lambda number: _order(continuations[number]))
     rows = (row for number in order for row in scorer.rows(number, continuations[number]))
     for chunk in _chunks(rows, batch_tokens):
         scorer.add(chunk)
@@ -168,6 +174,10 @@ def _row_length(given: Continuation) -> int:
     return len(given.prompt) + len(given.tokens)
 
 
+def _order(given: Continuation) -> tuple[int, tuple[int, ...], int]:
+    return len(given.prompt), tuple(given.prompt), len(given.tokens)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
     """One view of one text.
@@ -176,6 +186,7 @@ class _Row:
         number: of the text.
         token: ids; behind the text the masks of the rest of its block.
         place_N: positions that are scored.
+        width: noisy rows, those of the blocks of these positions.
         masked_N: bool, those of them that are masked in this view.
         weight_N: float64 weights of these.
     """
@@ -183,6 +194,7 @@ class _Row:
     number: int
     token: list[int]
     place_N: Tensor
+    width: int
     masked_N: Tensor
     weight_N: Tensor
 
@@ -217,6 +229,7 @@ class _Scorer:
                 number=number,
                 token=token,
                 place_N=place_N,
+                width=len(token) - int(place_N[0]) // self.block_size * self.block_size,
                 masked_N=found.masked_WN[view],
                 weight_N=found.weight_WN[view],
             )
@@ -256,7 +269,11 @@ class _Scorer:
         else:
             assert bool((scorable(batch, self.objective.parametrisation) == wanted_BL).all()), "an unscorable place"
             inputs = self.objective.given(batch, masked_BL, weight_BL, mask_id=self.mask_id)
-        (scores, *_), total_B = measure(self.loaded.model, inputs)
+        if inputs.layout.two_streams:
+            scores = score_read(self.loaded.model, inputs)
+            total_B = row_sums(inputs, scores)
+        else:
+            (scores, *_), total_B = measure(self.loaded.model, inputs)
         wrong = (inputs.terms[0].place_M.cpu() // longest)[~scores.correct_M.cpu()].unique().tolist()
         for index, (row, value) in enumerate(zip(rows, total_B.tolist(), strict=True)):
             self.values[row.number].append(-value)
@@ -286,14 +303,19 @@ def prompt_key(prompt: Sequence[int]) -> int:
 
 
 def _chunks(rows: Iterator[_Row], batch_tokens: int) -> Iterator[list[_Row]]:
-    """Yield the rows of each forward."""
+    """Yield the rows of each forward: clean rows once a text, noisy rows once a view.
+
+    An eighth of a token stands for a key and value of the clean stream, which every view has a copy of.
+    """
     chunk: list[_Row] = []
-    longest = 0
+    texts, longest, widest = set[int](), 0, 0
     for row in rows:
-        longest = max(longest, len(row.token))
-        if chunk and 2 * longest * (len(chunk) + 1) > batch_tokens:
+        texts.add(row.number)
+        longest, widest = max(longest, len(row.token)), max(widest, row.width)
+        if chunk and len(texts) * longest + (len(chunk) + 1) * (widest + longest // 8) > batch_tokens:
             yield chunk
-            chunk, longest = [], len(row.token)
+            chunk = []
+            texts, longest, widest = {row.number}, len(row.token), row.width
         chunk.append(row)
     if chunk:
         yield chunk

@@ -121,6 +121,36 @@ MUTANTS = (
         "tests/cli/test_eval.py::test_settings_of_a_generated_task_keep_their_commas",
     ),
     Mutant(
+        "difflm/reading.py",
+        "seen_BL = unit_BL < last_B1",
+        "seen_BL = unit_BL <= last_B1",
+        "tests/test_reading.py::test_rows_with_one_prompt_forward_it_once",
+    ),
+    Mutant(
+        "difflm/reading.py",
+        "torch.unique(torch.cat([token_BC, document_BC], dim=1)",
+        "torch.unique(torch.cat([document_BC, document_BC], dim=1)",
+        "tests/test_reading.py::test_scores_are_those_of_the_whole_layout",
+    ),
+    Mutant(
+        "difflm/reading.py",
+        "seen_B1WK & real_BK[:, None, None, :]",
+        "seen_B1WK",
+        "tests/test_reading.py::test_scores_are_those_of_the_whole_layout",
+    ),
+    Mutant(
+        "difflm/reading.py",
+        'adapter=True if model.adapter_gate == "noisy" else None',
+        "adapter=None",
+        "tests/test_reading.py::test_an_adapter_acts_on_the_rows_that_its_gate_says",
+    ),
+    Mutant(
+        "difflm/likelihood.py",
+        "len(texts) * longest + (len(chunk) + 1) * (widest + longest // 8) > batch_tokens",
+        "len(chunk) >= batch_tokens",
+        "tests/test_likelihood.py::test_a_forward_holds_no_more_than_it_may",
+    ),
+    Mutant(
         "difflm/diffusion/views.py",
         "1.0 / (k * math.comb(size, k))",
         "1.0 / math.comb(size, k)",

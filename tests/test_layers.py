@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"types", "errors"},
     {"diffusion", "models"},
-    {"checkpoints", "data", "likelihood", "scoring", "plots", "plots_decoding"},
+    {"checkpoints", "data", "likelihood", "reading", "scoring", "plots", "plots_decoding"},
     {"training", "decode"},
     {"bench", "display", "doctor", "estimate", "evaluation", "inspection", "reporting", "runs"},
     {"recipes", "cli"},

@@ -17,10 +17,8 @@ from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import RequestError
 from difflm.likelihood import Continuation, likelihoods, measure, model_block_size
-from difflm.models.transformer import Transformer
 from difflm.scoring import logits, score, score_input
 from difflm.training.validation import validate
-from difflm.types import ModelInput, TokenScores
 from tests.decode.reference import FILLER, layout_logits
 from tests.decode.tiny import MASK, tiny
 from tests.rows import batch_of
@@ -143,18 +141,23 @@ def test_a_value_does_not_depend_on_batch_or_order(kind: str) -> None:
                 assert each.forwards == alone[number].forwards
 
 
-def test_a_forward_holds_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_holds_no_more_than_it_may() -> None:
     loaded, sizes = tiny(), list[int]()
+    loaded.model.embedding.register_forward_hook(lambda module, given, found: sizes.append(given[0].numel()))
+    given = [Continuation(prompt=TEXT[:6], tokens=TEXT[6:stop]) for stop in (7, 9, 14)]
+    likelihoods(loaded, given, samples=7, block_size=4, batch_tokens=100)
+    assert max(clean + noisy for clean, noisy in itertools.pairwise(sizes)) <= 100
+    assert len(sizes) > 4
 
-    def watched(model: Transformer, inputs: ModelInput) -> tuple[tuple[TokenScores, ...], torch.Tensor]:
-        sizes.append(inputs.token_BN.numel())
-        return measure(model, inputs)
 
-    monkeypatch.setattr("difflm.likelihood.measure", watched)
-    given = [Continuation(prompt=TEXT[:4], tokens=TEXT[4:stop]) for stop in (5, 9, 14)]
-    likelihoods(loaded, given, samples=7, block_size=8, batch_tokens=100)
-    assert max(sizes) <= 100
-    assert len(sizes) > 1
+def test_a_prompt_is_read_once_for_all_its_masks_and_choices() -> None:
+    loaded, sizes = tiny(), list[int]()
+    loaded.model.embedding.register_forward_hook(lambda module, given, found: sizes.append(given[0].numel()))
+    prompt = TEXT * 6
+    given = [Continuation(prompt=prompt[:80], tokens=each) for each in ([1], [2, 3, 4], [5, 6, 7])]
+    likelihoods(loaded, given, block_size=4, samples=7)
+    # 80 clean rows; a block for each of the 1 + 7 + 7 masks.
+    assert sizes == [80, 15 * 4]
 
 
 def test_choices_of_a_question_share_their_noise() -> None:
