@@ -227,7 +227,7 @@ def key_map_lines(checkpoint: str | Path, *, every_layer: bool = False, revision
     """
     source = open_checkpoint(checkpoint, revision=revision)
     config = model_config(source.raw, source.where)
-    stored = source.parameters(config)
+    stored = source.parameters(config, merge=False)
     shapes, facts = parameter_shapes(config), stored.weights.facts
     found: dict[tuple[str, ...], int] = {}
     for rule in dict.fromkeys(stored.source.values()):

@@ -18,7 +18,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from difflm.checkpoints.adapter_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config, read_adapter_config
+from difflm.checkpoints.adapter_config import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    GATE,
+    adapter_config,
+    read_adapter_config,
+)
 from difflm.checkpoints.adapter_names import TOKEN_ROWS, AdapterLayout, adapter_layout, pairs_from_disk, pairs_to_disk
 from difflm.checkpoints.families import Family
 from difflm.checkpoints.fields import one_line, read_optional_json, write_json
@@ -28,7 +34,7 @@ from difflm.checkpoints.rules import stored_dtype
 from difflm.errors import CheckpointError
 from difflm.models.adapters import AdapterSite, adapter_parameters, attach_adapter, pair_name
 from difflm.models.config import ModelConfig
-from difflm.models.lora import weight_delta
+from difflm.models.lora import AdapterGate, weight_delta
 from difflm.models.transformer import Transformer
 
 FACTS = "difflm.json"
@@ -41,6 +47,7 @@ class AdapterFacts:
     Attributes:
         sites: its low-rank pairs.
         token_ids: rows of the embedding that it replaces.
+        gate: rows of the model that it acts on.
         base: path or hub id of its base; None where its files do not say.
         revision: commit of the base on the hub.
         base_sha256: hash of the base's configuration and weights (`digest_of`); "" for one that difflm did not write.
@@ -49,6 +56,7 @@ class AdapterFacts:
 
     sites: tuple[AdapterSite, ...]
     token_ids: tuple[int, ...] = ()
+    gate: AdapterGate = "all"
     base: str | None = None
     revision: str | None = None
     base_sha256: str = ""
@@ -133,6 +141,24 @@ class AdapterMean:
         return member.tensors[TOKEN_ROWS][ids.index(token_id)].to(weight_VD) if token_id in ids else weight_VD[token_id]
 
 
+def refuse_gated(facts: AdapterFacts, where: str) -> None:
+    """Refuse to merge an adapter that acts on noisy rows alone.
+
+    Args:
+        facts: of the adapter.
+        where: names what would be merged, for the error.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if facts.gate == "noisy":
+        raise CheckpointError(
+            f"{where}: its adapter acts on noisy rows alone ({GATE} in {ADAPTER_CONFIG}); merged into the weights it "
+            "would change what is written left to right as well. Keep the two apart: load_model reads the adapter with "
+            f"its base; for left-to-right use take the base {facts.base}"
+        )
+
+
 def read_adapter(folder: Path, family: Family, config: ModelConfig) -> Adapter:
     """Return the adapter of a folder, for a base of a family and architecture.
 
@@ -160,6 +186,7 @@ def read_adapter(folder: Path, family: Family, config: ModelConfig) -> Adapter:
     facts = AdapterFacts(
         sites=sites,
         token_ids=told.token_ids,
+        gate=told.gate,
         base=told.base,
         revision=told.revision,
         base_sha256=digest,
@@ -182,6 +209,7 @@ def write_adapter(folder: Path, adapter: Adapter, family: Family, config: ModelC
         every=layout.modules,
         stabilised=any(site.stabilised for site in facts.sites),
         token_rows=(layout.embedding.rpartition(".")[2], facts.token_ids) if facts.token_ids else None,
+        gate=facts.gate,
     )
     write_json(folder / ADAPTER_CONFIG, raw)
     write_json(folder / FACTS, {"base_sha256": facts.base_sha256, "config": dict(facts.updates)})
@@ -200,7 +228,8 @@ def put_adapter(model: Transformer, adapter: Adapter, *, dtype: torch.dtype | No
         adapter: from `read_adapter`.
         dtype: of the adapter on the model; None: the model's.
     """
-    attach_adapter(model, adapter.facts.sites, token_ids=adapter.facts.token_ids, dtype=dtype)
+    facts = adapter.facts
+    attach_adapter(model, facts.sites, token_ids=facts.token_ids, dtype=dtype, gate=facts.gate)
     copy_adapter(model, adapter)
 
 

@@ -9,13 +9,16 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from difflm.checkpoints.fields import Fields, read_json
 from difflm.errors import CheckpointError
+from difflm.models.lora import AdapterGate
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+GATE = "difflm_adapter_rows"
+"""Our field beside PEFT's: rows that the adapter acts on. Absent means all; PEFT warns and takes all."""
 # They say how an adapter was trained or began, or which modules it was given; its tensors say that themselves.
 _HARMLESS = frozenset(
     {
@@ -27,7 +30,7 @@ _HARMLESS = frozenset(
 _READ = frozenset(
     {
         "alpha_pattern", "base_model_name_or_path", "init_lora_weights", "lora_alpha", "peft_type", "r", "rank_pattern",
-        "revision", "trainable_token_indices", "use_rslora",
+        "revision", "trainable_token_indices", "use_rslora", GATE,
     }
 )  # fmt: skip
 # Starts that leave the base as it is; the others (pissa, olora, corda, loftq, ...) subtract something from it.
@@ -48,6 +51,7 @@ class PeftConfig:
         alphas: name or end of a name of modules -> their alpha.
         token_ids: rows of the embedding that learn.
         targets: names or ends of names of all modules with a pair; None where it does not say so plainly.
+        gate: rows that it acts on.
         where: the file, for errors.
     """
 
@@ -61,6 +65,7 @@ class PeftConfig:
     token_ids: tuple[int, ...]
     targets: tuple[str, ...] | None
     where: str
+    gate: AdapterGate = "all"
 
     def alpha_of(self, module: str) -> float:
         """Return the alpha of a module; the first name of `alphas` that fits counts."""
@@ -102,6 +107,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         token_ids=_token_ids(fields),
         targets=_targets(raw),
         where=str(path),
+        gate=_gate(fields),
     )
 
 
@@ -113,6 +119,7 @@ def adapter_config(
     every: Collection[str],
     stabilised: bool,
     token_rows: tuple[str, Sequence[int]] | None,
+    gate: AdapterGate = "all",
 ) -> dict[str, Any]:
     """Return the adapter_config.json of an adapter.
 
@@ -123,6 +130,7 @@ def adapter_config(
         every: all modules of the base that could carry one.
         stabilised: rsLoRA.
         token_rows: (module of the embedding, ids) of rows that learn.
+        gate: rows that it acts on.
     """
     ranks, alphas = [rank for rank, _ in pairs.values()], [alpha for _, alpha in pairs.values()]
     rank, alpha = max(ranks, key=ranks.count), max(alphas, key=alphas.count)
@@ -144,6 +152,7 @@ def adapter_config(
         "init_lora_weights": True,
         "lora_dropout": 0.0,
         "inference_mode": True,
+        **({} if gate == "all" else {GATE: gate}),
     }
 
 
@@ -211,6 +220,13 @@ def _token_ids(fields: Fields) -> tuple[int, ...]:
     if not whole or len(set(ids)) != len(ids) or any(each < 0 for each in ids):
         raise fields.error("trainable_token_indices", "token ids of the embedding, each once")
     return tuple(ids)
+
+
+def _gate(fields: Fields) -> AdapterGate:
+    found = fields.raw.get(GATE, "all")
+    if found not in get_args(AdapterGate):
+        raise fields.error(GATE, f"one of {', '.join(get_args(AdapterGate))}")
+    return found
 
 
 def _targets(raw: Mapping[str, Any]) -> tuple[str, ...] | None:

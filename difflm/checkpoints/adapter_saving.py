@@ -25,8 +25,14 @@ library_name: peft
 # Adapter for {base}
 
 Low-rank pairs in PEFT's format, trained by difflm. With its base it is what `difflm.load_model` returns for this
-folder; `difflm merge FOLDER --output TARGET` writes both as one checkpoint.
+folder{merging}.
 {warning}"""
+_MERGING = "; `difflm merge FOLDER --output TARGET` writes both as one checkpoint"
+_GATED = """
+> **Warning: this adapter is for masked rows alone** (`difflm_adapter_rows` in adapter_config.json): it drafts what its
+> base then verifies, so that the text is the base's. PEFT does not know the field and would apply the adapter to every
+> row; merging it is refused.
+"""
 _WARNING = """
 > **Warning: do not decode this model left to right.** Like its base it predicts masked tokens of a block, from both
 > sides; PEFT loads the adapter, but transformers' `generate` decodes next token by next token.
@@ -72,5 +78,6 @@ def _card(loaded: LoadedModel, facts: AdapterFacts) -> str:
     return _CARD.format(
         base=facts.base,
         license=f"license: {licence}\n" if licence else "",
-        warning=_WARNING if loaded.config.mask_token_id is not None else "",
+        merging="" if facts.gate == "noisy" else _MERGING,
+        warning=_GATED if facts.gate == "noisy" else _WARNING if loaded.config.mask_token_id is not None else "",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ def load_model(
         architecture = with_rope_scaling(architecture, rope_scaling)
         refuse_window(source.family, source.raw, architecture.max_positions, source.where)
     check_weights(weights, architecture, device=device, adapter=source.adapter is not None)
-    parameters = source.parameters(architecture)
+    parameters = source.parameters(architecture, merge=False)
     tokenizer = source.tokenizer()
     config = checkpoint_config(
         source.raw, source.generation, tokenizer_facts(tokenizer), model=architecture, where=source.where
@@ -177,7 +177,7 @@ def load_model(
             quantise(model)
         return LoadedModel(model, tokenizer, config, source.path)
     [found] = source.adapter.members
-    model = build_model(architecture, replace(parameters, adapter=None), device=device, dtype=resolve_dtype(dtype))
+    model = build_model(architecture, parameters, device=device, dtype=resolve_dtype(dtype))
     put_adapter(model, found)
     return LoadedModel(model, tokenizer, config, source.path, found.facts)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difflm.checkpoints.adapter import refuse_gated
 from difflm.checkpoints.card import licence_files, model_card
 from difflm.checkpoints.families import FAMILIES, Family, updated_config
 from difflm.checkpoints.fields import merged, read_json, write_json
@@ -48,8 +49,10 @@ def save_model(
         max_shard_bytes: largest weight file, bytes.
 
     Raises:
-        CheckpointError: `target` is not free or cannot be written.
+        CheckpointError: `target` is not free or cannot be written, or the adapter is for noisy rows alone.
     """
+    if loaded.adapter is not None:
+        refuse_gated(loaded.adapter, str(target))
     kind = None if dtype is None else resolve_dtype(dtype)
     with staged_folder(Path(target)) as stage:
         write_loaded(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from difflm.checkpoints import hf
-from difflm.checkpoints.adapter import AdapterMean, digest_of, read_adapter
+from difflm.checkpoints.adapter import AdapterMean, digest_of, read_adapter, refuse_gated
 from difflm.checkpoints.adapter_config import is_adapter, read_adapter_config
 from difflm.checkpoints.card import licence_of_card
 from difflm.checkpoints.config import TokenizerFacts, check_files
@@ -91,13 +91,20 @@ class Checkpoint:
             return load_tokenizer(self.path)
         return load_tokenizer(self.path.parent, gguf_file=self.path.name) if self.has_gguf_tokenizer else None
 
-    def parameters(self, config: ModelConfig) -> StoredParameters:
+    def parameters(self, config: ModelConfig, *, merge: bool = True) -> StoredParameters:
         """Return the model's parameters, read one by one on demand, after a strict check of names and shapes.
 
+        Args:
+            config: architecture.
+            merge: an adapter into them; otherwise they are the base's.
+
         Raises:
-            CheckpointError: tensors that do not fit, or an adapter that was trained on another base.
+            CheckpointError: tensors that do not fit, an adapter that was trained on another base, or one for noisy rows
+                alone that should be merged.
         """
         members = self.adapter.members if self.adapter else ()
+        for member in members if merge else ():
+            refuse_gated(member.facts, str(self.path))
         known = {member.facts.base_sha256 for member in members} - {""}
         if known and known != {self.digest()}:
             raise CheckpointError(
@@ -108,7 +115,7 @@ class Checkpoint:
         assert rules is not None, "gguf_config accepts only families with GGUF rules"
         layers = range(config.num_layers, config.num_layers + mtp_layers(self.raw, self.where))
         stored = stored_parameters(self.weights, rules, config, left_out=tuple(f"model.layers.{n}." for n in layers))
-        return stored if self.adapter is None else replace(stored, adapter=self.adapter)
+        return replace(stored, adapter=self.adapter) if merge else stored
 
     def inputs(self) -> dict[str, Path]:
         """Return every file that a copy of the checkpoint is made from, by its name in the folder."""

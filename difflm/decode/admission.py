@@ -47,6 +47,11 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
                 f"decoding: 'block' needs a mask token and {loaded.path} has none (mask_token_id is absent); "
                 "convert the checkpoint with difflm convert, or use decoding 'next_token'"
             )
+        if loaded.model.adapter_gate == "noisy":
+            raise RequestError(
+                f"decoding: 'block', but the adapter on {loaded.path} only drafts (its gate is 'noisy'): that has "
+                "to be verified; use decoding 'next_token', which is the base's text, or the base alone"
+            )
     max_new_tokens = params.max_new_tokens if policy is None or policy.gen_length is None else policy.gen_length
     block_size = _block_size(config, params, policy)
     _check_tokens(config, tokens, config.mask_token_id if mask_id is None else mask_id, policy)

@@ -73,10 +73,10 @@ class Drafting:
                 f"'{self.parametrisation.clean_attention}': windows start behind any token, and the AR loss would "
                 "leak; convert with --clean-attention causal"
             )
-        if self.window < self._first:
+        if self.window < self.first_place:
             why = ": with a logit shift the first place is the next-token prediction" if self.window == 1 else ""
             raise ConfigError(
-                f"objective.window: {self.window} leaves nothing to learn{why}; give at least {self._first} tokens"
+                f"objective.window: {self.window} leaves nothing to learn{why}; give at least {self.first_place} tokens"
             )
         if self.noisy_rows < 1:
             raise ConfigError(f"objective.noisy_rows: {self.noisy_rows} is below 1; give a number of rows")
@@ -85,7 +85,7 @@ class Drafting:
                 raise ConfigError(f"objective.{name}: {getattr(self, name)} is negative; use 0 to leave the term out")
 
     @property
-    def _first(self) -> int:
+    def first_place(self) -> int:
         """Return the first place of a window, counted from its anchor, that is read at a noisy row."""
         return 2 if self.parametrisation.logit_shift else 1
 
@@ -140,12 +140,12 @@ class Drafting:
         next_L = torch.zeros_like(batch.trainable_BL[row])
         next_L[:-1] = batch.trainable_BL[row, 1:] & (document_L[1:] == document_L[:-1])
         left_L = last_L - torch.arange(len(document_L))
-        anchor_A = (next_L & (left_L >= self._first)).nonzero()[:, 0]
+        anchor_A = (next_L & (left_L >= self.first_place)).nonzero()[:, 0]
         anchor_A = anchor_A[torch.randperm(len(anchor_A), generator=generator)]
         size_A = torch.full_like(anchor_A, self.window)
         if self.noise == "draft":
-            size_A = torch.randint(self._first, self.window + 1, anchor_A.shape, generator=generator)
-        hidden = self._first - 1  # places that have no noisy row
+            size_A = torch.randint(self.first_place, self.window + 1, anchor_A.shape, generator=generator)
+        hidden = self.first_place - 1  # places that have no noisy row
         rows_A = torch.minimum(size_A, left_L[anchor_A]) - hidden
         before_A = rows_A.cumsum(0) - rows_A
         kept_A = before_A < self.noisy_rows
@@ -165,7 +165,7 @@ class Drafting:
 
     def _diffusion_rows(self, batch: Batch, anchor_BW: Tensor, offset_BW: Tensor, weight_BW: Tensor) -> LossRows:
         length, width = batch.token_BL.shape[1], anchor_BW.shape[1]
-        place_BW = (anchor_BW + offset_BW + self._first - 1).clamp(0, length - 1)
+        place_BW = (anchor_BW + offset_BW + self.first_place - 1).clamp(0, length - 1)
         counted_BW = (anchor_BW != PADDING) & batch.trainable_BL.gather(1, place_BW)
         row, column = (counted_BW & (weight_BW > 0)).nonzero(as_tuple=True)
         place = place_BW[row, column]

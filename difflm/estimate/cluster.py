@@ -29,8 +29,9 @@ from difflm.estimate.memory import (
 )
 from difflm.estimate.workload import StageWork, workload_of
 from difflm.models.config import ModelConfig
+from difflm.models.ranges import key_ranges
 from difflm.training.config import TrainConfig
-from difflm.types import ModelInput
+from difflm.types import Layout, ModelInput
 
 RESERVED = 0.1
 """Share of a GPU's memory that is not for tensors: context, communication buffers, fragmentation. Assumed."""
@@ -335,8 +336,19 @@ def model_operations(model: ModelConfig, stage: StageWork, *, active: int, row_l
     tokens = rows * row_length
     linear = 6.0 * (active - outside) * stage.model_tokens / tokens
     scored = 6.0 * head * stage.scored_rows / tokens
-    pairs = visible_pairs(row_length, stage.block_size, two_streams=stage.micro_batch.layout.two_streams)
+    layout = stage.micro_batch.layout
+    if layout.anchor_BW is None:
+        pairs = visible_pairs(row_length, stage.block_size, two_streams=layout.two_streams)
+    else:
+        pairs = window_pairs(layout) / rows
     return linear + scored + 12.0 * model.num_heads * model.head_dim * model.num_layers * pairs / row_length
+
+
+def window_pairs(layout: Layout) -> int:
+    """Return the pairs of query and key that see each other in the rows of a layout of windows, counted."""
+    ranges = key_ranges(layout)
+    own, before = ranges.own_stop_BN - ranges.own_start_BN, ranges.before_stop_BN - ranges.before_start_BN
+    return int((own + before).sum(dtype=torch.int64))
 
 
 def visible_pairs(length: int, block_size: int | None, *, two_streams: bool) -> int:

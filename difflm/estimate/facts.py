@@ -13,7 +13,7 @@ from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.source import open_checkpoint
 from difflm.errors import ConfigError
 from difflm.models.config import ModelConfig
-from difflm.training.config import BlockDiffusionConfig, TrainConfig
+from difflm.training.config import BlockDiffusionConfig, DraftingConfig, TrainConfig
 from difflm.types import Parametrisation
 
 
@@ -50,7 +50,9 @@ def model_facts(config: TrainConfig) -> ModelFacts:
     model = str(config.model)
     if model.lower() in ARCHITECTURES:
         shape, objective = _scaled(architecture(model), config), config.objective
-        causal = isinstance(objective, BlockDiffusionConfig) and objective.ar_weight > 0
+        causal = isinstance(objective, DraftingConfig) or (
+            isinstance(objective, BlockDiffusionConfig) and objective.ar_weight > 0
+        )
         layout = Parametrisation(clean_attention="causal" if causal else "block")
         family = find_family(architecture_fields(model), model).name
         return ModelFacts(family=family, model=shape, parametrisation=layout, mask_id=shape.vocab_size - 1)

@@ -19,7 +19,7 @@ from difflm.estimate.workload import Workload, workload_of
 from difflm.models.attention import AttentionBackend, backend_for
 from difflm.models.config import ModelConfig
 from difflm.training.build import set_threads
-from difflm.training.config import BlockDiffusionConfig, TrainConfig
+from difflm.training.config import BlockDiffusionConfig, DraftingConfig, TrainConfig
 from difflm.training.metrics import resident_memory
 from difflm.training.rows import load_rows
 
@@ -222,13 +222,21 @@ def _validation(config: TrainConfig, held: PackedRows | None) -> tuple[int, int]
         return 0, 0
     settings, final = config.validation, config.block_sizes[-1]
     rows, length = min(settings.rows or len(held), len(held)), config.data.row_length
-    diffusion = isinstance(config.objective, BlockDiffusionConfig)
+    objective = config.objective
+    if isinstance(objective, DraftingConfig):
+        windows = objective.noisy_rows or length
+        return 2 + _crossed(config), rows * (settings.draws * (length + windows) + length * settings.autoregressive)
+    diffusion = isinstance(objective, BlockDiffusionConfig)
     sizes: list[int] = sorted({*settings.block_sizes, *([final] if final else [])}) if diffusion else []
     # Two streams below the row length; one draw suffices at block size 1.
     streams = sum((2 if size < length else 1) * (1 if size == 1 else settings.draws) for size in sizes)
-    every = [each for each in (settings.every_tokens, config.checkpoint.every_tokens) if each]
-    crossed = max((config.total_tokens // each for each in every), default=0)
-    return 2 + crossed, rows * length * (streams + settings.autoregressive)
+    return 2 + _crossed(config), rows * length * (streams + settings.autoregressive)
+
+
+def _crossed(config: TrainConfig) -> int:
+    """Return the validations between the first and the last."""
+    every = [each for each in (config.validation.every_tokens, config.checkpoint.every_tokens) if each]
+    return max((config.total_tokens // each for each in every), default=0)
 
 
 def estimate_tree(found: Estimate) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import torch
 
 from difflm.data.packing import PackedRows
 from difflm.diffusion.noise import RowNoise
-from difflm.diffusion.objectives import BlockDiffusion
-from difflm.training.build import curriculum_of, objective_of
+from difflm.training.build import at_block_size, curriculum_of, objective_of
 from difflm.training.config import TrainConfig
 from difflm.types import PADDING, Batch, ModelInput, Parametrisation
 
@@ -116,7 +115,7 @@ def workload_of(
     sampled = min(max(SAMPLED_TOKENS // config.data.row_length, FEWEST_ROWS), MOST_ROWS)
     stages, done = [], 0
     for stage in curriculum_of(config).stages:
-        chosen = replace(objective, block_size=stage.block_size) if isinstance(objective, BlockDiffusion) else objective
+        chosen = at_block_size(objective, config, stage.block_size, tokens=config.total_tokens)
         batches = [_rows(config, rows, fill, start) for start in range(0, sampled, config.rows_per_batch)]
         inputs = [chosen.prepare(each, mask_id=mask_id, noise=RowNoise(config.seed)) for each in batches]
         ordered = sorted(inputs, key=scored_rows)

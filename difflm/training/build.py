@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -12,9 +13,10 @@ from difflm.checkpoints.loading import LoadedModel, resolve_dtype
 from difflm.diffusion.curriculum import BlockCurriculum, Stage, lookahead_at
 from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount, LinearSchedule, Noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
+from difflm.diffusion.windows import Drafting
 from difflm.errors import ConfigError
 from difflm.models.attention import backend_for
-from difflm.training.config import BlockDiffusionConfig, TrainConfig
+from difflm.training.config import BlockDiffusionConfig, DraftingConfig, NextTokenConfig, TrainConfig
 from difflm.training.nonfinite import weights_not_finite
 from difflm.training.router import check_routers
 from difflm.types import Parametrisation
@@ -26,8 +28,20 @@ ObjectiveWrapper = Callable[[Objective], Objective]
 def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objective:
     """Return the objective of a run; its block size is set from the curriculum, step by step."""
     chosen = config.objective
-    if not isinstance(chosen, BlockDiffusionConfig):
+    if isinstance(chosen, NextTokenConfig):
         return NextToken()
+    if isinstance(chosen, DraftingConfig):
+        window = config.block_sizes[0]
+        assert window is not None, "checked with the configuration"
+        return Drafting(
+            window=window,
+            noise=chosen.noise,
+            draft_loss=chosen.draft_loss,
+            noisy_rows=chosen.noisy_rows or config.data.row_length,
+            ar_weight=chosen.ar_weight,
+            diffusion_weight=chosen.diffusion_weight,
+            parametrisation=parametrisation,
+        )
     if chosen.annealing_tokens and parametrisation.noisy_attention == "causal":
         raise ConfigError(
             f"train.objective.annealing_tokens: {chosen.annealing_tokens} has no meaning for a model whose "
@@ -50,6 +64,23 @@ def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objec
         block_origin=chosen.block_origin,
         parametrisation=parametrisation,
     )
+
+
+def at_block_size(objective: Objective, config: TrainConfig, block_size: int | None, *, tokens: int) -> Objective:
+    """Return the objective of a run as it is at one point of it.
+
+    Args:
+        objective: of `objective_of`.
+        config: of the run.
+        block_size: of the stage, tokens.
+        tokens: training tokens done.
+    """
+    if isinstance(objective, BlockDiffusion):
+        return replace(objective, block_size=block_size, lookahead=annealed_view(config, block_size, tokens))
+    if isinstance(objective, Drafting):
+        assert block_size is not None, "a stage of drafting has a window"
+        return replace(objective, window=block_size)
+    return objective
 
 
 def annealed_view(config: TrainConfig, block_size: int | None, tokens: int) -> int | None:
@@ -83,7 +114,7 @@ def check_model(config: TrainConfig, loaded: LoadedModel) -> None:
     """Refuse a model that a run cannot be done with.
 
     Raises:
-        ConfigError: weights that are not finite, no mask token for a block-diffusion run, a context shorter than a row,
+        ConfigError: weights that are not finite, no mask token for a masked objective, a context shorter than a row,
             settings of routers that it does not have, or an attention backend that does not work for it.
     """
     model = loaded.config.model
@@ -92,7 +123,7 @@ def check_model(config: TrainConfig, loaded: LoadedModel) -> None:
         raise ConfigError(
             f"train.model: {config.model} has weights that are not finite ({listed(broken, 3)}); use another checkpoint"
         )
-    if isinstance(config.objective, BlockDiffusionConfig) and loaded.config.mask_token_id is None:
+    if not isinstance(config.objective, NextTokenConfig) and loaded.config.mask_token_id is None:
         raise ConfigError(f"train.model: {config.model} has no mask token; convert it first (difflm convert)")
     if model.max_positions < config.data.row_length:
         raise ConfigError(

@@ -19,6 +19,7 @@ from difflm.training.config_fields import STRICT, Count, NonEmpty, NonEmptyPath,
 from difflm.training.config_lora import LoRAConfig
 from difflm.training.config_objective import (
     BlockDiffusionConfig,
+    DraftingConfig,
     EmbeddingNoiseConfig,
     NextTokenConfig,
     ObjectiveConfig,
@@ -120,6 +121,8 @@ class TrainConfig:
                 f"train.router.bias_update_rate: {self.router.bias_update_rate} changes the base, which "
                 "train.lora leaves as it is; set it to 0"
             )
+        if self.lora is not None and self.lora.adapter_rows == "noisy":
+            _check_gated(self)
         if self.lr_schedule.warmup_tokens > self.total_tokens:
             raise ConfigError(
                 f"train.lr_schedule.warmup_tokens: {self.lr_schedule.warmup_tokens} is more than the run's "
@@ -147,7 +150,8 @@ class TrainConfig:
     @property
     def fill_multiple(self) -> int | None:
         """Return the multiple up to which documents are filled with EOS, tokens; None for no fill."""
-        return self.block_sizes[-1] if self.data.fill == "eos" else None
+        filled = self.data.fill == "eos" and not isinstance(self.objective, DraftingConfig)
+        return self.block_sizes[-1] if filled else None
 
     @property
     def learning(self) -> OptimizerConfig:
@@ -169,10 +173,33 @@ def _check_stage(stage: StageConfig, *, where: str, config: TrainConfig) -> None
         return
     if size is None:
         raise ConfigError(f"{where}.block_size: missing; set the tokens of a block, or 'row' for the whole row")
+    if isinstance(config.objective, DraftingConfig):
+        if size == "row" or size >= length:
+            raise ConfigError(
+                f"{where}.block_size: {size} is no window, which is shorter than a row ({length} tokens); set the "
+                "tokens that one forward drafts, e.g. 8"
+            )
+        return
     if size != "row" and length % size:
         lower = length // size * size
         advice = f"{lower} or {lower + size}" if lower else f"{size}"
         raise ConfigError(
             f"train.data.row_length: {length} is not divisible by the block size {size} of {where}; "
             f"set row_length to a multiple of {size}, e.g. {advice}"
+        )
+
+
+def _check_gated(config: TrainConfig) -> None:
+    """Refuse what an adapter for noisy rows alone cannot learn or do."""
+    objective, field = config.objective, "train.lora.adapter_rows: 'noisy'"
+    if isinstance(objective, NextTokenConfig):
+        raise ConfigError(f"{field} has nothing to act on: next_token has no noisy rows; set it to 'all'")
+    if objective.ar_weight:
+        raise ConfigError(
+            f"train.objective.ar_weight: {objective.ar_weight}, but clean rows do not learn under {field}; set it to 0"
+        )
+    if config.samples.every_tokens:
+        raise ConfigError(
+            f"train.samples.every_tokens: {config.samples.every_tokens}, but under {field} the adapter drafts only and "
+            "samples are not drawn; set it to 0"
         )

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
+from difflm.models.lora import AdapterGate
 from difflm.training.config_fields import STRICT, AboveZero, NonEmpty, Positive
 
 
@@ -25,6 +26,8 @@ class LoRAConfig:
             "experts", or patterns of names, with * and ?, e.g. "layers.1?.attention.*". Each must match something.
             Default [attention, mlp].
         mask_row: the mask token's row of the embedding learns as well, where the model has one. Default true.
+        adapter_rows: rows that the adapter acts on: "all", or "noisy": clean rows, and so the text that is written left
+            to right, stay the base's bit for bit. Such an adapter is never merged. Default "all".
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -34,3 +37,4 @@ class LoRAConfig:
     rank_stabilised: bool = False
     targets: Annotated[tuple[NonEmpty, ...], Field(min_length=1)] = ("attention", "mlp")
     mask_row: bool = True
+    adapter_rows: AdapterGate = "all"

@@ -7,8 +7,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from difflm.diffusion.windows import DraftLoss, WindowNoise
 from difflm.errors import ConfigError
-from difflm.training.config_fields import STRICT, Count, NonNegative, Positive, Share, UpToOne
+from difflm.training.config_fields import STRICT, AboveZero, Count, NonNegative, Positive, Share, UpToOne
 from difflm.types import BlockOrigin
 
 
@@ -85,6 +86,35 @@ class BlockDiffusionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftingConfig:
+    """Windows of masks behind any token of a row, and the next-token loss beside them: one model drafts and verifies.
+
+    The block size of a stage is the window: the tokens that one forward drafts. Needs a checkpoint with clean_attention
+    "causal". Documents end with their one EOS (`data.fill` has no say), and no window crosses the end.
+
+    Attributes:
+        kind: "drafting".
+        noise: "masked" masks whole windows; "draft" trains windows of every length up to that of the stage (a window
+            whose first tokens are known is a shorter one behind a later token); "uniform" masks k of a window's n
+            tokens, k uniform, weight n/k. Default "masked".
+        draft_loss: of the windows: "ce" against the data's token, or "kl" or "tv" (total variation) against the
+            next-token distribution that the same forward has at the clean row. Default "ce".
+        noisy_rows: rows of windows that are added to each row; null takes `row_length`. Default null.
+        ar_weight: coefficient of the next-token loss; 0 with `lora.adapter_rows` "noisy". Default 1.
+        diffusion_weight: coefficient of the loss on windows. Default 0.3.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["drafting"] = "drafting"
+    noise: WindowNoise = "masked"
+    draft_loss: DraftLoss = "ce"
+    noisy_rows: Positive | None = None
+    ar_weight: NonNegative = 1.0
+    diffusion_weight: AboveZero = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NextTokenConfig:
     """Next-token prediction: the AR control, and a sanity check of a conversion.
 
@@ -97,7 +127,7 @@ class NextTokenConfig:
     kind: Literal["next_token"] = "next_token"
 
 
-ObjectiveConfig = Annotated[BlockDiffusionConfig | NextTokenConfig, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[BlockDiffusionConfig | DraftingConfig | NextTokenConfig, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +136,8 @@ class StageConfig:
 
     Attributes:
         tokens: length of the stage, tokens. No default.
-        block_size: tokens in a block, or "row" for the whole row (no clean half); absent for next_token only.
+        block_size: tokens in a block, or "row" for the whole row (no clean half); of drafting: tokens of a window;
+            absent for next_token only.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT

@@ -43,13 +43,21 @@ def give_adapter(config: TrainConfig, loaded: LoadedModel) -> None:
     mask_id = loaded.config.mask_token_id
     token_ids = (mask_id,) if config.lora.mask_row and mask_id is not None else ()
     generator = torch.Generator().manual_seed(config.seed)
-    attach_adapter(loaded.model, sites, token_ids=token_ids, generator=generator, dtype=torch.float32)
+    attach_adapter(
+        loaded.model,
+        sites,
+        token_ids=token_ids,
+        generator=generator,
+        dtype=torch.float32,
+        gate=config.lora.adapter_rows,
+    )
     raw = loaded.config.raw
     changes = config_changes(raw, updated_config(raw, loaded.config.model, str(loaded.path)))
     local = config.model.exists()
     loaded.adapter = AdapterFacts(
         sites=sites,
         token_ids=token_ids,
+        gate=config.lora.adapter_rows,
         base=str(config.model.resolve()) if local else config.model.as_posix(),
         revision=None if local else config.revision,
         # The base keeps its multi-token-prediction layers; whatever is merged drops them itself.

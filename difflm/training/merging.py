@@ -14,9 +14,11 @@ from difflm.checkpoints.manifest import MANIFEST, verify_folder
 from difflm.checkpoints.merge import average_checkpoints, mean_parameters
 from difflm.checkpoints.resume import Observer
 from difflm.data.rows import PackedRows
+from difflm.diffusion.windows import Drafting
 from difflm.errors import CheckpointError
 from difflm.models.adapters import remove_adapter
-from difflm.training.config import BlockDiffusionConfig, TrainConfig
+from difflm.training.build import objective_of
+from difflm.training.config import NextTokenConfig, TrainConfig
 from difflm.training.config_io import load_config
 from difflm.training.merge_methods import Best, Candidate, MergeMethod, RunFacts
 from difflm.training.rows import load_rows
@@ -203,18 +205,20 @@ class _Run:
             self.rows, self.rows_read = load_rows(config, loaded)[1], True
         if self.rows is None:
             return None
-        diffusion = isinstance(config.objective, BlockDiffusionConfig)
+        masked = not isinstance(config.objective, NextTokenConfig)
+        objective = objective_of(config, loaded.config.parametrisation)
         result = validate(
             loaded.model,
             self.rows,
             block_sizes=[size] if size else [],
             parametrisation=loaded.config.parametrisation,
-            mask_id=loaded.config.mask_token_id if diffusion else None,
+            mask_id=loaded.config.mask_token_id if masked else None,
             seed=config.validation.seed,
             num_rows=config.validation.rows,
             rows_per_batch=config.validation.rows_per_batch,
             draws=config.validation.draws,
             autoregressive=size is None,
             backend=config.attention,
+            drafting=objective if isinstance(objective, Drafting) else None,
         )
         return result.autoregressive if size is None else result.nelbo[size]

@@ -54,17 +54,25 @@ class ForwardProbe:
         moe: of the model.
         config: which losses are wanted.
         device: of the model.
+        noisy_only: of two streams only the noisy one is measured.
     """
 
-    def __init__(self, inputs: ModelInput, moe: MoEConfig, config: RouterConfig, *, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        inputs: ModelInput,
+        moe: MoEConfig,
+        config: RouterConfig,
+        *,
+        device: torch.device | str,
+        noisy_only: bool = False,
+    ) -> None:
         self.moe, self.config = moe, config
-        real_BL = (inputs.layout.document_BL != PADDING).to(device)
-        first = 0 if inputs.maskable_BL is not None else 1
-        stream_C = torch.arange(first, 2 if inputs.layout.two_streams else first + 1, device=device)
-        self.real_QL = real_BL.repeat_interleave(len(stream_C), dim=0)
+        streams = {stream: real.to(device) for stream, real in _streams(inputs, noisy_only=noisy_only).items()}
+        self.real_BN = torch.cat(list(streams.values()), dim=1)
+        self.lengths = [real.shape[1] for real in streams.values()]
         # Padding goes to a stream of its own, which is cut off.
-        padding = len(STREAMS)
-        self.stream_N = torch.where(self.real_QL, stream_C.repeat(len(real_BL))[:, None], padding).flatten()
+        numbers = [torch.where(real, stream, len(STREAMS)) for stream, real in streams.items()]
+        self.stream_N = torch.cat(numbers, dim=1).flatten()
         self.found: dict[int, tuple[Tensor, ...]] = {}
 
     def measure(self, logit_NE: Tensor, expert_NK: Tensor) -> tuple[Tensor, ...]:
@@ -99,7 +107,7 @@ class ForwardProbe:
 
     def _squared(self, logit_NE: Tensor) -> Tensor:
         """Return the z-loss summed over tokens (ST-MoE, arXiv:2202.08906, Eq. 5)."""
-        return (logit_NE.logsumexp(-1).square() * self.real_QL.flatten()).sum()
+        return (logit_NE.logsumexp(-1).square() * self.real_BN.flatten()).sum()
 
     def _balance(self, share_NE: Tensor) -> Tensor:
         """Return the balance loss of each sequence times its tokens, summed.
@@ -107,14 +115,27 @@ class ForwardProbe:
         Source: DeepSeek-V3 (arXiv:2412.19437) Eqs. 17-20. As printed there, the fraction of tokens counts the highest
         scores themselves: without bias and without groups. A short sequence weighs by its tokens.
         """
-        count_Q = self.real_QL.sum(1).clamp(min=1)
-        sequence_N = torch.arange(len(count_Q), device=share_NE.device)[:, None].expand_as(self.real_QL)
-        sequence_N = torch.where(self.real_QL, sequence_N, len(count_Q)).flatten()
+        rows, lengths = len(self.real_BN), self.lengths
+        count_Q = torch.cat([part.sum(1) for part in self.real_BN.split(lengths, dim=1)]).clamp(min=1)
+        ids_CB1 = torch.arange(len(count_Q), device=share_NE.device).view(len(lengths), rows, 1)
+        ids = torch.cat([each.expand(-1, length) for each, length in zip(ids_CB1, lengths, strict=True)], dim=1)
+        sequence_N = torch.where(self.real_BN, ids, len(count_Q)).flatten()
         top_NK = share_NE.detach().topk(self.moe.experts_per_token, dim=-1).indices
         load_QE = _counts(sequence_N, top_NK, len(count_Q) + 1, share_NE.shape[1])[:-1]
         fraction_QE = load_QE.to(share_NE.dtype) * share_NE.shape[1] / (self.moe.experts_per_token * count_Q[:, None])
-        total_QE = (share_NE.unflatten(0, self.real_QL.shape) * self.real_QL[..., None]).sum(1)
+        share_BNE = share_NE.unflatten(0, self.real_BN.shape) * self.real_BN[..., None]
+        total_QE = torch.cat([part.sum(1) for part in share_BNE.split(lengths, dim=1)])
         return (fraction_QE * total_QE).sum()
+
+
+def _streams(inputs: ModelInput, *, noisy_only: bool) -> dict[int, Tensor]:
+    """Return which rows of each stream of a forward are no padding, bool [B, rows], in the order of the rows."""
+    layout = inputs.layout
+    clean_BL = layout.document_BL != PADDING
+    if not layout.two_streams:
+        return {0 if inputs.maskable_BL is not None else 1: clean_BL}
+    noisy = clean_BL if layout.anchor_BW is None else layout.anchor_BW != PADDING
+    return {0: noisy} if noisy_only else {0: noisy, 1: clean_BL}
 
 
 def _counts(group_N: Tensor, expert_NK: Tensor, groups: int, experts: int) -> Tensor:
@@ -134,10 +155,13 @@ class RouterStep:
         config: what is wanted of the routers.
         moe: of the model; None is dense.
         device: of the model.
+        noisy_only: of two streams only the noisy one is measured (the clean one is the base's, and constant).
     """
 
-    def __init__(self, config: RouterConfig, moe: MoEConfig | None, *, device: torch.device | str) -> None:
-        self.config, self.moe, self.device = config, moe, device
+    def __init__(
+        self, config: RouterConfig, moe: MoEConfig | None, *, device: torch.device | str, noisy_only: bool = False
+    ) -> None:
+        self.config, self.moe, self.device, self.noisy_only = config, moe, device, noisy_only
         self.tokens = 0
         self.load: dict[int, Tensor] = {}
         self.entropy: dict[int, Tensor] = {}
@@ -145,14 +169,13 @@ class RouterStep:
 
     def expect(self, inputs: ModelInput) -> None:
         """Count the tokens of a micro-batch, before any forward: losses are divided by those of the whole step."""
-        streams = 2 if inputs.layout.two_streams else 1
-        self.tokens += streams * int((inputs.layout.document_BL != PADDING).sum())
+        self.tokens += sum(int(real.sum()) for real in _streams(inputs, noisy_only=self.noisy_only).values())
 
     def probe(self, inputs: ModelInput) -> ForwardProbe | None:
         """Return what measures the forward of a micro-batch."""
         if self.moe is None:
             return None
-        return ForwardProbe(inputs, self.moe, self.config, device=self.device)
+        return ForwardProbe(inputs, self.moe, self.config, device=self.device, noisy_only=self.noisy_only)
 
     def add(self, probe: ForwardProbe | None) -> list[Tensor]:
         """Take in a forward; return its part of the step's loss on routers, scalars in the graph of the forward."""

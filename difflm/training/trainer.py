@@ -17,11 +17,12 @@ from difflm.checkpoints.loading import LoadedModel, check_device, load_model, re
 from difflm.data.loader import Loader, LoaderState
 from difflm.data.mixture import row_order
 from difflm.diffusion.noise import RowNoise, embedding_noise
-from difflm.diffusion.objectives import BlockDiffusion, Objective
+from difflm.diffusion.objectives import NextToken, Objective
+from difflm.diffusion.windows import Drafting
 from difflm.errors import ConfigError
 from difflm.scoring import score_input
 from difflm.training import state as run_state
-from difflm.training.build import ObjectiveWrapper, annealed_view, check_model, curriculum_of, objective_of, set_threads
+from difflm.training.build import ObjectiveWrapper, at_block_size, check_model, curriculum_of, objective_of, set_threads
 from difflm.training.config import BlockDiffusionConfig, TrainConfig
 from difflm.training.config_io import checked
 from difflm.training.lora import give_adapter
@@ -180,7 +181,9 @@ class Trainer:
         objective = self.objective_at(stage)
         inputs, tokens = self._draw(objective)
         tally = StepTally()
-        routers = RouterStep(self.config.router, self.loaded.config.model.moe, device=self.config.device)
+        noisy_only = self.loaded.model.adapter_gate == "noisy"
+        moe = self.loaded.config.model.moe
+        routers = RouterStep(self.config.router, moe, device=self.config.device, noisy_only=noisy_only)
         for each in inputs:
             routers.expect(each)
             for term in each.terms:
@@ -243,10 +246,8 @@ class Trainer:
 
     def objective_at(self, stage: int) -> Objective:
         """Return the objective with the block size of a stage, and the view inside it at this point of the run."""
-        chosen = self.objective
-        if isinstance(chosen, BlockDiffusion):
-            size = self.curriculum.stages[stage].block_size
-            chosen = replace(chosen, block_size=size, lookahead=annealed_view(self.config, size, self.state.tokens))
+        size = self.curriculum.stages[stage].block_size
+        chosen = at_block_size(self.objective, self.config, size, tokens=self.state.tokens)
         return self.wrapper(chosen) if self.wrapper else chosen
 
     def _draw(self, objective: Objective) -> tuple[list[ModelInput], int]:
@@ -325,19 +326,21 @@ class Trainer:
         require_finite_weights(self.loaded.model, step=self.state.step)
         settings = self.config.validation
         final = self.curriculum.stages[-1].block_size
-        sizes: list[int] = sorted({*settings.block_sizes, final or settings.block_sizes[0]})
+        drafting = self.objective if isinstance(self.objective, Drafting) else None
+        sizes: list[int] = sorted({*(() if drafting else settings.block_sizes), final or settings.block_sizes[0]})
         result: Perplexities = validate(
             self.model,
             self.validation_rows,
             block_sizes=sizes,
             parametrisation=self.parametrisation,
-            mask_id=self.mask_id if isinstance(self.objective, BlockDiffusion) else None,
+            mask_id=None if isinstance(self.objective, NextToken) else self.mask_id,
             seed=settings.seed,
             num_rows=settings.rows,
             rows_per_batch=settings.rows_per_batch,
             draws=settings.draws,
             autoregressive=settings.autoregressive,
             backend=self.config.attention,
+            drafting=drafting,
         )
         figures = result.as_metrics()
         self.state = replace(self.state, validation=figures["perplexity"], ar_perplexity=figures["ar_perplexity"])

@@ -51,7 +51,7 @@ def adapted(
     with torch.no_grad():
         for parameter in adapter_parameters(loaded.model).values():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    facts = AdapterFacts(sites=sites, token_ids=token_ids, base=str(base))
+    facts = AdapterFacts(sites=sites, token_ids=token_ids, gate=gate, base=str(base))
     return replace(loaded, adapter=facts)
 
 
