@@ -12,7 +12,8 @@ import torch
 import difflm
 from difflm.checkpoints.card import model_card
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config, named_token_ids
-from difflm.checkpoints.families import converted_config
+from difflm.checkpoints.engines import ENGINES
+from difflm.checkpoints.families import FAMILIES, Family, converted_config
 from difflm.checkpoints.fields import write_json
 from difflm.checkpoints.folders import require_free
 from difflm.checkpoints.hf import MAX_SHARD_BYTES
@@ -139,6 +140,8 @@ class _Plan:
         inputs = hash_checkpoints({"": checkpoint}, stage.observer)
         options = {**self.fields, **self.record, "dtype": dtype and str(dtype), "max_shard_bytes": max_shard_bytes}
         stage.begin("convert", options, inputs)
+        if told := _occupied(checkpoint.family, choice, self.tokenizer):
+            stage.observer.note(f"{target}: {told}")
         stored = checkpoint.parameters(self.config.model)
         parameters = MaskedParameters(stored, choice, self.mask_init)
         architecture = replace(self.config.model, vocab_size=choice.vocab_size)
@@ -173,6 +176,20 @@ class _Plan:
             parent_sha256=hashes,
             left_out=stored.left_out,
         )
+
+
+def _occupied(parent: Family, choice: MaskChoice, tokenizer: Any | None) -> str | None:
+    """Return what to say where the id that engines have built in as mask is another token of this tokenizer."""
+    target = FAMILIES[parent.diffusion or parent.name].architecture
+    ids = {engine.mask_ids[target] for engine in ENGINES.values() if target in engine.mask_ids} - {choice.token_id}
+    names = {} if tokenizer is None else {token_id: token for token, token_id in vocabulary(tokenizer).items()}
+    taken = [f"{token_id}, which is {names[token_id]!r} here" for token_id in sorted(ids) if token_id in names]
+    if not taken:
+        return None
+    return (
+        f"engines have a mask built in for {target}, {'; '.join(taken)}; the mask is {choice.token!r}, id "
+        f"{choice.token_id}, and only difflm decodes with it"
+    )
 
 
 def _named_ids(raw: Mapping[str, Any], config: CheckpointConfig) -> dict[str, int]:
@@ -222,8 +239,8 @@ def _write_texts(stage: Path, checkpoint: Checkpoint, tokenizer: Any | None, cho
     """Write everything but weights and config.json."""
     if checkpoint.generation:
         write_json(stage / "generation_config.json", without_remote_code(checkpoint.generation))
+    write_tokenizer(stage, checkpoint.path, tokenizer)
     if tokenizer is not None:
-        write_tokenizer(stage, checkpoint.path, tokenizer)
         write_mask_token(stage, choice)
         _verify_tokenizer(stage, tokenizer, choice)
     (stage / "README.md").write_text(card, encoding="utf-8")

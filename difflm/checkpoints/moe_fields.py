@@ -111,6 +111,8 @@ def _refuse(fields: Fields) -> None:
     for name in ("norm_head", "norm_softmax"):
         if fields.flag(name, False):
             raise fields.error(name, "false (not implemented)")
+    if not fields.flag("use_rmsnorm", True):
+        raise fields.error("use_rmsnorm", "true (no other norm is implemented)")
     if raw.get("expert_capacity") is not None:
         raise fields.error("expert_capacity", "none (the block-wise choice of LLaDA2.2 is not implemented)")
     share, rotated = raw.get("partial_rotary_factor"), raw.get("rotary_dim")

@@ -57,6 +57,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], object])
             "quantization_config is set (fp8); quantised safetensors",
         ),
         ({"compression_config": {}}, "compression_config is set; quantised safetensors are not supported"),
+        ({"use_rmsnorm": False}, "use_rmsnorm is False; expected true (no other norm is implemented)"),
         ({"use_bias": None}, "use_bias is missing; expected a value (its class default is that of no released model)"),
         ({"rms_norm_eps": None}, "rms_norm_eps is missing; expected a value (its class default"),
         ({"rope_theta": None}, "rope_scaling: rope_theta is missing; expected a positive number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from difflm.checkpoints.convert import convert
+from difflm.checkpoints.engines import Engine
 from difflm.checkpoints.fields import read_json, write_json
 from difflm.checkpoints.loading import load_model
 from difflm.checkpoints.saving import save_model
@@ -107,6 +109,19 @@ def test_the_mask_is_found_by_its_string(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="mask_token_id is 4 but there is a tokenizer; name mask_token instead"):
         convert(chat, tmp_path / "c", mask_token_id=ids["<|role_end|>"])
     assert not (tmp_path / "c").exists()
+
+
+def test_a_token_in_the_place_of_the_engines_mask_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 156895 of Ling's chat tokenizer; in the base tokenizer that id is free."""
+    role_end = len(BASE)
+    mask_ids = {"LLaDA2MoeModelLM": role_end}
+    monkeypatch.setattr("difflm.checkpoints.convert.ENGINES", {"one": Engine(title="", mask_ids=mask_ids, command="")})
+    with pytest.warns(UserWarning, match=rf"LLaDA2MoeModelLM, {role_end}, which is '<\|role_end\|>' here; the mask is"):
+        convert(ling(tmp_path / "chat", chat=True), tmp_path / "b")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        mask_ids["LLaDA2MoeModelLM"] = len(make_tokenizer(BASE))
+        convert(ling(tmp_path / "base"), tmp_path / "c")
 
 
 def test_a_published_llada2_leaves_its_mask_to_the_tokenizer(tmp_path: Path) -> None:
