@@ -1321,6 +1321,12 @@ MUTANTS = (
         "tests/training/test_opening.py::test_prepared_ids_belong_to_one_tokenizer",
     ),
     Mutant(
+        "difflm/checkpoints/convert.py",
+        "ids = {engine.mask_ids[target]",
+        "ids = {-engine.mask_ids[target]",
+        "tests/checkpoints/test_ling.py::test_a_token_in_the_place_of_the_engines_mask_is_told",
+    ),
+    Mutant(
         "difflm/checkpoints/saving.py",
         "for file in licence_files(source):",
         "for file in ():",
