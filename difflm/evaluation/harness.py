@@ -153,7 +153,7 @@ def _loaded(manager: Any, spec: Any) -> list[Any]:
     except Exception as error:
         raise ConfigError(f"tasks: {name!r} cannot be used ({one_line(error)}); mend its file") from None
     for each, task in found["tasks"].items():
-        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+        if any(task.get_config(key) for key in ("unsafe_code", "doc_to_image", "doc_to_audio")):
             what = (
                 "runs code that the model writes" if getattr(task, "UNSAFE_CODE", False) else "needs pictures or sound"
             )
