@@ -1978,7 +1978,13 @@ MUTANTS = (
         "difflm/models/quantised.py",
         "        out_NO *= self.scale_O\n",
         "",
-        "tests/models/test_quantised.py::test_products_of_the_rounded_numbers[3-False]",
+        "tests/models/test_quantised.py::test_products_with_what_the_codes_stand_for[3-False]",
+    ),
+    Mutant(
+        "difflm/models/quantised.py",
+        "(coarse_NO + fine_NO / FINE)",
+        "(coarse_NO + 0 * fine_NO / FINE)",
+        "tests/models/test_quantised.py::test_products_with_what_the_codes_stand_for[3-False]",
     ),
     Mutant(
         "difflm/bench/speed_systems.py",

@@ -1,7 +1,9 @@
 """Linear maps with 8-bit weights for decoding on CPU: codes in memory, products of integers.
 
-A weight is held as one int8 code per number and one scale per output row. A row of activations is rounded to int8 with
-a scale of its own, so that a row's result is exact integer arithmetic and does not depend on the rows beside it.
+A weight is held as one int8 code per number and one scale per output row. A row of activations becomes two rows of
+codes, coarse and fine (16 bits together), with a scale of its own: a row's result is exact integer arithmetic and does
+not depend on the rows beside it. One row of codes would be too few: a few inputs of a map are far larger than the
+others, and rounding at their scale loses the rest (benchmarks/2026-11-29-int8.md).
 
 Shape legend: see `difflm.types`; N rows, I inputs and O outputs of a map.
 """
@@ -21,12 +23,14 @@ from difflm.models.transformer import Transformer
 Weights = Literal["float", "int8"]
 LARGEST = 127
 """Codes are -127 .. 127: a scale is the largest magnitude of its row over this."""
+FINE = 2 * LARGEST
+"""Steps of the fine codes in one of the coarse ones, whose rounding leaves half a step on either side."""
 
 
 class QuantisedLinear(nn.Module):
-    """y = scale_O * scale_N * (code_OI code_NI) + bias, in place of `Linear`, for inference.
+    """y = scale_O * scale_N * (code_OI coarse_NI + code_OI fine_NI / FINE) + bias, in place of `Linear`, for inference.
 
-    Source: LLM.int8() (arXiv:2208.07339), section 2.2, row-wise on both sides; without its outlier columns.
+    Source: LLM.int8() (arXiv:2208.07339), section 2.2, row-wise on both sides; fine codes instead of outlier columns.
 
     Args:
         linear: the map to hold; its weight is read, not kept.
@@ -34,8 +38,10 @@ class QuantisedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        code_OI, scale_O1 = _rounded(linear.weight.detach())
-        self.code_OI, self.scale_O = nn.Buffer(code_OI), nn.Buffer(scale_O1[:, 0].clone())
+        wide_OI = linear.weight.detach().float()
+        scale_O1 = _scales(wide_OI)
+        self.code_OI = nn.Buffer((wide_OI / scale_O1).round_().to(torch.int8))
+        self.scale_O = nn.Buffer(scale_O1[:, 0].clone())
         self.bias = None if linear.bias is None else nn.Buffer(linear.bias.detach())
         self.dtype = linear.weight.dtype
 
@@ -46,21 +52,24 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, hidden: Tensor, adapter: AdapterRows = True) -> Tensor:
         """Return the map of the last dimension; `adapter` says nothing here, as there is none."""
-        code_NI, scale_N1 = _rounded(hidden.flatten(0, -2))
+        wide_NI = hidden.flatten(0, -2).float()
+        scale_N1 = _scales(wide_NI)
+        wide_NI = wide_NI / scale_N1
+        coarse_NI = wide_NI.round()
+        fine_NI = wide_NI.sub_(coarse_NI).mul_(FINE).round_()
+        code_NI = torch.cat([coarse_NI, fine_NI]).to(torch.int8)
         # Sums of products of two codes fit into int32 up to 2**17 inputs: they are exact, in whatever order.
-        out_NO = torch.ops.aten._int_mm(code_NI, self.code_OI.t()) * scale_N1
+        coarse_NO, fine_NO = torch.ops.aten._int_mm(code_NI, self.code_OI.t()).chunk(2)
+        out_NO = (coarse_NO + fine_NO / FINE).mul_(scale_N1)
         out_NO *= self.scale_O
         if self.bias is not None:
             out_NO += self.bias
         return out_NO.to(hidden.dtype).view(*hidden.shape[:-1], -1)
 
 
-def _rounded(value_NI: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (int8 codes [N, I], float32 scales [N, 1]) of rows."""
-    wide_NI = value_NI.float()
-    # Rows of zeros divide by something.
-    scale_N1 = wide_NI.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
-    return (wide_NI / scale_N1).round_().to(torch.int8), scale_N1
+def _scales(wide_NI: Tensor) -> Tensor:
+    """Return a float32 scale for each row, [N, 1]; rows of zeros divide by something."""
+    return wide_NI.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
 
 
 def check_weights(weights: Weights, config: ModelConfig, *, device: str | torch.device, adapter: bool) -> None:
