@@ -153,11 +153,14 @@ def _loaded(manager: Any, spec: Any) -> list[Any]:
     except Exception as error:
         raise ConfigError(f"tasks: {name!r} cannot be used ({one_line(error)}); mend its file") from None
     for each, task in found["tasks"].items():
-        if any(task.get_config(key) for key in ("unsafe_code", "doc_to_image", "doc_to_audio")):
-            what = (
-                "runs code that the model writes" if getattr(task, "UNSAFE_CODE", False) else "needs pictures or sound"
-            )
-            raise ConfigError(f"tasks: {each!r} {what}, which is not done here; leave it out")
+        refused = {
+            "unsafe_code": "runs code that the model writes",
+            "doc_to_image": "needs pictures",
+            "doc_to_audio": "needs sound",
+        }
+        for key, what in refused.items():
+            if task.get_config(key):
+                raise ConfigError(f"tasks: {each!r} {what}, which is not done here; leave it out")
     return [next(iter(found["groups"].values()))] if found["groups"] else list(found["tasks"].values())
 
 
