@@ -1640,8 +1640,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/merge.py",
-        "total.add_(each.to(torch.float32), alpha=factor)",
-        "total.add_(each.to(torch.float32))",
+        "some.add_(more.to(torch.float32), alpha=factor)",
+        "some.add_(more.to(torch.float32))",
         "tests/checkpoints/test_merge.py::test_a_weighted_mean_is_that_of_float32",
     ),
     Mutant(
@@ -1820,8 +1820,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/rules.py",
-        "return [torch.cat(list(tensors), dim=1)]",
-        "return [torch.cat(list(tensors)[::-1], dim=1)]",
+        "return [joined(tensors, dim=1)]",
+        "return [joined(tensors[::-1], dim=1)]",
         "tests/checkpoints/test_rules.py::test_experts_and_fused_projections_come_back_bit_for_bit",
     ),
     Mutant(
