@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.checkpoints.merge import average_checkpoints
-from difflm.decode.engine import generate
+from difflm.decode.engine import Engine, generate, stream
+from difflm.decode.events import Committed, Denoised, Edited, Event, Finished
+from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken
@@ -31,7 +33,7 @@ from difflm.training.config_io import as_config, read_tree
 from difflm.training.trainer import Trainer
 from difflm.types import PADDING, Batch, Layout
 from tests.checkpoints.tiny import ling_folder, make_tokenizer
-from tests.decode.tiny import MASK, tiny
+from tests.decode.tiny import MASK, certain, scripted, tiny
 from tests.rows import batch_of
 from tests.standins import word_tokenizer, write_parent, write_texts
 
@@ -206,6 +208,76 @@ def test_report_09_no_mask_is_left_whatever_the_steps_and_blocks(shift: bool, bl
             (completion,) = generate(loaded, [[1, 2, 3]], params)
             assert len(completion.tokens) == new_tokens
             assert MASK not in completion.tokens
+
+
+STRICT = [
+    {"threshold": 1.0, "block_size": 4},
+    {"policy": policy("hf21", block_length=4, threshold=1.0, editing_threshold=1.0)},
+    {"policy": policy("sglang", block_size=4, threshold=1.0)},
+    {"policy": policy("dinfer", block_length=4, threshold=1.0)},
+]
+
+
+@pytest.mark.parametrize("settings", STRICT, ids=str)
+def test_report_10_forced_progress_decides_exactly_one_the_most_confident(settings: dict[str, Any]) -> None:
+    sure = {4: 0.6, 5: 0.9, 6: 0.7, 7: 0.8}
+    loaded = scripted(lambda place: certain(place % 6, sure[place % 4 + 4]), block_size=4)
+    events = list(stream(loaded, [1, 2, 3, 4], SamplingParams(max_new_tokens=8, **settings)))
+    decided = [event.positions for event in events if isinstance(event, Denoised) and event.num_masked]
+    assert decided == [(5,), (7,), (6,), (4,), (9,), (11,), (10,), (8,)]
+
+
+@pytest.mark.parametrize("steps", range(9))
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_report_11_an_aborted_request_never_runs_on_in_whatever_state(steps: int, victim: int) -> None:
+    """Running, in the middle of a block, or waiting: it is gone, its room is free, and the others do not notice."""
+    loaded, params = tiny(block_size=4), SamplingParams(max_new_tokens=10, threshold=0.5)
+    prompts = [[1], [2, 3, 4, 5, 6], [7, 8]]
+    expected = {number: generate(loaded, [prompt], params)[0].tokens for number, prompt in enumerate(prompts)}
+    engine = Engine(loaded, max_requests=2)
+    numbers = [engine.submit(prompt, params) for prompt in prompts]
+    events = [event for _ in range(steps) for event in engine.step()]
+    engine.cancel(numbers[victim])
+    after: list[Event] = []
+    while told := engine.step():
+        after += told
+    assert all(event.request_id != numbers[victim] for event in after)
+    done = {event.request_id: event.completion.tokens for event in [*events, *after] if isinstance(event, Finished)}
+    for number, request in enumerate(numbers):
+        assert done.get(request, expected[number]) == expected[number]
+        assert request in done or number == victim
+    assert not engine.scheduler.running
+    assert engine.generate([prompts[victim]], params)[0].tokens == expected[victim]
+
+
+@pytest.mark.parametrize("edits", [False, True])
+def test_report_14_decided_tokens_stay_unless_editing_is_on_and_committed_ones_always(edits: bool) -> None:
+    editing = {"editing_threshold": 0.0} if edits else {}
+    every: list[dict[str, Any]] = [
+        {"threshold": 0.3, "block_size": 4, **editing},
+        {"policy": policy("hf21", block_length=4, threshold=0.3, editing_threshold=0.0 if edits else 1.0)},
+        {"policy": policy("sglang", threshold=0.3, **({"edit_threshold": 0.0} if edits else {}))},
+    ]
+    if not edits:
+        every.append({"policy": policy("hf20-greedy", block_length=4)})
+        every.append({"policy": policy("dinfer", parallel_decoding="hierarchy")})
+    changed = 0
+    for settings in every:
+        for seed in range(4):
+            written: dict[int, int] = {}
+            final = 0
+            for event in stream(tiny(seed, block_size=4), [1, 2, 3], SamplingParams(max_new_tokens=11, **settings)):
+                if isinstance(event, Denoised):
+                    assert not set(event.positions) & {place for place, token in written.items() if token != MASK}
+                if isinstance(event, Edited):
+                    assert edits
+                    changed += len(event.positions)
+                if isinstance(event, Denoised | Edited):
+                    assert all(place >= final for place in event.positions)
+                    written |= dict(zip(event.positions, event.tokens, strict=True))
+                elif isinstance(event, Committed):
+                    final = (event.block + 1) * 4
+    assert bool(changed) == edits
 
 
 def test_report_22_a_merge_keeps_the_tokenizer_and_its_added_tokens(tmp_path: Path) -> None:
