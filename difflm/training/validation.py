@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -117,8 +118,16 @@ def validate(
         backend: of the attention.
         drafting: objective of a drafting run; `block_sizes` then is its window alone.
     """
-    limit = min(num_rows or len(rows), len(rows))
-    noise = RowNoise(seed)
+    measured = partial(
+        perplexity,
+        model,
+        rows,
+        mask_id=mask_id,
+        noise=RowNoise(seed),
+        num_rows=min(num_rows or len(rows), len(rows)),
+        rows_per_batch=rows_per_batch,
+        backend=backend,
+    )
     nelbo, by_rate = dict[int, float](), dict[int, dict[str, float]]()
     drafts: DraftTally | None = None
     if drafting is not None:
@@ -129,29 +138,7 @@ def validate(
         objective = drafting or BlockDiffusion(block_size=size, parametrisation=parametrisation)
         # Block size 1 masks everything: there is nothing to average over.
         repeats = 1 if size == 1 else draws
-        nelbo[size], by_rate[size] = perplexity(
-            model,
-            rows,
-            objective,
-            mask_id=mask_id,
-            noise=noise,
-            num_rows=limit,
-            rows_per_batch=rows_per_batch,
-            draws=repeats,
-            backend=backend,
-            drafts=drafts,
-        )
-    causal = None
-    if autoregressive:
-        causal, _ = perplexity(
-            model,
-            rows,
-            NextToken(),
-            mask_id=mask_id,
-            noise=noise,
-            num_rows=limit,
-            rows_per_batch=rows_per_batch,
-            backend=backend,
-        )
+        nelbo[size], by_rate[size] = measured(objective, draws=repeats, drafts=drafts)
+    causal = measured(NextToken())[0] if autoregressive else None
     figures = None if drafts is None else drafts.row()
     return Perplexities(nelbo=nelbo, autoregressive=causal, by_mask_rate=by_rate, drafts=figures)
