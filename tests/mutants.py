@@ -235,6 +235,48 @@ MUTANTS = (
         "tests/decode/test_predicting.py::test_the_head_takes_so_many_rows_at_once_and_the_answers_stay",
     ),
     Mutant(
+        "difflm/decode/forwards.py",
+        "count.bit_length() - 3",
+        "count.bit_length() - 2",
+        "tests/decode/test_forwards.py::test_few_shapes_and_little_padding",
+    ),
+    Mutant(
+        "difflm/decode/forwards.py",
+        "            mine.copy_(given)\n",
+        "            pass\n",
+        "tests/decode/test_forwards.py::test_a_recording_is_repeated_on_new_inputs_and_large_forwards_are_not_recorded",
+    ),
+    Mutant(
+        "difflm/decode/forwards.py",
+        "        stored.zero_()",
+        "        stored.fill_(1)",
+        "tests/decode/test_forwards.py::test_compiled_is_padded_and_takes_all_of_the_cache_which_hides_no_nan",
+    ),
+    Mutant(
+        "difflm/decode/forwards.py",
+        "        nowhere = [[0] * missing, [0] * missing, [last] * missing]",
+        "        nowhere = [[0] * missing, [0] * missing, [0] * missing]",
+        "tests/decode/test_forwards.py::test_padded_and_recorded_forwards_answer_as_plain_ones",
+    ),
+    Mutant(
+        "difflm/decode/packing.py",
+        "step = 1 if request.noisy_causal else",
+        "step =",
+        "tests/decode/test_packing.py::test_visibility_is_the_training_layout_of_the_rows",
+    ),
+    Mutant(
+        "difflm/models/segments.py",
+        "entry_T < base_N1 +",
+        "entry_T <= base_N1 +",
+        "tests/models/test_segments.py::test_segments_see_what_parts_see",
+    ),
+    Mutant(
+        "difflm/models/segments.py",
+        "row_N, right=True",
+        "row_N, right=False",
+        "tests/models/test_segments.py::test_segments_see_what_parts_see",
+    ),
+    Mutant(
         "difflm/decode/prefixes.py",
         'f"{self.size} {self.clean_causal}".encode()',
         'b""',

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from difflm.decode.admission import Prompt, admit, admit_gaps
 from difflm.decode.events import Completion, Event, Finished
+from difflm.decode.forwards import Execution
 from difflm.decode.prefixes import Prefixes
 from difflm.decode.request import Request, SamplingParams
 from difflm.decode.runner import Runner
@@ -74,6 +75,8 @@ class Engine:
             is read in pieces, so that running requests go on meanwhile.
         prefix_caching: keep finished blocks as long as there is room, and do not read the prompt blocks with which
             another request began. The model's weights must not change meanwhile.
+        execution: "plain"; or in few padded shapes, with the whole cache allocated at once: "compiled" by
+            torch.compile, or "graphs", recorded as CUDA graphs.
 
     Raises:
         RequestError: less room than for one request, or for one token; nothing to be read.
@@ -88,6 +91,7 @@ class Engine:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
         prefix_caching: bool = False,
+        execution: Execution = "plain",
     ) -> None:
         self.loaded = loaded
         self.fused = fused
@@ -100,7 +104,7 @@ class Engine:
             raise RequestError(f"cache_bytes: {cache_bytes} hold no token; one takes {each} bytes of this model")
         self.prefixes = Prefixes(Spans(self.cache_tokens), kept=prefix_caching)
         self.scheduler = Scheduler(self.prefixes, max_requests, prefill_tokens)
-        self.runner = Runner(loaded.model, max_tokens=self.cache_tokens)
+        self.runner = Runner(loaded.model, max_tokens=self.cache_tokens, execution=execution)
         self._submitted = self._reused = 0
         self._started: dict[int, _Started] = {}
         self._inboxes: dict[int, deque[Event]] = {}

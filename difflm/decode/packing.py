@@ -82,6 +82,24 @@ def parts_of(work: Work, first: int, device: torch.device | str) -> Iterator[Par
         yield Part(first=first + clean, count=rows, base=work.base, stop=work.start + count, mask_NN=mask_NN)
 
 
+def segments_of(work: Work) -> Iterator[tuple[int, int, int]]:
+    """Yield the same rows in segments that see the same entries: (rows, base, entries from there on).
+
+    Args:
+        work: the forward.
+    """
+    request, count, clean = work.request, len(work.tokens), work.num_clean
+    size = 1 if request.clean_causal else request.block_size
+    begin = 0
+    while begin < clean:
+        end = min(clean, begin + size)  # they begin with a block
+        yield end - begin, work.base, work.start + end
+        begin = end
+    step = 1 if request.noisy_causal else max(1, count - clean)
+    for begin in range(clean, count, step):
+        yield step, work.base, work.start + begin + step
+
+
 @lru_cache(maxsize=256)
 def order_mask(start: int, count: int, size: int, device: str) -> Tensor | None:
     """Return who sees whom among rows at consecutive positions: those of the same and earlier blocks.

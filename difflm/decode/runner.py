@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from difflm.decode.packing import Packed, packed, parts_of
+from difflm.decode.forwards import Execution, forward_for
+from difflm.decode.packing import packed
 from difflm.decode.policies.base import Proposal
 from difflm.decode.predicting import Slot, predict
 from difflm.decode.request import Request
 from difflm.decode.work import Reuse, Work
-from difflm.models.cache import CachePool, PackedAttention
+from difflm.models.cache import CachePool
 from difflm.models.transformer import Transformer
 
 
@@ -28,13 +28,18 @@ class Runner:
     Args:
         model: the transformer; its device and dtype are used.
         max_tokens: entries that the cache may grow to.
+        execution: see `difflm.decode.forwards`.
+
+    Raises:
+        RequestError: an execution that is not possible on the model's device.
     """
 
-    def __init__(self, model: Transformer, *, max_tokens: int) -> None:
+    def __init__(self, model: Transformer, *, max_tokens: int, execution: Execution = "plain") -> None:
         self.model = model
         self.device = model.embedding.weight.device
         self.max_tokens = max_tokens
         self.pool = CachePool(model.config, device=self.device, dtype=model.embedding.weight.dtype)
+        self.forward = forward_for(execution, model, self.pool, max_tokens=max_tokens)
         self.slots: dict[int, Slot] = {}
 
     def _slot(self, request: Request) -> Slot:
@@ -67,19 +72,10 @@ class Runner:
                 slot.memory.clear()
         self.pool.ensure(max(w.base + w.request.capacity for w in works), most=self.max_tokens)
         rows = packed(works)
-        hidden_ND = self._hidden(works, rows)
+        hidden_ND = self.forward(works, rows)
         proposals = predict(self.model, works, slots, rows.firsts, hidden_ND)
         for work, slot, first in zip(works, slots, rows.firsts, strict=True):
             slot.length = work.start + work.num_clean
             if work.num_clean and work.request.logit_shift:
                 slot.last_hidden_D = hidden_ND[first + work.num_clean - 1].clone()
         return proposals
-
-    def _hidden(self, works: Sequence[Work], rows: Packed) -> Tensor:
-        """Return the final hidden states of the rows, [N, D]; their keys and values are in the cache."""
-        # One transfer for all three.
-        token_N, position_N, entry_N = torch.tensor([rows.tokens, rows.positions, rows.entries], device=self.device)
-        parts = [
-            part for work, first in zip(works, rows.firsts, strict=True) for part in parts_of(work, first, self.device)
-        ]
-        return self.model(token_N[None], position_N[None], PackedAttention(self.pool, entry_N, parts))[0]

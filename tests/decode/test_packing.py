@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from difflm.decode.packing import packed, parts_of
+from difflm.decode.packing import packed, parts_of, segments_of
 from difflm.decode.work import Work
 from tests.decode.reference import training_layout_mask
 from tests.decode.test_runner import request_of
@@ -34,6 +34,10 @@ def test_visibility_is_the_training_layout_of_the_rows(
         inside = torch.ones(part.count, part.count, dtype=torch.bool)
         found[own, own] = inside.tril() if part.causal else inside if part.mask_NN is None else part.mask_NN
     assert torch.equal(found, expected)
+    segments = list(segments_of(work))
+    assert sum(count for count, _, _ in segments) == clean + noisy
+    seen = [stop - start for count, _, stop in segments for _ in range(count)]
+    assert torch.equal(torch.arange(clean + noisy) < torch.tensor(seen)[:, None], expected)
     # and every row sees all of the prefix
     assert full[rows][:, length : length + start].all()
 
