@@ -2166,6 +2166,12 @@ MUTANTS = (
         "answers=()",
         "tests/evaluation/test_tune.py::test_without_answers_the_careful_ones_are_right",
     ),
+    Mutant(
+        "difflm/evaluation/tune.py",
+        "tokens_per_second * AS_FAST >= fastest",
+        "tokens_per_second >= fastest",
+        "tests/evaluation/test_tune.py::test_the_fastest_setting_within_the_loss_is_chosen",
+    ),
 )
 
 

@@ -23,10 +23,11 @@ from difflm.evaluation.tasks import Item
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
 
-THRESHOLDS = (0.8, 0.85, 0.9, 0.95, 0.99)
+THRESHOLDS = (0.99, 0.95, 0.9, 0.85, 0.8)
 CAREFUL = 1.0  # nothing is above it: one token a forward
 GENERATION = "generation_config.json"
 ROUNDING = 1e-9
+AS_FAST = 1.05  # what timings of one machine differ by anyhow: within it, quality decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Tuned:
     Attributes:
         careful: the most careful setting, which the others are held against.
         points: the others, as they were measured.
-        chosen: the fastest one, in tokens per second, that loses no more than it may; maybe the careful one.
+        chosen: of those that lose no more than they may and are within 5 % of the fastest in tokens per second, the one
+            with the best score, the first of equal ones; maybe the careful one.
     """
 
     careful: Point
@@ -122,7 +124,7 @@ def tune(
         loaded: the model.
         plan: task, items and lengths; a task of `Prompts` takes the careful setting's answers as right.
         max_loss: mean score that may be lost against the most careful setting.
-        thresholds: to try; none is .8, .85, .9, .95, .99.
+        thresholds: to try; none is .99, .95, .9, .85, .8.
         block_sizes: to try; none is the model's own, half and twice of it.
         folder: keeps the points, for a repeated call; None keeps none.
         watcher: is told of points and items.
@@ -146,7 +148,9 @@ def tune(
         points = sweep(loaded, settings, plan, place, watcher=watcher)
     found = Tuned(careful=careful, points=points, chosen=careful)
     within = [point for point in (careful, *points) if found.loss(point)[0] <= max_loss + ROUNDING]
-    return replace(found, chosen=max(within, key=lambda point: point.measured.tokens_per_second))
+    fastest = max(point.measured.tokens_per_second for point in within)
+    near = [point for point in within if point.measured.tokens_per_second * AS_FAST >= fastest]
+    return replace(found, chosen=max(near, key=lambda point: point.measured.score))
 
 
 def check_writable(path: Path) -> None:

@@ -62,6 +62,14 @@ def test_the_fastest_setting_within_the_loss_is_chosen(workshop: Path, monkeypat
     assert chosen(0.24) == (8, 0.9)
     assert chosen(0.25) == (4, 0.5)
     assert chosen(0.5) == (8, 0.5)
+    # Within 5 % of the fastest the score decides, and of equal ones the first.
+    results["native:block_length=8,threshold=0.9"] = measured([1, 1, 1, 0], 38.2)
+    assert chosen(0.25) == (8, 0.9)
+    results["native:block_length=8,threshold=0.9"] = measured([1, 1, 1, 0], 38.0)
+    assert chosen(0.25) == (4, 0.5)
+    results["native:block_length=4,threshold=0.9"] = measured([1, 1, 1, 0], 39.0)
+    results["native:block_length=8,threshold=0.9"] = measured([1, 1, 1, 0], 40.0)
+    assert chosen(0.25) == (4, 0.9)
     results["native:block_length=4,threshold=1.0"] = measured([1, 1, 1, 1], 10)
     assert chosen(0.0) == (4, 1.0)
     with pytest.raises(ConfigError, match=r"--max-loss: -0\.1 is below 0"):
@@ -75,7 +83,7 @@ def test_a_real_grid_is_around_the_model_s_block_size_and_told(workshop: Path, t
     assert {each.setting.block_size for each in found.points} == {2, 4, 8}
     assert [each.setting.threshold for each in found.points[:5]] == list(tuning.THRESHOLDS)
     speeds = [each.measured.tokens_per_second for each in (found.careful, *found.points)]
-    assert found.chosen.measured.tokens_per_second == max(speeds)
+    assert found.chosen.measured.tokens_per_second >= max(speeds) / 1.05
     assert describe(found).startswith(f"block_size {found.chosen.setting.block_size}, threshold ")
     assert len((tmp_path / "points.jsonl").read_text().splitlines()) == 16
 
