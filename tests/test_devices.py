@@ -25,6 +25,7 @@ from difflm.diffusion.noise import RowNoise, embedding_noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
 from difflm.models.attention import AttentionChoice
 from difflm.models.transformer import Transformer
+from difflm.reading import score_read
 from difflm.scoring import score_input
 from difflm.training.config_optimizer import OptimizerConfig
 from difflm.training.optim import MasterWeights, Optimizer
@@ -88,6 +89,17 @@ def test_a_training_step(model: Transformer, objective: Objective, backend: Atte
     torch.stack(list(objective.loss(scores, inputs))).sum().backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(each is not None and each.is_meta for each in gradients)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shift", [False, True])
+def test_scores_of_the_rows_that_are_read(model: Transformer, shift: bool) -> None:
+    objective = BlockDiffusion(block_size=4, parametrisation=Parametrisation(logit_shift=shift))
+    batch = batch_of([[20], [14]], row_length=20, prompts=[[9], [6]])
+    inputs = objective.given(batch, batch.trainable_BL, torch.ones(2, 20), mask_id=MASK)
+    scores = score_read(model, inputs)
+    assert scores.nll_M.is_meta
+    assert scores.nll_M.shape == inputs.terms[0].row_M.shape
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
