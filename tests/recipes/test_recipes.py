@@ -9,16 +9,20 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from difflm.checkpoints.adapter_names import adapter_layout
 from difflm.checkpoints.architectures import architecture, meta_model
+from difflm.checkpoints.families import FAMILIES
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion
+from difflm.models.adapters import adapter_parameters, attach_adapter
 from difflm.models.attention import DenseAttention
 from difflm.models.config import ModelConfig
 from difflm.models.transformer import Transformer
 from difflm.recipes import recipe, recipe_names, recipe_path
 from difflm.training.build import curriculum_of, objective_of
-from difflm.training.config import BlockDiffusionConfig, NextTokenConfig, TrainConfig
+from difflm.training.config import BlockDiffusionConfig, DraftingConfig, NextTokenConfig, TrainConfig
 from difflm.training.config_io import config_from_tree, dump_config, parse_yaml
+from difflm.training.lora import sites_of
 from difflm.training.parameters import plan_parameters
 from difflm.types import PADDING, Parametrisation
 from tests.rows import batch_of
@@ -163,3 +167,29 @@ def test_the_control_has_no_blocks() -> None:
     assert config.objective == NextTokenConfig()
     assert config.block_sizes == (None,)
     assert config.fill_multiple is None
+
+
+def test_the_lossless_recipe_leaves_the_base_alone_and_runs_dry() -> None:
+    config = made("lossless_smollm2")
+    assert isinstance(config.objective, DraftingConfig)
+    assert config.lora is not None
+    assert config.lora.adapter_rows == "noisy"
+    assert config.objective.ar_weight == 0
+    facts = architecture("smollm2-135m")
+    layout = adapter_layout(FAMILIES["llama"], facts)
+    sites = sites_of(config.lora, layout, family="llama")
+    with torch.device("meta"):
+        model = Transformer(facts)
+    attach_adapter(model, sites, token_ids=(0,), gate=config.lora.adapter_rows)
+    trained = [plan for plan in plan_parameters(model, config.optimizer) if not plan.frozen]
+    assert {id(plan.parameter) for plan in trained} == set(map(id, adapter_parameters(model).values()))
+    parametrisation = Parametrisation(logit_shift=True, clean_attention="causal", noisy_attention="causal")
+    objective = objective_of(config, parametrisation)
+    batch = batch_of([[120, 80], [250]], row_length=config.data.row_length, prompts=[[40, 20], [100]])
+    inputs = objective.prepare(batch, mask_id=facts.vocab_size - 1, noise=RowNoise(config.seed))
+    assert inputs.token_BN.shape == (2, 512)
+    assert len(inputs.terms) == 1
+    assert inputs.layout.noisy_length == 256
+    per_step = config.rows_per_batch * config.accumulation * inputs.layout.noisy_length
+    assert per_step == 1024
+    assert config.curriculum[0].block_size == 8

@@ -16,6 +16,7 @@ def test_the_shipped_recipes() -> None:
         "llada2_flash",
         "llada2_mini",
         "llama3_2_1b",
+        "lossless_smollm2",
         "next-token",
         "paper-wsd",
         "qwen3_0_6b",
