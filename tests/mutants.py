@@ -2047,6 +2047,12 @@ MUTANTS = (
         "tests/bench/test_speed.py::test_an_interrupted_run_goes_on_with_the_next_case",
     ),
     Mutant(
+        "difflm/bench/gpu_decode.py",
+        "size = size * counted.experts[number] // module.gate_up.shape[0]",
+        "size = size * 1",
+        "tests/bench/test_gpu_decode.py::test_only_experts_with_a_row_are_touched",
+    ),
+    Mutant(
         "difflm/checkpoints/loading.py",
         "check_weights(weights, architecture, device=device, adapter=source.adapter is not None)",
         "",

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from difflm.bench import gpu_cases as cases
+from difflm.bench import gpu_decode as decode
 from difflm.bench import gpu_moe as moe
 from difflm.bench.checks import FOR_THE_TRAINER, Check, NotRunError, missing, require
 from difflm.bench.environment import environment
@@ -67,6 +68,8 @@ def checks_for(device: torch.device, *, lengths: Sequence[int], quick: bool) -> 
         name = f"experts parity: {str(dtype).removeprefix('torch.')}"
         found.append((name, partial(experts_parity, device, dtype, quick=quick)))
     found.append(("router in float32", partial(router_parity, device)))
+    for shape in decode.SHAPES:
+        found.append((f"blocks of {shape}", partial(decoding_speed, shape, device, quick=quick)))
     found.append(("timings of experts", partial(experts_timings, device, quick=quick)))
     found.append(("trainer: convert, train, resume", partial(trainer, device, 8 if quick else 24)))
     for length in lengths:
@@ -221,6 +224,30 @@ def experts_timings(device: torch.device, *, quick: bool) -> Found:
             figures[name] = {"grouped_ms": 1000 * grouped, "loop_ms": 1000 * looped}
             parts.append(f"{name}: grouped {1000 * grouped:.2f} ms, loop {1000 * looped:.2f} ms")
     return "; ".join(parts), figures
+
+
+def decoding_speed(shape: str, device: torch.device, *, quick: bool) -> Found:
+    """Time forwards of blocks against the memory they touch, and the engine at forced schedules."""
+    try:
+        figures = decode.decode_figures(shape, device, quick=quick)
+    except torch.OutOfMemoryError:
+        raise NotRunError(f"{shape} in bfloat16 and its caches do not fit into this device's memory") from None
+    way = "graph" if device.type == "cuda" else "plain"
+    apart = max(each["difference"] for each in figures["forwards"].values())
+    over = {name: each[way]["over_floor"] for name, each in figures["forwards"].items()}
+    goal = f"goal {decode.FLOOR_GOAL}: {'met' if max(over.values()) <= decode.FLOOR_GOAL else 'missed'}"
+    detail = (
+        f"{way} over memory floor ({figures['bandwidth_gb_s']:.0f} GB/s; {goal}): "
+        + ", ".join(f"{name} {value:.2f}" for name, value in over.items())
+        + "; tokens/s: "
+        + ", ".join(
+            f"{name} {', '.join(f'{schedule} {rate:.0f}' for schedule, rate in rates.items())}"
+            for name, rates in figures["tokens_per_second"].items()
+        )
+        + f"; attentions within {apart:.1e}"
+    )
+    require(apart <= decode.TOLERANCE[torch.bfloat16], detail)
+    return detail, figures
 
 
 def trainer(device: torch.device, steps: int) -> Found:
