@@ -64,7 +64,7 @@ class QuantisedLinear(nn.Module):
         out_NO *= self.scale_O
         if self.bias is not None:
             out_NO += self.bias
-        return out_NO.to(hidden.dtype).view(*hidden.shape[:-1], -1)
+        return out_NO.to(hidden.dtype).view(*hidden.shape[:-1], len(self.scale_O))
 
 
 def _scales(wide_NI: Tensor) -> Tensor:

@@ -81,6 +81,10 @@ def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
     assert torch.equal(found(hidden[None])[0], together)
 
 
+def test_no_rows() -> None:
+    assert QuantisedLinear(linear())(torch.zeros(2, 0, 40)).shape == (2, 0, 24)
+
+
 def test_a_row_of_zeros_is_the_bias() -> None:
     made = linear()
     assert torch.equal(QuantisedLinear(made)(torch.zeros(2, 40)), made.bias.detach().expand(2, -1))
