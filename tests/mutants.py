@@ -746,8 +746,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/training/validation.py",
-        "total += float(sums[0])",
-        "total = float(sums[0])",
+        "total += float(total_B.sum())",
+        "total = float(total_B.sum())",
         "tests/training/test_validation.py::test_figures_do_not_depend_on_the_batch_and_settle_with_draws",
     ),
     Mutant(
@@ -872,7 +872,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        "two_streams=not one_block or self.ar_weight > 0",
+        "two_streams=self._size(rows) < length or self.ar_weight > 0",
         "two_streams=True",
         "tests/diffusion/test_objectives.py::test_loss_equals_a_loop_over_eq_1_2_and_5",
     ),
@@ -1442,8 +1442,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/training/validation.py",
-        "noise = RowNoise(seed)",
-        "noise = RowNoise(__import__('time').perf_counter_ns())",
+        "noise=RowNoise(seed)",
+        "noise=RowNoise(__import__('time').perf_counter_ns())",
         "tests/training/test_merging.py::test_a_single_checkpoint_validates_as_in_the_run",
     ),
     Mutant(

@@ -80,9 +80,9 @@ class Drafting:
             )
         if self.noisy_rows < 1:
             raise ConfigError(f"objective.noisy_rows: {self.noisy_rows} is below 1; give a number of rows")
-        for name in ("ar_weight", "diffusion_weight"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"objective.{name}: {getattr(self, name)} is negative; use 0 to leave the term out")
+        for name, weight in (("ar_weight", self.ar_weight), ("diffusion_weight", self.diffusion_weight)):
+            if weight < 0:
+                raise ConfigError(f"objective.{name}: {weight} is negative; use 0 to leave the term out")
 
     @property
     def first_place(self) -> int:
