@@ -680,6 +680,18 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/estimate/cluster.py",
+        "held + (root if config.lora is None else 0) + step.recomputed",
+        "held + root + step.recomputed",
+        "tests/estimate/test_cluster.py::test_only_the_pairs_of_an_adapter_have_gradients_and_moments",
+    ),
+    Mutant(
+        "difflm/checkpoints/moe_fields.py",
+        'if style == "ling" else ("score_function", *ROUTER_NAMES):',
+        'if style == "ling" else ():',
+        "tests/checkpoints/test_moe_fields.py::test_another_router_of_qwen3_is_refused",
+    ),
+    Mutant(
+        "difflm/estimate/cluster.py",
         "state = math.ceil(total / cluster.gpus)",
         "state = total // max(cluster.gpus // 2, 1)",
         "tests/estimate/test_cluster.py::test_flash_by_hand",

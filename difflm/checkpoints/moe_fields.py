@@ -32,6 +32,10 @@ LING_CONSTANTS: dict[str, Any] = {
     "output_router_logits": False,
 }
 """What every release says in fields that do not decide about the network; the class defaults differ."""
+
+ROUTER_NAMES = ("router_type", "scoring_func", "moe_router_score_function")
+"""Other names under which a mixture says how its router scores; no class of these families reads them."""
+
 MTP_FIELDS = ("num_nextn_predict_layers", "mtp_loss_scaling_factor")
 """Fields of multi-token prediction, which a diffusion model has not."""
 
@@ -48,6 +52,12 @@ def moe_config(style: ExpertFields, fields: Fields) -> MoEConfig | None:
     """
     if style == "none":
         return None
+    for name in ROUTER_NAMES if style == "ling" else ("score_function", *ROUTER_NAMES):
+        score = "sigmoid" if style == "ling" else "softmax"
+        if fields.raw.get(name) not in (None, score):
+            raise fields.error(name, f"{score} or nothing (this family has no other router)")
+    if fields.flag("multi_gate", False):
+        raise fields.error("multi_gate", "false (not implemented)")
     return _ling(fields) if style == "ling" else _qwen3(fields)
 
 

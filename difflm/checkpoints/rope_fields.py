@@ -50,7 +50,8 @@ def rope_config(raw: Mapping[str, Any], where: str, *, partial: bool = False, th
         raise fields.error("partial_rotary_factor", "1.0 (this family rotates whole heads)")
     if share > 1.0:
         raise fields.error("partial_rotary_factor", "a share of the head, at most 1")
-    plain = RopeConfig(theta=fields.number("rope_theta", theta), partial=share)
+    inside = fields if "rope_theta" in scaling else Fields(raw, where)
+    plain = RopeConfig(theta=inside.number("rope_theta", theta), partial=share)
     if kind == "default":
         return plain
     if kind == "linear":

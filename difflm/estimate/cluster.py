@@ -4,7 +4,8 @@ Assumed: data parallel over all GPUs; parameters, gradients and moments in float
 them (FSDP2's full shard) and gathered in the run's dtype where they are used; gradients reduced in float32; embedding
 and head gathered for the whole step, the layers one by one with the next one prefetched. With expert parallelism each
 GPU gathers only its share of a layer's experts, tokens travel to them, and loads are balanced. Rows are full, of one
-document each.
+document each. With LoRA the base is sharded in the run's dtype and has no gradients or moments; pairs are spread evenly
+over the layers, and activations and operations are counted as if every weight learned, an upper bound.
 """
 
 from __future__ import annotations
@@ -180,9 +181,11 @@ def cluster_estimate(config: TrainConfig, cluster: Cluster) -> ClusterEstimate:
     _check_shares(config, model, cluster)
     work = workload_of(config, facts.parametrisation, mask_id=facts.mask_id)
     batches = [stage.heaviest for stage in work.stages]
-    # The float32 shards are masters and weights in one.
-    dtype = torch.float32 if cluster.shard == "fsdp" else resolve_dtype(config.dtype)
-    counts, gathered = parameter_memory(model, config.learning, dtype=dtype), (0, 0)
+    # The float32 shards are masters and weights in one; the base of an adapter has no masters.
+    wide = cluster.shard == "fsdp" and config.lora is None
+    dtype = torch.float32 if wide else resolve_dtype(config.dtype)
+    counts = parameter_memory(model, config.learning, dtype=dtype, lora=config.lora, family=facts.family)
+    gathered = (0, 0)
     if cluster.shard == "fsdp":
         gathered = gathered_parameters(model, expert_parallel=cluster.expert_parallel)
     memory, other = (
@@ -209,10 +212,6 @@ def cluster_estimate(config: TrainConfig, cluster: Cluster) -> ClusterEstimate:
 
 
 def _check_shares(config: TrainConfig, model: ModelConfig, cluster: Cluster) -> None:
-    if config.lora is not None:
-        raise ConfigError(
-            "train.lora: many GPUs are computed for runs that update every weight; leave lora or gpus out"
-        )
     if config.accumulation % cluster.gpus:
         lower = config.accumulation // cluster.gpus * cluster.gpus
         advice = f"{lower} or {lower + cluster.gpus}" if lower else f"{cluster.gpus}"
@@ -247,7 +246,7 @@ def gpu_memory(
         model: architecture.
         batches: a micro-batch of each stage.
         cluster: the machine.
-        counts: of a float32 run where parameters are sharded, of the run where they are not.
+        counts: of a float32 run where every parameter learns and is sharded, of the run otherwise.
         gathered: parameters (outside of the layers, of the largest layer) that a GPU gathers.
     """
     step = largest_step(config, model, batches, backend="flex")
@@ -258,12 +257,16 @@ def gpu_memory(
     size, (outside, largest) = resolve_dtype(config.dtype).itemsize, gathered
     step = _with_exchange(step, model, batches, cluster, size=size, recomputes=config.activation_checkpointing)
     state = math.ceil(total / cluster.gpus)
-    root, layers, reduced = outside * size, PREFETCHED * largest * size, largest * (size + WIDE)
+    learns = largest
+    if config.lora is not None:
+        learns = math.ceil(counts.gradients / WIDE / model.num_layers)
+        largest += learns
+    root, layers, reduced = outside * size, PREFETCHED * largest * size, learns * (size + WIDE)
     held = state + root + layers + step.activations + step.masks
     peaks = {
         "start of the backward pass": held + step.logits,
         # The root's gradients wait for the end of the backward pass.
-        "backward of a layer": held + root + step.recomputed + reduced,
+        "backward of a layer": held + (root if config.lora is None else 0) + step.recomputed + reduced,
     }
     return GpuMemory(total=total, state=state, root=root, layers=layers, reduced=reduced, step=step, peaks=peaks)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from difflm.estimate.cluster import PREFETCHED, RESERVED, ClusterEstimate
-from difflm.estimate.run import bytes_text, duration_text
+from difflm.estimate.run import LORA_NOTE, bytes_text, duration_text
 
 
 def cluster_tree(found: ClusterEstimate) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def cluster_tree(found: ClusterEstimate) -> dict[str, Any]:
 
 def cluster_lines(found: ClusterEstimate) -> list[str]:
     """Return an estimate as lines for a reader."""
-    tree = cluster_tree(found)
+    tree, config = cluster_tree(found), found.config
     model, cluster, run, memory = tree["model"], tree["cluster"], tree["run"], tree["memory_per_gpu"]
     saving = run["activation_checkpointing"]
     parallel = f", experts over {cluster['expert_parallel']}" if cluster["expert_parallel"] > 1 else ""
@@ -87,6 +87,8 @@ def cluster_lines(found: ClusterEstimate) -> list[str]:
         "",
         f"operations  {tree['operations']:.3g}, recomputation not counted",
     ]
+    if config.lora is not None:
+        lines.append(f"note        {LORA_NOTE}")
     timing = tree["time"]
     if timing["hours"] is None:
         lines.append("time        not without --gpu-tflops, the peak of a GPU")

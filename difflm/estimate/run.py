@@ -30,6 +30,8 @@ KERNELS = 330 * 2**20
 """Bytes of the kernels that oneDNN keeps for bfloat16 products on CPU, one for each number of rows and up to 1024: with
 experts, whose rows differ in every step, it comes to that (0.2 to 0.4 MiB each, measured)."""
 
+LORA_NOTE = "lora: activations and time are counted as if every weight learned, an upper bound"
+
 LARGEST_DATA = 200 * 2**20
 """Bytes of data files that are packed to find the fill rate; larger ones are not read."""
 
@@ -151,7 +153,7 @@ def estimate(
 def _lora_notes(config: TrainConfig) -> list[str]:
     if config.lora is None:
         return []
-    return ["lora: activations and time are counted as if every weight learned, an upper bound"]
+    return [LORA_NOTE]
 
 
 def _process(config: TrainConfig, model: ModelConfig) -> int:

@@ -60,7 +60,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], object])
         ({"use_rmsnorm": False}, "use_rmsnorm is False; expected true (no other norm is implemented)"),
         ({"use_bias": None}, "use_bias is missing; expected a value (its class default is that of no released model)"),
         ({"rms_norm_eps": None}, "rms_norm_eps is missing; expected a value (its class default"),
-        ({"rope_theta": None}, "rope_scaling: rope_theta is missing; expected a positive number"),
+        ({"rope_theta": None}, "rope_theta is missing; expected a positive number"),
         ({"mask_token_id": 67}, "mask_token_id is 67; expected an id below vocab_size (67)"),
         ({"mask_token_id": 2}, "mask_token_id is 2; expected an id that does not end a text"),
     ],

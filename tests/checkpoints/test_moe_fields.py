@@ -75,6 +75,12 @@ def test_an_absent_field_is_never_a_class_default(name: str) -> None:
     ("changes", "message"),
     [
         ({"score_function": "softmax"}, "score_function is 'softmax'; expected sigmoid"),
+        (
+            {"router_type": "hash"},
+            "router_type is 'hash'; expected sigmoid or nothing (this family has no other router)",
+        ),
+        ({"scoring_func": "softmax"}, "scoring_func is 'softmax'; expected sigmoid or nothing"),
+        ({"multi_gate": True}, "multi_gate is True; expected false"),
         ({"router_dtype": "bf16"}, "router_dtype is 'bf16'; expected fp32"),
         ({"n_group": 0}, "n_group is 0; expected 1, with topk_group 1, where experts have no groups"),
         ({"n_group": -1}, "n_group is -1; expected an integer of at least 1"),
@@ -101,6 +107,13 @@ def test_what_is_wrong_or_not_implemented_is_named(changes: dict[str, Any], mess
     assert message in str(caught.value)
     assert str(caught.value).startswith("config.json: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["score_function", "router_type"])
+def test_another_router_of_qwen3_is_refused(name: str) -> None:
+    assert qwen(**{name: "softmax"}).moe == qwen().moe
+    with pytest.raises(CheckpointError, match=f"config.json: {name} is 'tanh'; expected softmax or nothing"):
+        qwen(**{name: "tanh"})
 
 
 def test_qwen3() -> None:

@@ -18,6 +18,7 @@ from difflm.estimate.cluster import (
     smallest_cluster,
     visible_pairs,
 )
+from difflm.estimate.run import estimate
 from difflm.training.config_io import config_from_tree
 from difflm.types import Layout
 
@@ -155,6 +156,29 @@ def test_a_clean_half_doubles_the_rows_of_the_layers() -> None:
     )
 
 
+def test_only_the_pairs_of_an_adapter_have_gradients_and_moments() -> None:
+    whole, lora = (estimated(changes=changes, gpus=4) for changes in ({}, {"lora": {"rank": 8}}))
+    pairs = lora.parameters - whole.parameters
+    assert 0 < pairs < whole.parameters / 100
+    # Everything in bfloat16; of the pairs masters, gradients and two moments in float32, and bfloat16 gradients.
+    assert lora.memory.total == pytest.approx(2 * whole.parameters + (2 + 16 + 2) * pairs, rel=1e-4)
+    assert lora.memory.state == pytest.approx(lora.memory.total / 4, abs=1)
+    each = -(-pairs // lora.model.num_layers)
+    assert lora.memory.layers == whole.memory.layers + 2 * 2 * each
+    assert lora.memory.reduced == (2 + 4) * each
+    backward, start = "backward of a layer", "start of the backward pass"
+    rest = lora.memory.step.recomputed + lora.memory.reduced - lora.memory.step.logits
+    assert lora.memory.peaks[backward] - lora.memory.peaks[start] == rest, "the root's weights have no gradients"
+    assert lora.memory.peak < whole.memory.peak
+
+
+def test_an_adapter_on_one_gpu_is_the_estimate_of_one_device() -> None:
+    found = estimated(changes={"lora": {"rank": 8}}, gpus=1, shard="none")
+    alone = estimate(found.config, measured=False)
+    assert found.parameters == alone.parameters.parameters
+    assert found.memory.peaks == alone.peaks
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "cluster", "message"),
     [
@@ -166,7 +190,6 @@ def test_a_clean_half_doubles_the_rows_of_the_layers() -> None:
         (FLASH, {}, {"shard": "none", "expert_parallel": 2}, "shards experts, which shard none does not"),
         (FLASH, {}, {"tflops": 0.0}, "gpu-tflops: 0 is no speed; use more than 0"),
         (FLASH, {}, {"mfu": 1.5}, "mfu: 1.5 is outside of 0 to 1"),
-        (FLASH, {"lora": {"rank": 8}}, {}, "train.lora: many GPUs are computed for runs that update every weight"),
         (FLASH, {"accumulation": 12}, {}, "12 micro-batches of 1 rows are not divisible by 8 GPUs; set it to 8 or 16"),
         (FLASH, {"accumulation": 2}, {}, "2 micro-batches of 1 rows are not divisible by 8 GPUs; set it to 8, or"),
         (FLASH, {"data": {"paths": ["a"], "row_length": 65_536}}, {}, "row_length: 65536 exceeds the model's context"),
