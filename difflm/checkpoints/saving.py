@@ -23,8 +23,10 @@ from difflm.checkpoints.rules import KeyRule, key_map, stored_dtype
 from difflm.checkpoints.shards import Entry, Ledger, plan_shards, write_safetensors
 from difflm.checkpoints.source import parameter_shapes
 from difflm.checkpoints.tokens import carried_text_files
+from difflm.errors import CheckpointError
 from difflm.models.adapters import merged_tensors
 from difflm.models.config import ModelConfig
+from difflm.models.quantised import is_quantised
 
 _REMOTE_CODE = ("auto_map", "custom_pipelines", "custom_generate")
 
@@ -49,8 +51,14 @@ def save_model(
         max_shard_bytes: largest weight file, bytes.
 
     Raises:
-        CheckpointError: `target` is not free or cannot be written, or the adapter is for noisy rows alone.
+        CheckpointError: `target` is not free or cannot be written, the adapter is for noisy rows alone, or the weights
+            are held in int8.
     """
+    if is_quantised(loaded.model):
+        raise CheckpointError(
+            f"{target}: the model was loaded with weights 'int8', which no file of a checkpoint holds; load it with "
+            "weights 'float' to save it"
+        )
     if loaded.adapter is not None:
         refuse_gated(loaded.adapter, str(target))
     kind = None if dtype is None else resolve_dtype(dtype)

@@ -109,3 +109,8 @@ def quantise(model: Transformer) -> None:
     """
     for name, linear in [(name, each) for name, each in model.named_modules() if isinstance(each, nn.Linear)]:
         model.set_submodule(name, QuantisedLinear(linear))
+
+
+def is_quantised(model: Transformer) -> bool:
+    """Return whether a model's linear maps are held in int8 (`quantise`)."""
+    return any(isinstance(each, QuantisedLinear) for each in model.modules())

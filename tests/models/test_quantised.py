@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import difflm
-from difflm.errors import ConfigError
+from difflm.errors import CheckpointError, ConfigError
 from difflm.models.lora import Linear
 from difflm.models.quantised import QuantisedLinear, check_weights, quantise
 from difflm.scoring import logits
@@ -115,6 +115,15 @@ def test_a_checkpoint_decodes_and_scores(tmp_path: Path) -> None:
     prompts = [[1, 2, 3], list(range(30)), [7]]
     together = difflm.generate(narrow, prompts, params)
     assert [each.tokens for each in together] == [difflm.generate(narrow, [each], params)[0].tokens for each in prompts]
+
+
+def test_int8_weights_are_not_saved(tmp_path: Path) -> None:
+    loaded = difflm.load_model(write_parent(tmp_path / "parent"), weights="int8")
+    with pytest.raises(
+        CheckpointError, match="loaded with weights 'int8', which no file of a checkpoint holds; load it"
+    ):
+        difflm.save_model(loaded, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
