@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import difflm
+from difflm.checkpoints.saving import save_model
 from difflm.errors import CheckpointError, ConfigError
 from difflm.models.lora import Linear
 from difflm.models.quantised import QuantisedLinear, check_weights, quantise
@@ -122,7 +123,7 @@ def test_int8_weights_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match="loaded with weights 'int8', which no file of a checkpoint holds; load it"
     ):
-        difflm.save_model(loaded, tmp_path / "saved")
+        save_model(loaded, tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
 
 
