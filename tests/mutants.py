@@ -1268,6 +1268,18 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/admission.py",
+        "return ends - {config.mask_token_id if policy is None or policy.mask_id is None else policy.mask_id}",
+        "return ends",
+        "tests/decode/test_options.py::test_the_mask_is_no_end_of_an_answer",
+    ),
+    Mutant(
+        "difflm/decode/policies/native.py",
+        'return "threshold" if min(confidences) > self.acceptance.threshold else "top_k"',
+        'return "threshold"',
+        "tests/decode/test_options.py::test_what_chose_the_positions_is_told",
+    ),
+    Mutant(
+        "difflm/decode/admission.py",
         "if token == mask_id and not (policy is not None and policy.mask_in_prompt):",
         "if False:",
         "tests/decode/test_admission.py::test_a_mask_id_in_the_prompt_is_refused_with_its_place",

@@ -127,7 +127,15 @@ def _stops(loaded: LoadedModel, params: SamplingParams) -> StopStrings | None:
 def _check_ids(config: CheckpointConfig, params: SamplingParams) -> None:
     """Refuse ids of the parameters that are not in the vocabulary."""
     vocab_size = config.model.vocab_size
-    for field, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", params.logit_bias or {})):
+    policy, bias = params.policy, params.logit_bias
+    masks = [] if policy is None or policy.mask_id is None else [policy.mask_id]
+    if isinstance(policy, Native):
+        bias = policy.logit_bias
+    for field, ids in (
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", bias or {}),
+        ("policy: mask_id", masks),
+    ):
         for token in ids:
             if token >= vocab_size:
                 raise RequestError(f"{field}: id {token} is not in the vocabulary (0..{vocab_size - 1})")
@@ -167,9 +175,14 @@ def _block_size(config: CheckpointConfig, params: SamplingParams, policy: Policy
 
 
 def _eos_ids(config: CheckpointConfig, params: SamplingParams, policy: Policy | None) -> frozenset[int]:
-    """Return the ids that end a generation: those asked for, and the policy's own, or every one of the model."""
+    """Return the ids that end a generation: those asked for, and the policy's own, or every one of the model.
+
+    Never the mask's: no answer has one, and it stands at every undecided position. (Chat tokenizers of the parents end
+    a turn with a token of that id.)
+    """
     own = config.eos_token_ids if policy is None or policy.eos_id is None else (policy.eos_id,)
-    return frozenset(params.stop_token_ids) | (frozenset[int]() if params.ignore_eos else frozenset(own))
+    ends = frozenset(params.stop_token_ids) | (frozenset[int]() if params.ignore_eos else frozenset(own))
+    return ends - {config.mask_token_id if policy is None or policy.mask_id is None else policy.mask_id}
 
 
 def _token_ids(loaded: LoadedModel, prompt: Prompt) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from typing import TypeGuard, cast
 
 from difflm.errors import RequestError
 
@@ -45,7 +46,15 @@ def check_number(field: str, value: object, *, low: float = 0.0, high: float = m
     raise RequestError(f"{field}: {value!r} cannot be used; give a finite number{at_least}{at_most}")
 
 
-def check_ids(field: str, value: Iterable[object]) -> None:
+def _is_collection(value: object) -> TypeGuard[Iterable[object]]:
+    return isinstance(value, Iterable) and not isinstance(value, str)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_ids(field: str, value: object) -> None:
     """Refuse what is no collection of token ids.
 
     Args:
@@ -55,11 +64,11 @@ def check_ids(field: str, value: Iterable[object]) -> None:
     Raises:
         RequestError: naming field and value.
     """
-    if isinstance(value, str) or not all(isinstance(each, int) and each >= 0 for each in value):
+    if not _is_collection(value) or not all(_is_id(each) for each in value):
         raise RequestError(f"{field}: {value!r} cannot be used; give token ids, integers >= 0")
 
 
-def check_strings(field: str, value: Iterable[object]) -> None:
+def check_strings(field: str, value: object) -> None:
     """Refuse what is no collection of non-empty strings.
 
     Args:
@@ -69,11 +78,11 @@ def check_strings(field: str, value: Iterable[object]) -> None:
     Raises:
         RequestError: naming field and value.
     """
-    if isinstance(value, str) or not all(isinstance(each, str) and each for each in value):
+    if not _is_collection(value) or not all(isinstance(each, str) and each for each in value):
         raise RequestError(f"{field}: {value!r} cannot be used; give strings, none of them empty")
 
 
-def check_bias(field: str, value: Mapping[int, float]) -> None:
+def check_bias(field: str, value: object) -> None:
     """Refuse what does not map token ids to finite numbers.
 
     Args:
@@ -83,6 +92,9 @@ def check_bias(field: str, value: Mapping[int, float]) -> None:
     Raises:
         RequestError: naming field and value.
     """
-    check_ids(field, value)
-    for token, bias in value.items():
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{field}: {value!r} cannot be used; give a mapping of token ids to numbers")
+    biases = cast("Mapping[object, object]", value)
+    check_ids(field, biases)
+    for token, bias in biases.items():
         check_number(f"{field}: id {token}", bias, low=-math.inf)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from difflm.decode.admission import Prompt, admit, admit_gaps
+from difflm.decode.checks import check_integer
 from difflm.decode.events import Completion, Event, Finished
 from difflm.decode.forwards import Execution
 from difflm.decode.prefixes import Prefixes
@@ -98,8 +99,7 @@ class Engine:
         each = bytes_per_token(loaded.model.config, loaded.model.embedding.weight.dtype)
         self.cache_tokens = cache_bytes // each
         for field, value in (("max_requests", max_requests), ("prefill_tokens", prefill_tokens)):
-            if value < 1:
-                raise RequestError(f"{field}: {value} cannot be used; give an integer >= 1")
+            check_integer(field, value, minimum=1, unit="requests" if field == "max_requests" else "tokens")
         if self.cache_tokens < 1:
             raise RequestError(f"cache_bytes: {cache_bytes} hold no token; one takes {each} bytes of this model")
         self.prefixes = Prefixes(Spans(self.cache_tokens), kept=prefix_caching)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from difflm.decode.checks import check_bias, check_ids, check_integer, check_number, check_strings
@@ -108,7 +108,7 @@ class SamplingParams:
         check_number("repetition_penalty", self.repetition_penalty, above=True)
         check_number("presence_penalty", self.presence_penalty, low=-math.inf)
         check_number("frequency_penalty", self.frequency_penalty, low=-math.inf)
-        check_bias("logit_bias", self.logit_bias or {})
+        check_bias("logit_bias", {} if self.logit_bias is None else self.logit_bias)
         if self.editing_threshold is not None:
             check_number("editing_threshold", self.editing_threshold)
         check_integer("max_post_steps", self.max_post_steps, minimum=0, unit="forwards per block")
@@ -126,7 +126,11 @@ class SamplingParams:
                 raise RequestError(f"logprobs: {self.logprobs} cannot be used; give at most {MOST_LOGPROBS}")
 
     def _check_alone(self) -> None:
-        """Refuse parameters that a policy decides."""
+        """Refuse what is no policy, and parameters that a policy decides."""
+        if not is_dataclass(self.policy) or isinstance(self.policy, type):
+            raise RequestError(
+                f"policy: {self.policy!r} is no policy; make one by its name: difflm.policy('native', threshold=0.9)"
+            )
         beside = {"max_new_tokens", "seed", "ignore_eos", "stop_token_ids", "stop", "logprobs", "n", "policy"}
         for name, value, default in ((each.name, self.value_of(each.name), each.default) for each in fields(self)):
             if name not in beside and value != default:

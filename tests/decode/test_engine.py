@@ -448,7 +448,12 @@ def test_a_request_that_never_fits_is_refused_and_one_that_does_not_fit_now_wait
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"max_requests": 0}, "integer >= 1"), ({"cache_bytes": 100}, "one takes 256 bytes")]
+    ("options", "said"),
+    [
+        ({"max_requests": 0}, "integer >= 1"),
+        ({"max_requests": 1.5}, "integer >= 1"),
+        ({"cache_bytes": 100}, "one takes 256 bytes"),
+    ],
 )
 def test_an_engine_without_room_is_refused(options: Any, said: str) -> None:
     with pytest.raises(RequestError, match=said):

@@ -233,12 +233,45 @@ def test_native_editing_is_bounded_and_never_writes_a_mask(
         ({"stop": "text"}, "stop: 'text' cannot be used"),
         ({"repetition_penalty": 0}, "> 0"),
         ({"policy": policy("hf20"), "top_k": 3}, "top_k: 3 has no effect beside a policy"),
+        ({"policy": "hf20"}, "policy: 'hf20' is no policy; make one by its name: difflm.policy("),
+        ({"stop": None}, "stop: None cannot be used"),
+        ({"stop_token_ids": 5}, "stop_token_ids: 5 cannot be used"),
+        ({"logit_bias": [3]}, "logit_bias: [3] cannot be used; give a mapping"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(RequestError) as refused:
         SamplingParams(**options)
     assert said in str(refused.value)
+
+
+def test_the_mask_is_no_end_of_an_answer() -> None:
+    # Turns of some parents' chat templates end with the id that is the mask of the converted model.
+    params = SamplingParams(max_new_tokens=6, threshold=0.5, stop_token_ids=(MASK,))
+    plain = SamplingParams(max_new_tokens=6, threshold=0.5)
+    (found,), (expected,) = generate(tiny(1), [[1, 2]], params), generate(tiny(1), [[1, 2]], plain)
+    assert found.tokens == expected.tokens
+    assert found.forwards == expected.forwards
+    assert found.finish_reason == "length"
+    (listed,) = generate(tiny(1, eos=(MASK,)), [[1, 2]], plain)
+    assert listed.tokens == expected.tokens
+
+
+def test_ids_of_a_policy_that_are_not_in_the_vocabulary_are_refused() -> None:
+    for each, said in (
+        (policy("hf20", mask_id=VOCAB), f"policy: mask_id: id {VOCAB} is not in the vocabulary"),
+        (policy("native", logit_bias={VOCAB: 1.0}), f"logit_bias: id {VOCAB} is not in the vocabulary"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            generate(tiny(), [[1]], SamplingParams(max_new_tokens=4, policy=each))
+
+
+def test_what_chose_the_positions_is_told() -> None:
+    loaded = scripted(lambda position: [3.0 if token == 1 else 0.0 for token in range(VOCAB)])  # all at 0.63
+    for settings_, said in (({"threshold": 0.5}, "threshold"), ({"threshold": 0.7}, "top_k"), ({"fixed": 2}, "top_k")):
+        params = SamplingParams(max_new_tokens=4, policy=policy("native", block_length=4, **settings_))
+        first = next(event for event in stream(loaded, [], params) if isinstance(event, Denoised))
+        assert first.selected_by == said
 
 
 def test_options_that_do_not_fit_the_model_are_refused() -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from difflm.decode.checks import check_bias
+from difflm.decode.checks import check_bias, check_number
 from difflm.decode.policies.base import Policy
 from difflm.decode.policies.dinfer import Credit, Hierarchy, Threshold
 from difflm.decode.policies.hf import Hf20, Hf20Greedy, Hf21
@@ -36,6 +36,8 @@ LEAST_INTEGER = {
 }
 """Settings that are integers, and the smallest value of each."""
 BOOLEANS = frozenset({"eos_early_stop", "early_stop", "use_credit"})
+SIGNED = frozenset({"presence_penalty", "frequency_penalty"})
+"""Settings that are numbers of either sign."""
 CHOICES = {"algorithm": ("LowConfidence", "JointThreshold"), "parallel_decoding": ("threshold", "hierarchy")}
 
 
@@ -138,6 +140,8 @@ def check(name: str, settings: Mapping[str, Any], known: set[str]) -> None:
                 raise RequestError(f"{where}; give an integer >= {LEAST_INTEGER[key]}")
         elif key == "logit_bias":
             check_bias(f"policy {name}: {key}", value)
+        elif key in SIGNED:
+            check_number(f"policy {name}: {key}", value, low=-math.inf)
         elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             off = " (1 switches editing off, 0 always edits)" if key.startswith("edit") else ""
             raise RequestError(f"{where}; give a finite number >= 0{off}")

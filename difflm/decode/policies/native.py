@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from difflm.decode.drawing import Draw
+from difflm.decode.events import Selection
 from difflm.decode.policies.base import Decision, Draft, Proposal, Result, Verdict
 from difflm.decode.sampling import Rule
-from difflm.diffusion.acceptance import Acceptance, ThresholdAcceptance
+from difflm.diffusion.acceptance import Acceptance, FixedAcceptance, ThresholdAcceptance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,8 +109,16 @@ class Native:
         return Decision(
             filled=tuple(places[known[i]] for i in taken),
             edited=() if self.editing_threshold is None else self._edits(draft, places, proposal),
-            selected_by="threshold" if taken else "none",
+            selected_by=self._selected_by([proposal.confidences[known[i]] for i in taken]),
         )
+
+    def _selected_by(self, confidences: Sequence[float]) -> Selection:
+        """Return what chose the positions with these confidences; an entropy bound is a threshold, too."""
+        if not confidences:
+            return "none"
+        if isinstance(self.acceptance, ThresholdAcceptance):
+            return "threshold" if min(confidences) > self.acceptance.threshold else "top_k"
+        return "top_k" if isinstance(self.acceptance, FixedAcceptance) else "threshold"
 
     def _edits(self, draft: Draft, places: Sequence[int], proposal: Proposal) -> tuple[int, ...]:
         threshold = self.editing_threshold

@@ -63,6 +63,9 @@ def test_native_strategies() -> None:
     assert strategy(entropy_bound=0.1) == EntropyAcceptance(0.1)
     assert "different strategies" in refusal("native", fixed=4, entropy_bound=0.1)
     assert "different strategies" in refusal("native", fixed=4, min_accept=2)
+    assert policy("native", presence_penalty=-0.5, frequency_penalty=-1) == Native(
+        presence_penalty=-0.5, frequency_penalty=-1
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,8 @@ def test_native_strategies() -> None:
         ("hf20", {"eos_early_stop": 1}, "True or False"),
         ("hf20", {"top_p": 1.5}, "at most 1"),
         ("native", {"fixed": 0}, "an integer >= 1"),
+        ("native", {"presence_penalty": "high"}, "presence_penalty: 'high' cannot be used; give a finite number"),
+        ("native", {"logit_bias": [3]}, "logit_bias: [3] cannot be used; give a mapping"),
     ],
 )
 def test_refusals_name_the_setting(name: str, settings: dict[str, Any], said: str) -> None:
