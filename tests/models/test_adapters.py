@@ -17,7 +17,6 @@ from difflm.models.adapters import (
     pair_of,
 )
 from difflm.models.config import ModelConfig
-from difflm.models.lora import AdapterRows
 from difflm.models.transformer import Transformer
 from tests.checkpoints.tiny import causal, tokens
 from tests.decode import tiny
@@ -58,7 +57,7 @@ def adapted(config: ModelConfig, *, moved: bool = True, fused: bool = False) -> 
     return model
 
 
-def logits(model: Transformer, token_BL: Tensor, adapter: AdapterRows = True) -> Tensor:
+def logits(model: Transformer, token_BL: Tensor, adapter: bool = True) -> Tensor:
     position_BL = torch.arange(token_BL.shape[1]).expand_as(token_BL)
     with torch.no_grad():
         hidden = model(token_BL, position_BL, causal, adapter=adapter)
