@@ -1267,6 +1267,12 @@ MUTANTS = (
         "tests/test_scoring.py::test_padding_is_never_scored_even_where_it_holds_the_mask",
     ),
     Mutant(
+        "difflm/decode/sequences.py",
+        "answer = (i for i in range(first, len(draft.tokens)) if i not in given)",
+        "answer = range(first, len(draft.tokens))",
+        "tests/decode/test_infilling.py::test_given_tokens_are_prompt_and_not_answer_to_the_penalties",
+    ),
+    Mutant(
         "difflm/decode/admission.py",
         "return ends - {config.mask_token_id if policy is None or policy.mask_id is None else policy.mask_id}",
         "return ends",

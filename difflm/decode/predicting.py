@@ -161,7 +161,7 @@ def _rows_of(work: Work, slot: Slot) -> Rows:
         block_length=size,
         left=[work.left_of(place) for place in work.places],
         generator=slot.generator,
-        prompt=request.prompt if request.rule.needs_history else (),
+        prompt=request.given if request.rule.needs_history else (),
         generated=work.generated,
         barred=[number for number, place in enumerate(work.places) if place < free],
         ends=sorted(request.eos_ids) if request.min_tokens else (),

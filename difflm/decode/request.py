@@ -211,6 +211,11 @@ class Request:
     template: tuple[int | None, ...] = ()
 
     @property
+    def given(self) -> tuple[int, ...]:
+        """The prompt and the given tokens of a template: what is no answer."""
+        return (*self.prompt, *(token for token in self.template if token is not None))
+
+    @property
     def limit(self) -> int:
         """Position behind the last token that may be generated."""
         return len(self.prompt) + self.max_new_tokens

@@ -163,8 +163,10 @@ class BlockDecoding:
     def _history(self) -> tuple[int, ...]:
         if not self.request.rule.needs_history:
             return ()
-        draft = self.draft
-        return tuple(draft.tokens[i] for i in range(draft.num_prompt, len(draft.tokens)) if draft.decided[i])
+        draft, first = self.draft, self.draft.num_prompt
+        given = {first + i for i, token in enumerate(self.request.template) if token is not None}
+        answer = (i for i in range(first, len(draft.tokens)) if i not in given)
+        return tuple(draft.tokens[i] for i in answer if draft.decided[i])
 
     def absorb(self, work: Work, proposal: Proposal) -> list[Event]:
         """Write what the policy decides; when the block is finished, open the next one or finish."""

@@ -14,7 +14,7 @@ from difflm.decode.engine import Engine, generate
 from difflm.decode.request import SamplingParams
 from difflm.errors import RequestError
 from tests.decode import reference
-from tests.decode.tiny import MASK, tiny
+from tests.decode.tiny import MASK, VOCAB, scripted, tiny
 
 EOS = 3
 
@@ -72,6 +72,17 @@ def test_a_gap_at_the_end_is_a_completion() -> None:
     params = SamplingParams(max_new_tokens=6, block_size=4)
     (plain,) = generate(loaded, [[1, 2, 5]], params)
     assert Engine(loaded).infill([1, 2, 5, *[None] * 6], params).tokens == [1, 2, 5, *plain.tokens]
+
+
+def test_given_tokens_are_prompt_and_not_answer_to_the_penalties() -> None:
+    def row_of(position: int) -> list[float]:
+        return [2.0 if token == 1 else 1.5 if token == 2 else 0.0 for token in range(VOCAB)]
+
+    row = [None, 1, 0, 0, 1, 1, None]
+    for options, expected in (({"presence_penalty": 1.0}, [1, 2]), ({"repetition_penalty": 2.0}, [2, 1])):
+        params = SamplingParams(block_size=1, **options)  # type: ignore[arg-type]
+        found = Engine(scripted(row_of)).infill(row, params)
+        assert [found.tokens[0], found.tokens[-1]] == expected
 
 
 def test_log_probabilities_are_those_of_the_gaps() -> None:
