@@ -452,9 +452,15 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/stopping.py",
-        "self._holding(tokens, len(text) - longest)",
+        "self._holding(tokens, text[: len(text) - longest])",
         "len(tokens)",
         "tests/decode/test_stopping.py::test_text_that_no_string_can_begin_in_is_told_at_once",
+    ),
+    Mutant(
+        "difflm/decode/stopping.py",
+        "known = text.rstrip(REPLACEMENT)",
+        "known = text",
+        "tests/decode/test_stopping.py::test_characters_of_several_tokens",
     ),
     Mutant(
         "difflm/decode/policies/native.py",
