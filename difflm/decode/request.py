@@ -96,6 +96,10 @@ class SamplingParams:
             raise RequestError(f"ignore_eos: {self.ignore_eos!r} is not a boolean; give True or False")
         if self.decoding not in ("block", "next_token"):
             raise RequestError(f"decoding: {self.decoding!r} is unknown; choose 'block' or 'next_token'")
+        if self.decoding == "next_token" and self.editing_threshold is not None:
+            raise RequestError(
+                f"editing_threshold: {self.editing_threshold!r} has no effect with decoding 'next_token'; leave it out"
+            )
         self._check_sampling()
         self._check_stopping()
         if self.policy is not None:

@@ -235,6 +235,7 @@ def test_native_editing_is_bounded_and_never_writes_a_mask(
         ({"policy": policy("hf20"), "top_k": 3}, "top_k: 3 has no effect beside a policy"),
         ({"policy": "hf20"}, "policy: 'hf20' is no policy; make one by its name: difflm.policy("),
         ({"stop": None}, "stop: None cannot be used"),
+        ({"decoding": "next_token", "editing_threshold": 0.5}, "editing_threshold: 0.5 has no effect with decoding"),
         ({"stop_token_ids": 5}, "stop_token_ids: 5 cannot be used"),
         ({"logit_bias": [3]}, "logit_bias: [3] cannot be used; give a mapping"),
     ],
