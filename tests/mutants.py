@@ -397,12 +397,6 @@ MUTANTS = (
         "tests/decode/policies/test_dinfer.py::test_positions_within_a_hair_of_the_best_are_taken_with_it",
     ),
     Mutant(
-        "difflm/decode/policies/dinfer.py",
-        "if best > self.low_threshold:",
-        "if best > 0:",
-        "tests/decode/policies/test_dinfer.py::test_the_rule_and_the_loop",
-    ),
-    Mutant(
         "difflm/decode/sequences.py",
         "and not self.request.rule.random",
         "",
