@@ -392,6 +392,12 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/policies/dinfer.py",
+        "if best > self.low_threshold:",
+        "if best > 0:",
+        "tests/decode/policies/test_dinfer.py::test_the_best_of_a_run_waits_below_the_low_threshold",
+    ),
+    Mutant(
+        "difflm/decode/policies/dinfer.py",
         "NEAR_TIE = 1e-5",
         "NEAR_TIE = 0.0",
         "tests/decode/policies/test_dinfer.py::test_positions_within_a_hair_of_the_best_are_taken_with_it",

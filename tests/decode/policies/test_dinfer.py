@@ -60,6 +60,13 @@ def test_positions_within_a_hair_of_the_best_are_taken_with_it() -> None:
     assert found.trace == [([2], []), ([0, 1], [])]
 
 
+def test_the_best_of_a_run_waits_below_the_low_threshold() -> None:
+    # Probabilities of about 0.87, 0.98 and 0.25: the middle one parts the masks into two runs.
+    table = {0: [4.0] + [0.0] * 8, 1: [6.0] + [0.0] * 8, 2: [1.0] + [0.0] * 8}
+    found = plain.drive(Hierarchy(low_threshold=0.4), [], plain.fixed_logits(table), size=3, new=3)
+    assert found.trace == [([1], []), ([0], []), ([2], [])]
+
+
 def test_a_block_of_masks_alone_is_given_up_at_once_and_said() -> None:
     table = {i: [0.0] * plain.MASK + [5.0] for i in range(3)}
     found = plain.drive(Threshold(), [], plain.fixed_logits(table), size=3, new=3)
