@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from demo.task import Item, Split, exact_match, items
 from difflm import LoadedModel, SamplingParams, generate
+from difflm.evaluation.intervals import wilson
 
 MAX_NEW_TOKENS = 56
 """The longest answer has 35 tokens with its EOS; the rest is room to fail in."""
@@ -57,15 +57,7 @@ class Row:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the exact match."""
-        return wilson(self.correct, self.count)
-
-
-def wilson(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the Wilson score interval of a share."""
-    share = correct / count
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+        return wilson(self.correct / self.count, self.count)
 
 
 def measure(name: str, loaded: LoadedModel, split: Split, count: int, params: SamplingParams) -> Row:

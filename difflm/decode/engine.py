@@ -259,10 +259,17 @@ class Engine:
         """
         if isinstance(prompts, str):
             raise RequestError(f"prompts: one string ({prompts[:40]!r}) was given; give a list of prompts")
+        alone = [replace(params or SamplingParams(), n=1, seed=seed) for seed in seeds(params)]
+        return self.complete([(prompt, each) for prompt in prompts for each in alone])
+
+    def complete(self, asked: Sequence[tuple[Prompt, SamplingParams]]) -> list[Completion]:
+        """Return the completions of prompts with parameters of their own, in their order. All are checked first.
+
+        Raises as `submit`.
+        """
         numbers: list[int] = []
         try:
-            alone = [replace(params or SamplingParams(), n=1, seed=seed) for seed in seeds(params)]
-            numbers.extend(self.submit(prompt, each) for prompt in prompts for each in alone)
+            numbers.extend(self.submit(prompt, each) for prompt, each in asked)
             finished: dict[int, Completion] = {}
             while len(finished) < len(numbers):
                 for event in self.step():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflm.diffusion.scores import HeadRows, head_logits
+from difflm.diffusion.scores import HeadRows, head_logits, through_head
 from difflm.types import Divergence, TokenScores
 
 
@@ -63,13 +63,7 @@ class _ChunkedDivergence(torch.autograd.Function):
                 for each in (hidden_MD, teacher_MD)
             )
             grad_logit = (_logit_gradient(log_p, log_q, ctx.kind) * grad_value[part, None]).to(hidden_MD.dtype)
-            if rows is not None and grad_rows is not None:
-                replaced = grad_logit[:, rows[0]]
-                grad_rows += replaced.T @ hidden_MD[part]
-                grad_logit[:, rows[0]] = 0
-                grad_hidden[part] = grad_logit @ head_VD + replaced @ rows[1]
-            else:
-                grad_hidden[part] = grad_logit @ head_VD
+            grad_hidden[part] = through_head(grad_logit, hidden_MD[part], head_VD, rows, grad_rows)
             if grad_head is not None:
                 grad_head.add_(grad_logit.T @ hidden_MD[part])
         return grad_hidden, grad_head, None, None, None, None, None, None, grad_rows

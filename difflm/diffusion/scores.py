@@ -27,6 +27,26 @@ def head_logits(hidden_CD: Tensor, head_VD: Tensor, suppressed_V: Tensor | None,
     return logit_CV if suppressed_V is None else logit_CV.masked_fill_(suppressed_V, -torch.inf)
 
 
+def through_head(
+    grad_CV: Tensor, hidden_CD: Tensor, head_VD: Tensor, rows: HeadRows | None, grad_rows_TD: Tensor | None
+) -> Tensor:
+    """Return the gradient of a chunk's hidden states, [C, D]; backward of `head_logits`, but for the head itself.
+
+    Args:
+        grad_CV: of the logits, in the head's dtype; the columns of replaced rows are cleared.
+        hidden_CD: hidden states of the chunk.
+        head_VD: weight of the head.
+        rows: stand in for rows of the head.
+        grad_rows_TD: what the gradient of `rows` is added to.
+    """
+    if rows is None or grad_rows_TD is None:
+        return grad_CV @ head_VD
+    replaced_CT = grad_CV[:, rows[0]]
+    grad_rows_TD += replaced_CT.T @ hidden_CD
+    grad_CV[:, rows[0]] = 0
+    return grad_CV @ head_VD + replaced_CT @ rows[1]
+
+
 class _ChunkedScores(torch.autograd.Function):
     """Forward keeps no logits; backward recomputes them chunk by chunk."""
 
@@ -81,13 +101,7 @@ class _ChunkedScores(torch.autograd.Function):
                 grad_logit.add_(chance.mul_(scale))
                 grad_logit.scatter_add_(1, target_M[part, None], -scale.to(grad_logit.dtype))
             grad_logit = grad_logit.to(hidden_MD.dtype)
-            if rows is not None and grad_rows is not None:
-                replaced = grad_logit[:, rows[0]]
-                grad_rows += replaced.T @ hidden_MD[part]
-                grad_logit[:, rows[0]] = 0
-                grad_hidden[part] = grad_logit @ head_VD + replaced @ rows[1]
-            else:
-                grad_hidden[part] = grad_logit @ head_VD
+            grad_hidden[part] = through_head(grad_logit, hidden_MD[part], head_VD, rows, grad_rows)
             if ctx.needs_input_grad[1]:
                 part_head = grad_logit.T @ hidden_MD[part]
                 grad_head = part_head if grad_head is None else grad_head.add_(part_head)

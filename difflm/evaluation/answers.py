@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from difflm.checkpoints.fields import one_line
 from difflm.decode.engine import Engine
-from difflm.decode.events import Completion, Finished
+from difflm.decode.events import Completion
 from difflm.decode.request import SamplingParams
 from difflm.errors import CheckpointError, ConfigError
 from difflm.evaluation.usage import Usage
@@ -226,12 +226,7 @@ class Answers:
         return [each.text or "" for each in completions]
 
     def _decode(self, asked: Sequence[tuple[list[int], SamplingParams]]) -> list[Completion]:
-        engine = Engine(self.loaded, max_requests=self.settings.max_requests)
-        numbers = [engine.submit(prompt, params) for prompt, params in asked]
-        finished: dict[int, Completion] = {}
-        while len(finished) < len(numbers):
-            finished |= {each.request_id: each.completion for each in engine.step() if isinstance(each, Finished)}
-        return [finished[number] for number in numbers]
+        return Engine(self.loaded, max_requests=self.settings.max_requests).complete(asked)
 
     @property
     def opening(self) -> list[int]:
