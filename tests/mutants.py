@@ -1976,7 +1976,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/scores.py",
-        "                grad_logit[:, rows[0]] = 0\n",
+        "    grad_CV[:, rows[0]] = 0\n",
         "",
         "tests/diffusion/test_scores.py::test_rows_that_stand_in_equal_a_head_with_them",
     ),

@@ -36,7 +36,7 @@ def test_without_options_the_parameters_are_the_defaults() -> None:
 def test_every_parameter_has_its_option() -> None:
     words: list[str] = []
     expected: dict[str, Any] = {}
-    values = {"decoding": "next_token", "threshold": 0.5, "temperature": 0.7, "top_p": 0.5, "min_p": 0.25}
+    values = {"threshold": 0.5, "temperature": 0.7, "top_p": 0.5, "min_p": 0.25}
     several: dict[str, Any] = {
         "logit_bias": (["--logit-bias", "4=-5", "--logit-bias", "7=0.5"], {4: -5.0, 7: 0.5}),
         "stop": (["--stop", "a b", "--stop", "c"], ("a b", "c")),
@@ -48,7 +48,7 @@ def test_every_parameter_has_its_option() -> None:
             words.append(option)
             expected[each.name] = True
             continue
-        if each.name == "policy":  # it decides what other options say, too
+        if each.name in ("policy", "decoding"):  # they decide what other options say, too
             continue
         if each.name in several:
             words += several[each.name][0]
@@ -57,6 +57,10 @@ def test_every_parameter_has_its_option() -> None:
         expected[each.name] = values.get(each.name, 3)
         words += [option, str(expected[each.name])]
     assert parse(words) == SamplingParams(**expected)
+
+
+def test_next_token_decoding_is_an_option() -> None:
+    assert parse(["--decoding", "next_token"]) == SamplingParams(decoding="next_token")
 
 
 def test_a_policy_is_an_option() -> None:
