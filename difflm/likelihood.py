@@ -120,17 +120,22 @@ def likelihoods(
         block_size: of "elbo", tokens; None: the model's (of generation_config.json, config.json, or 32).
         samples: masks per text at most; where a text has no more of them altogether, all are used and the bound is
             exact.
-        seed: of the masks.
+        seed: of the masks, >= 0.
         batch_tokens: tokens of a forward at most; a mask of a longer text goes alone.
 
     Raises:
-        RequestError: a kind that the model does not have, ids that it does not know, nothing to score, or more tokens
-            than its context.
+        RequestError: a kind that the model does not have, ids that it does not know, nothing to score, more tokens
+            than its context, or a number that is out of its range.
     """
     kind = _kind(loaded, kind)
-    for name, value in (("samples", samples), ("batch_tokens", batch_tokens), ("block_size", block_size)):
-        if value is not None and value < 1:
-            raise RequestError(f"{name}: {value} cannot be used; give an integer >= 1")
+    for name, value, least in (
+        ("samples", samples, 1),
+        ("batch_tokens", batch_tokens, 1),
+        ("block_size", 1 if block_size is None else block_size, 1),
+        ("seed", seed, 0),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise RequestError(f"{name}: {value!r} cannot be used; give an integer >= {least}")
     scorer = _Scorer(loaded, kind, 1 if kind == "chain" else block_size or model_block_size(loaded), samples, seed)
     for number, each in enumerate(continuations):
         _check(loaded, number, each)

@@ -73,6 +73,12 @@ MUTANTS = (
         "tests/cli/test_main.py::test_threads_wait_passively_unless_told_otherwise",
     ),
     Mutant(
+        "difflm/likelihood.py",
+        '("seed", seed, 0),',
+        '("seed", 0, 0),',
+        "tests/test_likelihood.py::test_what_cannot_be_scored_is_refused",
+    ),
+    Mutant(
         "difflm/evaluation/answers.py",
         "common = min(common, len(both) - 1)",
         "common = len(own)",

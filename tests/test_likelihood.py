@@ -239,7 +239,12 @@ def test_what_cannot_be_scored_is_refused() -> None:
         (lambda: likelihoods(parent, given, kind="elbo"), "kind: 'elbo' needs a mask token and tiny has none"),
         (lambda: likelihoods(loaded, given, kind="ar"), "kind: 'ar' is unknown; choose 'elbo' or 'chain'"),  # type: ignore[arg-type]
         (lambda: likelihoods(loaded, given, samples=0), "samples: 0 cannot be used"),
+        (lambda: likelihoods(loaded, given, samples=2.5), "samples: 2.5 cannot be used"),  # type: ignore[arg-type]
         (lambda: likelihoods(loaded, given, block_size=0), "block_size: 0 cannot be used"),
+        (lambda: likelihoods(loaded, given, batch_tokens=0), "batch_tokens: 0 cannot be used; give an integer >= 1"),
+        (lambda: likelihoods(loaded, given, seed=-1), "seed: -1 cannot be used; give an integer >= 0"),
+        (lambda: likelihoods(loaded, given, seed=None), "seed: None cannot be used"),  # type: ignore[arg-type]
+        (lambda: likelihoods(loaded, given, seed=True), "seed: True cannot be used"),
         (lambda: likelihoods(loaded, [*given, Continuation(tokens=[])]), r"continuations\[1\]: it has no tokens"),
         (lambda: likelihoods(loaded, [Continuation(tokens=[1] * 97)]), "97 tokens do not fit the context of 96"),
         (lambda: likelihoods(loaded, [Continuation(tokens=[13])]), "id 13 is no token of a text"),
