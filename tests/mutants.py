@@ -121,6 +121,12 @@ MUTANTS = (
         "tests/evaluation/test_harness.py::test_metrics_come_with_their_standard_errors",
     ),
     Mutant(
+        "difflm/cli/estimate.py",
+        'startswith("train.model: missing")',
+        'startswith("train.")',
+        "tests/cli/test_estimate.py::test_a_recipe_without_a_model_says_how_to_give_one",
+    ),
+    Mutant(
         "difflm/cli/eval.py",
         'and found and ":" in found[-1]',
         'and found and found[-1].endswith(":")',

@@ -123,13 +123,22 @@ def estimate(
 def _recipe_run(
     recipe: str, overrides: tuple[str, ...], *, model: str | None, data: tuple[Path, ...], tokens: int | None
 ) -> TrainConfig:
+    from difflm.checkpoints.architectures import ARCHITECTURES
     from difflm.recipes.resolving import resolve
     from difflm.recipes.shipped import recipe_path
 
     # A shipped recipe names neither data nor output, and an estimate needs none.
     if not data and recipe_path(recipe) and not any("data.paths" in each for each in overrides):
         data = (Path("data"),)
-    return resolve(recipe, list(overrides), model=model, data=data, output=Path("run"), tokens=tokens)
+    try:
+        return resolve(recipe, list(overrides), model=model, data=data, output=Path("run"), tokens=tokens)
+    except ConfigError as error:
+        if not str(error).startswith("train.model: missing"):
+            raise
+        raise ConfigError(
+            f"model: recipe {recipe} names none; give --model FOLDER (its config.json is enough) or --model NAME, one of "
+            f"{', '.join(ARCHITECTURES)}"
+        ) from None
 
 
 def _named_run(name: str, overrides: tuple[str, ...], *, tokens: int | None, gpus: int | None) -> TrainConfig:

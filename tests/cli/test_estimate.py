@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,33 @@ def test_many_gpus_by_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_what_no_cluster_can_be(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str) -> None:
     assert message in told(capsys, *words, code=2)
+
+
+def named(model: str | None = None) -> dict[str, object]:
+    """Return the fields of a recipe as a function of the model makes it."""
+    tree: dict[str, object] = {"data": {"row_length": 64}, "curriculum": [{"block_size": 4, "tokens": 1000}]}
+    return tree if model is None else tree | {"model": model}
+
+
+@pytest.mark.parametrize("recipe", ["llada2_flash", "laptop", f"{__name__}:named", "own.yaml"])
+@pytest.mark.parametrize("rest", [(), ("--gpus", "64")])
+def test_a_recipe_without_a_model_says_how_to_give_one(
+    recipe: str,
+    rest: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("data: {row_length: 64}\ncurriculum: [{block_size: 4, tokens: 1000}]\n")
+    said = told(capsys, recipe, *rest, "data.paths=[data]", code=2)
+    assert said.startswith(
+        f"difflm: model: recipe {recipe} names none; give --model FOLDER (its config.json is enough)"
+    )
+    assert "or --model NAME, one of smollm2-135m, qwen3-0.6b, " in said
+    # Another field that is missing is not taken for it.
+    Path("own.yaml").write_text("model: smollm2-135m\ndata: {row_length: 64}\n")
+    assert told(capsys, "own.yaml", "data.paths=[data]", code=2).startswith("difflm: train.curriculum: missing")
 
 
 def test_sizes_of_memory() -> None:
