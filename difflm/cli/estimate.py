@@ -136,8 +136,8 @@ def _recipe_run(
         if not str(error).startswith("train.model: missing"):
             raise
         raise ConfigError(
-            f"model: recipe {recipe} names none; give --model FOLDER (its config.json is enough) or --model NAME, one of "
-            f"{', '.join(ARCHITECTURES)}"
+            f"model: recipe {recipe} names none; give --model FOLDER (its config.json is enough) or --model NAME, "
+            f"one of {', '.join(ARCHITECTURES)}"
         ) from None
 
 
