@@ -81,16 +81,15 @@ def _deciding() -> list[Decorated]:
         _integer("--max-post-steps", 16, "Most forwards of a block that only edit."),
         click.option(
             "--decoding",
-            type=click.Choice(["block", "next_token"]),
-            default="block",
-            show_default=True,
-            help="Block diffusion, or left to right (AR models).",
+            type=click.Choice(["block", "next_token", "verified"]),
+            show_default="verified where the model drafts, else block",
+            help="Block diffusion; left to right (AR models); or left to right with drafts that are verified.",
         ),
         click.option(
             "--policy",
             metavar="NAME[:SETTING=VALUE,...]",
             show_default="native, with these options",
-            help="Rules of another system: hf20, hf20-greedy, hf21, sglang, dinfer; see docs/decoding.md.",
+            help="Rules of another system, or verified with settings of its own; see docs/decoding.md.",
         ),
     ]
 

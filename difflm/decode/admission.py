@@ -5,11 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from difflm.decode.policies.base import Policy
+from difflm.decode.policies.named import made_verified
 from difflm.decode.policies.native import Native
-from difflm.decode.request import Request, SamplingParams
+from difflm.decode.policies.verified import Verified
+from difflm.decode.request import DEFAULT_BLOCK_SIZE, Decoding, Request, SamplingParams
 from difflm.decode.stopping import StopStrings
 from difflm.diffusion.acceptance import ThresholdAcceptance
 from difflm.errors import RequestError
@@ -38,22 +40,13 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
     config = loaded.config
     tokens = _token_ids(loaded, prompt)
     native = _native(config, params)
-    policy = params.policy or (native if params.decoding == "block" else None)
-    mask_id = None
-    if policy is not None:
-        mask_id = config.mask_token_id if policy.mask_id is None else policy.mask_id
-        if mask_id is None:
-            raise RequestError(
-                f"decoding: 'block' needs a mask token and {loaded.path} has none (mask_token_id is absent); "
-                "convert the checkpoint with difflm convert, or use decoding 'next_token'"
-            )
-        if loaded.model.adapter_gate == "noisy":
-            raise RequestError(
-                f"decoding: 'block', but the adapter on {loaded.path} only drafts (its gate is 'noisy'): that has "
-                "to be verified; use decoding 'next_token', which is the base's text, or the base alone"
-            )
+    decoding = decoding_for(loaded, params)
+    drafting = _drafting(loaded, params, native) if decoding == "verified" else None
+    policy = native if decoding == "block" else None
+    if params.policy is not None and not isinstance(params.policy, Verified):
+        policy = params.policy
+    mask_id = None if policy is None and drafting is None else _mask_id(loaded, policy, decoding)
     max_new_tokens = params.max_new_tokens if policy is None or policy.gen_length is None else policy.gen_length
-    block_size = _block_size(config, params, policy)
     _check_tokens(config, tokens, config.mask_token_id if mask_id is None else mask_id, policy)
     _check_length(config, tokens, max_new_tokens)
     shifted = config.logit_shift or policy is None
@@ -62,24 +55,91 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
         why = "reads each token at the row before it (logit_shift)" if policy is not None else "predicts left to right"
         raise RequestError(f"prompt: it is empty, but this model {why}; start the prompt with the BOS id {bos}")
     _check_ids(config, params)
+    suppressed = config.suppressed_token_ids
+    left_to_right = replace(native.rule(suppressed), keyed=True) if drafting is None else drafting.rule(suppressed)
+    chosen = drafting or policy
     return Request(
         id=request_id,
         prompt=tokens,
         max_new_tokens=max_new_tokens,
-        block_size=block_size,
+        block_size=_block_size(config, params, policy),
         policy=policy,
-        rule=(policy or native).rule(config.suppressed_token_ids),
+        rule=left_to_right if policy is None else policy.rule(suppressed),
         seed=params.seed,
         eos_ids=_eos_ids(config, params, policy),
         mask_id=mask_id,
         logit_shift=shifted,
         clean_causal=config.clean_attention == "causal" or policy is None,
         noisy_causal=config.noisy_attention == "causal",
+        noisy_shift=config.logit_shift,
+        drafting=drafting,
         fused=fused,
-        min_tokens=policy.min_tokens if isinstance(policy, Native) else params.min_tokens,
+        min_tokens=chosen.min_tokens if isinstance(chosen, Native | Verified) else params.min_tokens,
         stops=_stops(loaded, params),
         logprobs=params.logprobs,
     )
+
+
+def decoding_for(loaded: LoadedModel, params: SamplingParams) -> Decoding:
+    """Return how a request with these parameters is decoded: what they say, else what the model offers.
+
+    Args:
+        loaded: the model.
+        params: of the request.
+
+    Raises:
+        RequestError: generation_config names none that there is.
+    """
+    if params.policy is not None:
+        return "verified" if isinstance(params.policy, Verified) else "block"
+    if params.decoding is not None:
+        return params.decoding
+    own = loaded.config.generation.get("decoding")
+    if own is None:
+        return "verified" if loaded.model.adapter_gate == "noisy" else "block"
+    if own not in get_args(Decoding):
+        known = ", ".join(map(repr, get_args(Decoding)))
+        raise RequestError(f"generation_config.json: decoding: {own!r} is unknown; write one of {known}")
+    return own
+
+
+def _mask_id(loaded: LoadedModel, policy: Policy | None, decoding: Decoding) -> int:
+    """Return the id of an undecided position."""
+    mask_id = loaded.config.mask_token_id if policy is None or policy.mask_id is None else policy.mask_id
+    if mask_id is None:
+        raise RequestError(
+            f"decoding: '{decoding}' needs a mask token and {loaded.path} has none (mask_token_id is absent); "
+            "convert the checkpoint with difflm convert, or use decoding 'next_token'"
+        )
+    if policy is not None and loaded.model.adapter_gate == "noisy":
+        raise RequestError(
+            f"decoding: 'block', but the adapter on {loaded.path} only drafts (its gate is 'noisy'): that has "
+            "to be verified; use decoding 'verified', which is the base's text, or the base alone"
+        )
+    return mask_id
+
+
+def _drafting(loaded: LoadedModel, params: SamplingParams, native: Native) -> Verified:
+    """Return how drafts are made and verified, with the model's window where none is given."""
+    config = loaded.config
+    if config.clean_attention != "causal":
+        raise RequestError(
+            f"decoding: 'verified' needs clean_attention 'causal', and {loaded.path} has '{config.clean_attention}': "
+            "its clean rows see the tokens that they would have to verify; train from a checkpoint that was converted "
+            "with --clean-attention causal, or use decoding 'block'"
+        )
+    if isinstance(params.policy, Verified):
+        given = params.policy
+    else:
+        given = made_verified(config.generation.get("verified") or {}, where="generation_config.json: verified")
+        given = replace(given, draw=native.rule(()), min_tokens=params.min_tokens)
+    most = config.block_size or DEFAULT_BLOCK_SIZE
+    if given.window is not None and given.window > most:
+        raise RequestError(
+            f"policy verified: window {given.window} is beyond the block of {most} tokens that {loaded.path} drafts; "
+            f"give at most {most}"
+        )
+    return replace(given, window=min(given.window or most, config.model.max_positions))
 
 
 def admit_gaps(
@@ -101,13 +161,21 @@ def admit_gaps(
     if None not in row:
         raise RequestError("tokens: there is no gap to fill; put None where a token is to be found")
     alone = {"policy": params.policy is not None, "stop": bool(params.stop), "n": params.n > 1}
-    alone |= {"editing_threshold": params.editing_threshold is not None, "decoding": params.decoding != "block"}
+    alone |= {"editing_threshold": params.editing_threshold is not None}
+    alone |= {"decoding": params.decoding not in (None, "block")}
     for field, given in alone.items():
         if given:
             raise RequestError(f"{field}: it cannot be used for filling gaps; leave it out")
     first, config = row.index(None), loaded.config
     _check_tokens(config, tuple(token for token in row if token is not None), config.mask_token_id, None)
-    inner = replace(params, max_new_tokens=len(row) - first, min_tokens=0, ignore_eos=True, stop_token_ids=())
+    inner = replace(
+        params,
+        max_new_tokens=len(row) - first,
+        min_tokens=0,
+        ignore_eos=True,
+        stop_token_ids=(),
+        decoding="block",
+    )
     prompt = [token for token in row[:first] if token is not None]
     request = admit(loaded, prompt, inner, request_id=request_id, fused=fused)
     assert request.policy is not None, "blocks have a policy"
@@ -128,9 +196,12 @@ def _check_ids(config: CheckpointConfig, params: SamplingParams) -> None:
     """Refuse ids of the parameters that are not in the vocabulary."""
     vocab_size = config.model.vocab_size
     policy, bias = params.policy, params.logit_bias
-    masks = [] if policy is None or policy.mask_id is None else [policy.mask_id]
-    if isinstance(policy, Native):
-        bias = policy.logit_bias
+    masks: list[int] = []
+    if isinstance(policy, Verified):
+        bias = dict(policy.draw.logit_bias)
+    elif policy is not None:
+        masks = [] if policy.mask_id is None else [policy.mask_id]
+        bias = policy.logit_bias if isinstance(policy, Native) else bias
     for field, ids in (
         ("stop_token_ids", params.stop_token_ids),
         ("logit_bias", bias or {}),
@@ -141,7 +212,7 @@ def _check_ids(config: CheckpointConfig, params: SamplingParams) -> None:
                 raise RequestError(f"{field}: id {token} is not in the vocabulary (0..{vocab_size - 1})")
 
 
-def _native(config: CheckpointConfig, params: SamplingParams) -> Policy:
+def _native(config: CheckpointConfig, params: SamplingParams) -> Native:
     """Return the native policy with a request's own parameters."""
     threshold = params.resolved_threshold(config.generation)
     return Native(

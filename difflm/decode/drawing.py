@@ -1,4 +1,4 @@
-"""The native rule: suppression, bias, penalties, temperature, filters, one uniform number a row.
+"""The native rule: suppression, bias, penalties, temperature, filters, one draw a row.
 
 Shape legend: see `difflm.types`; here M counts the predicted rows of all requests of a call, R those of one.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from difflm.decode.sampling import Proposed, Rows, by_request, chosen, filtered, widened
+from difflm.diffusion.noise import RowNoise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +22,12 @@ class Draw:
 
     In this order: suppressed ids and barred ends get no probability; the bias is added; penalties; division by the
     temperature; min-p, top-k, top-p. At temperature 0 nothing is filtered, and the confidence is the softmax's.
-    One uniform number is drawn per row, in row order, so the generator's use does not depend on the vocabulary.
+    Keyed draws take the noise of (seed, position), whatever was drawn before and by which forward, and the token at
+    which log-probability plus Gumbel noise is largest: where two rows have similar distributions at one position, they
+    mostly draw the same. Others take one uniform number per row from the request's generator, in row order.
 
-    All rows of a forward are penalised alike, by the tokens that were decided before it, on either side of the row.
+    All rows of a forward are penalised alike, by the tokens that were decided before it, on either side of the row; a
+    row behind drafts by those, too.
 
     Attributes:
         temperature: T >= 0, dimensionless.
@@ -36,6 +40,7 @@ class Draw:
         logit_bias: (id, number added to its logit), ascending.
         suppressed: ids that must never be proposed: their logits become -inf before the softmax.
         entropy: whether to give the entropies.
+        keyed: whether noise belongs to the position; for decoding left to right.
     """
 
     temperature: float = 0.0
@@ -48,6 +53,7 @@ class Draw:
     logit_bias: tuple[tuple[int, float], ...] = ()
     suppressed: tuple[int, ...] = ()
     entropy: bool = False
+    keyed: bool = False
 
     @property
     def random(self) -> bool:
@@ -61,20 +67,29 @@ class Draw:
 
     def __call__(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Proposed:
         """Return tokens and confidences."""
-        logits_MV = self._processed(widened(logits_MV), rows)
         if self.temperature == 0.0:
+            logits_MV = self._processed(widened(logits_MV), rows)
             # The arg-max is taken of the logits: softmax may round two different ones to the same probability.
             return chosen(logits_MV.softmax(dim=-1), logits_MV.argmax(dim=-1), entropy=self.entropy)
+        probability_MV = self.distribution(logits_MV, rows)
+        if self.keyed:
+            noise_MV = gumbel(rows, probability_MV.shape[-1]).to(probability_MV.device)
+            token_M = (probability_MV.double().log() + noise_MV).argmax(dim=-1)
+        else:
+            uniform = [torch.rand(len(each.places), dtype=torch.float64, generator=each.generator) for each in rows]
+            token_M = inverse_transform(probability_MV, torch.cat(uniform).to(logits_MV.device))
+        return chosen(probability_MV, token_M, entropy=self.entropy)
+
+    def distribution(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Tensor:
+        """Return the probabilities that are drawn from, [M, V]; the temperature is above 0."""
+        logits_MV = self._processed(widened(logits_MV), rows)
         # The maximum goes first: a tiny temperature must not overflow.
         scaled_MV = (logits_MV - logits_MV.amax(dim=-1, keepdim=True)) / self.temperature
         if self.min_p > 0:
             probability_MV = scaled_MV.softmax(dim=-1)
             least_M1 = self.min_p * probability_MV.amax(dim=-1, keepdim=True)
             scaled_MV = scaled_MV.masked_fill(probability_MV < least_M1, -torch.inf)
-        probability_MV = filtered(scaled_MV, self.top_k, self.top_p).softmax(dim=-1)
-        uniform = [torch.rand(len(each.places), dtype=torch.float64, generator=each.generator) for each in rows]
-        token_M = inverse_transform(probability_MV, torch.cat(uniform).to(logits_MV.device))
-        return chosen(probability_MV, token_M, entropy=self.entropy)
+        return filtered(scaled_MV, self.top_k, self.top_p).softmax(dim=-1)
 
     def _processed(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Tensor:
         """Return the logits with suppression, bias and penalties; the given ones are not changed."""
@@ -95,8 +110,16 @@ class Draw:
 
     def _penalise(self, logits_RV: Tensor, rows: Rows) -> None:
         """Apply the penalties of one request in place."""
-        count = Counter(rows.generated)
-        if self.repetition_penalty != 1.0 and (seen := sorted({*rows.prompt, *count})):
+        if not rows.drafts:
+            self._penalise_alike(logits_RV, rows.prompt, rows.generated)
+            return
+        for number, logits_V in enumerate(logits_RV):
+            self._penalise_alike(logits_V[None], rows.prompt, [*rows.generated, *rows.drafts[:number]])
+
+    def _penalise_alike(self, logits_RV: Tensor, prompt: Sequence[int], generated: Sequence[int]) -> None:
+        """Apply the penalties of one history in place."""
+        count = Counter(generated)
+        if self.repetition_penalty != 1.0 and (seen := sorted({*prompt, *count})):
             index_I = torch.tensor(seen, device=logits_RV.device)
             known_RI = logits_RV[:, index_I]
             logits_RV[:, index_I] = torch.where(
@@ -106,6 +129,36 @@ class Draw:
             index_I = torch.tensor(list(count), device=logits_RV.device)
             count_I = torch.tensor(list(count.values())).to(logits_RV)
             logits_RV[:, index_I] -= self.presence_penalty + self.frequency_penalty * count_I
+
+
+def uniform(rows: Rows, number: int, count: int, *, stream: int = 0) -> Tensor:
+    """Return the uniform numbers in (0, 1) of one row's position, float64 on the CPU.
+
+    Args:
+        rows: of a request.
+        number: of the row among them.
+        count: how many.
+        stream: separates uses of one position.
+    """
+    generator = RowNoise(rows.seed).generator(rows.positions[number], stream)
+    return torch.rand(count, dtype=torch.float64, generator=generator).clamp_(min=2.0**-54)
+
+
+def gumbel(rows: Sequence[Rows], vocab_size: int, numbers: range | None = None, *, stream: int = 0) -> Tensor:
+    """Return Gumbel noise for every row, [M, V], float64 on the CPU: that of its request's seed and its position.
+
+    Args:
+        rows: of the requests.
+        vocab_size: numbers of a row.
+        numbers: rows of each request; None is all.
+        stream: separates uses of one position.
+    """
+    each = [
+        uniform(one, number, vocab_size, stream=stream)
+        for one in rows
+        for number in (range(len(one.places)) if numbers is None else numbers)
+    ]
+    return -torch.log(-torch.log(torch.stack(each)))
 
 
 def inverse_transform(probability_MV: Tensor, uniform_M: Tensor) -> Tensor:

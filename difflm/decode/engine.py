@@ -208,6 +208,7 @@ class Engine:
             stopped_by=outcome.stopped_by,
             logprobs=outcome.logprobs,
             reused_tokens=started.reused_tokens,
+            drafts=outcome.drafts,
         )
         return Finished(request_id=request_id, completion=completion)
 

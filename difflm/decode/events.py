@@ -54,6 +54,40 @@ class Forwards:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftCounts:
+    """What became of the drafts of one request.
+
+    Attributes:
+        cycles: forwards that verified drafts.
+        drafted: tokens that were verified.
+        accepted: those of them that were written.
+        positions: for the first, second, ... draft of a cycle: how often it was accepted.
+    """
+
+    cycles: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    positions: tuple[int, ...] = ()
+
+    def adding(self, *, checked: int, accepted: int) -> DraftCounts:
+        """Return the counts with one more forward.
+
+        Args:
+            checked: drafts that it verified; 0 where it did not.
+            accepted: those of them that were written, the first ones.
+        """
+        if not checked:
+            return self
+        counts = [*self.positions, *([0] * (checked - len(self.positions)))]
+        return DraftCounts(
+            cycles=self.cycles + 1,
+            drafted=self.drafted + checked,
+            accepted=self.accepted + accepted,
+            positions=tuple(count + (number < accepted) for number, count in enumerate(counts)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """What a request produced.
 
@@ -70,6 +104,7 @@ class Completion:
         stopped_by: the EOS or stop id, or the stop string, that ended the generation; None where none did.
         logprobs: of the generated tokens of `tokens`, if asked for.
         reused_tokens: prompt tokens that were not read, as the cache held their blocks.
+        drafts: what became of drafts, where there were some to be verified (policy "verified"); else None.
     """
 
     tokens: list[int]
@@ -81,6 +116,12 @@ class Completion:
     stopped_by: int | str | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     reused_tokens: int = 0
+    drafts: DraftCounts | None = None
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Tokens for each forward that verified: with a draft forward before each, those of two forwards; 0 without."""
+        return self.num_tokens / self.drafts.cycles if self.drafts is not None and self.drafts.cycles else 0.0
 
     @property
     def tokens_per_forward(self) -> float:
@@ -143,6 +184,23 @@ class Edited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drafted:
+    """A forward proposed tokens behind the text so far, which the next one verifies. Follows the forward's `Denoised`.
+
+    Attributes:
+        request_id: number of the request.
+        positions: where they would stand, counted from the start of the prompt, ascending.
+        tokens: their ids.
+        confidences: their probabilities, as the drafting rows have them.
+    """
+
+    request_id: int
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...]
+    confidences: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
     """A block is final. The tokens of a request's `Committed` events, joined, are its completion's generated tokens.
 
@@ -174,4 +232,4 @@ class Finished:
     completion: Completion
 
 
-Event = Denoised | Edited | Committed | Finished
+Event = Denoised | Edited | Drafted | Committed | Finished

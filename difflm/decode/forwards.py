@@ -59,25 +59,37 @@ class PlainForward:
         # One transfer for all three.
         token_N, position_N, entry_N = torch.tensor([rows.tokens, rows.positions, rows.entries], device=device)
         parts = [part for work, first in zip(works, rows.firsts, strict=True) for part in parts_of(work, first, device)]
-        return self.model(token_N[None], position_N[None], PackedAttention(self.pool, entry_N, parts))[0]
+        attend = PackedAttention(self.pool, entry_N, parts)
+        if not drafts(self.model, works):
+            return self.model(token_N[None], position_N[None], attend)[0]
+        noisy_N = torch.tensor(rows.noisy, device=device)
+        return self.model(token_N[None], position_N[None], attend, adapter=noisy_N[None])[0]
+
+
+def drafts(model: Transformer, works: Sequence[Work]) -> bool:
+    """Return whether a forward has rows that the model's adapter, being for noisy rows alone, acts on."""
+    return model.adapter_gate == "noisy" and any(len(work.tokens) > work.num_clean for work in works)
 
 
 Body = Callable[..., Tensor]
-"""Tokens, positions and the tensors of `Segments` to hidden states: the same computation for the same shapes."""
+"""Tokens, positions, noisy rows and the tensors of `Segments` to hidden states: the same for the same shapes."""
 
 
-def body_of(model: Transformer, pool: CachePool) -> Body:
+def body_of(model: Transformer, pool: CachePool, *, gated: bool = False) -> Body:
     """Return the model over a cache as a function of tensors alone.
 
     Args:
         model: the transformer.
         pool: the cache; must not grow any more.
+        gated: whether the model's adapter acts on the noisy rows, instead of where it does by itself.
     """
     kernel = kernel_for(pool.key.device, pool.key.dtype)
     key, value = pool.key, pool.value
 
-    def body(token_N: Tensor, position_N: Tensor, *segments: Tensor) -> Tensor:
+    def body(token_N: Tensor, position_N: Tensor, noisy_N: Tensor, *segments: Tensor) -> Tensor:
         attend = SegmentAttention(key, value, Segments(*segments), kernel)
+        if gated:
+            return model(token_N[None], position_N[None], attend, adapter=noisy_N[None])[0]
         return model(token_N[None], position_N[None], attend)[0]
 
     return body
@@ -90,12 +102,16 @@ class PaddedForward:
     Rows that fill up are token 0 at position 0; they see and overwrite the last entry of the cache, which is nobody's.
 
     Attributes:
+        model: the transformer.
         body: what runs; see `body_of`.
+        gated: what runs where the model's adapter acts on noisy rows alone, and there are some.
         entries: of the cache.
         device: of the tensors.
     """
 
+    model: Transformer
     body: Body
+    gated: Body
     entries: int
     device: torch.device
 
@@ -115,7 +131,9 @@ class PaddedForward:
         bases, seen = [base for _, base, _ in segments], [number for _, _, number in segments]
         token_N, position_N, entry_N = torch.tensor(columns, device=self.device)
         table = torch.tensor([firsts, [*bases, self.entries], [*seen, 1]], device=self.device, dtype=torch.int32)
-        hidden_ND = self.body(token_N, position_N, entry_N, table[0], table[1], table[2, :-1])
+        noisy_N = torch.tensor(rows.noisy + [False] * missing, device=self.device)
+        body = self.gated if drafts(self.model, works) else self.body
+        hidden_ND = body(token_N, position_N, noisy_N, entry_N, table[0], table[1], table[2, :-1])
         return hidden_ND[:count]
 
 
@@ -248,4 +266,5 @@ def padded_forward(
     pool.ensure(entries, most=entries)
     for stored in (pool.key, pool.value):
         stored.zero_()  # a mask multiplies what it hides by 0, which not even hidden NaN may survive
-    return PaddedForward(wrap(body_of(model, pool)), entries, pool.key.device)
+    plain, gated = (wrap(body_of(model, pool, gated=each)) for each in (False, True))
+    return PaddedForward(model, plain, gated, entries, pool.key.device)

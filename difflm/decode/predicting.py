@@ -166,4 +166,7 @@ def _rows_of(work: Work, slot: Slot) -> Rows:
         barred=[number for number, place in enumerate(work.places) if place < free],
         ends=sorted(request.eos_ids) if request.min_tokens else (),
         memory=slot.memory,
+        seed=request.seed,
+        positions=work.places,
+        drafts=work.drafts,
     )

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from difflm.decode.admission import Prompt, admit
-from difflm.decode.events import Committed, Completion, Denoised, Edited, Event, Finished, Forwards
+from difflm.decode.events import (
+    Committed,
+    Completion,
+    Denoised,
+    DraftCounts,
+    Drafted,
+    Edited,
+    Event,
+    Finished,
+    Forwards,
+)
 from difflm.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,9 +30,10 @@ if TYPE_CHECKING:
     from difflm.decode.request import SamplingParams
 
 SCHEMA = "difflm.step-map/1"
-KINDS: dict[str, type[Denoised] | type[Edited] | type[Committed]] = {
+KINDS: dict[str, type[Denoised] | type[Edited] | type[Drafted] | type[Committed]] = {
     "denoised": Denoised,
     "edited": Edited,
+    "drafted": Drafted,
     "committed": Committed,
 }
 
@@ -90,12 +101,13 @@ class StepMap:
             if isinstance(event, Denoised | Edited):
                 edited = isinstance(event, Edited)
                 for place, token, sure in zip(event.positions, event.tokens, event.confidences, strict=True):
+                    cell = known.get(place, Cell(position=place, token=None))
                     known[place] = replace(
-                        known[place],
+                        cell,
                         token=None if token == self.mask_id else token,
-                        step=known[place].step or step,
+                        step=cell.step or step,
                         confidence=sure,
-                        edits=known[place].edits + edited,
+                        edits=cell.edits + edited,
                     )
         return [known[place] for place in sorted(known)]
 
@@ -136,7 +148,7 @@ class Recorder:
         """The step map; whole after `Finished`."""
         seen = set(self.header.prompt)
         for event in self.events:
-            if isinstance(event, Denoised | Edited | Committed):
+            if isinstance(event, Denoised | Edited | Drafted | Committed):
                 seen.update(event.tokens)
         pieces = {} if self.decode is None else {token: _piece(self.decode, token) for token in sorted(seen)}
         return replace(self.header, events=tuple(self.events), pieces=pieces)
@@ -162,7 +174,7 @@ def recorder_of(loaded: LoadedModel, prompt: Prompt, params: SamplingParams) -> 
     request = admit(loaded, prompt, params, request_id=0, fused=True)
     header = StepMap(
         model=str(loaded.path),
-        policy="next_token" if request.policy is None else repr(request.policy),
+        policy=repr(request.drafting or request.policy) if request.drafting or request.policy else "next_token",
         seed=request.seed,
         block_size=request.block_size,
         mask_id=request.mask_id,
@@ -235,6 +247,9 @@ def _map(record: dict[str, Any]) -> StepMap:
         events.append(kind(request_id=0, **told))
     completion = dict(record["completion"])
     completion["forwards"] = Forwards(**completion["forwards"])
+    if completion.get("drafts") is not None:
+        drafts = {key: _frozen(value) for key, value in completion["drafts"].items()}
+        completion["drafts"] = DraftCounts(**drafts)
     events.append(Finished(request_id=0, completion=Completion(**completion)))
     header = {key: _frozen(record[key]) for key in ("model", "policy", "seed", "block_size", "mask_id", "prompt")}
     pieces = {int(key): str(value) for key, value in record["pieces"].items()}

@@ -6,17 +6,18 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from difflm.decode.checks import check_bias, check_ids, check_integer, check_number, check_strings
 from difflm.errors import RequestError
 
 if TYPE_CHECKING:
     from difflm.decode.policies.base import Policy
+    from difflm.decode.policies.verified import Verified
     from difflm.decode.sampling import Rule
     from difflm.decode.stopping import StopStrings
 
-Decoding = Literal["block", "next_token"]
+Decoding = Literal["block", "next_token", "verified"]
 
 DEFAULT_BLOCK_SIZE = 32
 DEFAULT_THRESHOLD = 0.95
@@ -47,11 +48,14 @@ class SamplingParams:
         editing_threshold: decided tokens of the current block may be replaced; see `difflm.decode.policies.native`.
             None decides each position once.
         max_post_steps: forwards of a block that only edit, at most.
-        decoding: "block" (block diffusion) or "next_token" (left to right under a causal mask, one token per
-            forward: for the AR parent and AR controls; block_size, threshold and min_accept are not used).
+        decoding: "block" (block diffusion); "next_token" (left to right under a causal mask, one token per
+            forward: for the AR parent and AR controls); or "verified" (left to right, drafted and verified: the text
+            of "next_token" in fewer forwards). Left to right, block_size, threshold and min_accept are not used. None
+            takes "verified" where the model is one that drafts (an adapter for noisy rows, or generation_config's
+            `decoding`), else "block".
         policy: from `difflm.policy`: the rules of another system, or other strategies of ours. It brings its own
             settings for what a forward keeps and how tokens are drawn; `max_new_tokens` holds where it has no
-            gen_length. None is the native policy with the fields above.
+            gen_length. None is the native policy, or that of "verified", with the fields above.
 
     Raises:
         RequestError: for a value outside these ranges.
@@ -78,8 +82,8 @@ class SamplingParams:
     n: int = 1
     editing_threshold: float | None = None
     max_post_steps: int = 16
-    decoding: Decoding = "block"
-    policy: Policy | None = None
+    decoding: Decoding | None = None
+    policy: Policy | Verified | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, minimum=1, unit="tokens")
@@ -94,11 +98,13 @@ class SamplingParams:
             raise RequestError(f"seed: {self.seed} does not fit; give an integer below 2**63")
         if self.ignore_eos not in (True, False):
             raise RequestError(f"ignore_eos: {self.ignore_eos!r} is not a boolean; give True or False")
-        if self.decoding not in ("block", "next_token"):
-            raise RequestError(f"decoding: {self.decoding!r} is unknown; choose 'block' or 'next_token'")
-        if self.decoding == "next_token" and self.editing_threshold is not None:
+        if self.decoding not in (None, *get_args(Decoding)):
+            known = ", ".join(map(repr, get_args(Decoding)))
+            raise RequestError(f"decoding: {self.decoding!r} is unknown; choose one of {known}")
+        if self.decoding in ("next_token", "verified") and self.editing_threshold is not None:
             raise RequestError(
-                f"editing_threshold: {self.editing_threshold!r} has no effect with decoding 'next_token'; leave it out"
+                f"editing_threshold: {self.editing_threshold!r} has no effect with decoding '{self.decoding}'; "
+                "leave it out"
             )
         self._check_sampling()
         self._check_stopping()
@@ -180,7 +186,8 @@ class Request:
         prompt: token ids; MASK only under the policies that take it.
         max_new_tokens: tokens to generate at most.
         block_size: tokens per block; 1 for next-token decoding.
-        policy: decides what is filled and when it ends; None for next-token decoding.
+        policy: decides what is filled and when it ends; None for decoding left to right.
+        drafting: how it drafts and verifies; None without drafts.
         rule: how rows become proposals.
         seed: of the request's generator.
         eos_ids: ids that end the completion.
@@ -189,6 +196,7 @@ class Request:
         logprobs: see `SamplingParams`.
         mask_id: input id of an undecided position; None for next-token decoding.
         logit_shift: token i is read at row i-1.
+        noisy_shift: the same for the tokens that MASK rows behind clean ones predict.
         clean_causal: prefill and commit rows are token-causal instead of block-causal.
         noisy_causal: rows of the noisy block see only earlier rows of it.
         fused: a finished block is committed in the forward that first denoises the next one.
@@ -208,6 +216,8 @@ class Request:
     logit_shift: bool
     clean_causal: bool
     noisy_causal: bool
+    noisy_shift: bool
+    drafting: Verified | None = None
     fused: bool = True
     min_tokens: int = 0
     stops: StopStrings | None = None

@@ -32,6 +32,9 @@ class Rows:
         barred: which of the rows must not end the generation (`min_tokens`).
         ends: ids that would.
         memory: what the rule keeps of the block; empty at its first forward.
+        seed: of the request.
+        positions: of the tokens that the rows predict, counted from the start of the prompt.
+        drafts: tokens that the first rows verify: row i is behind the first i of them.
     """
 
     places: Sequence[int]
@@ -43,6 +46,9 @@ class Rows:
     barred: Sequence[int] = ()
     ends: Sequence[int] = ()
     memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    seed: int = 0
+    positions: Sequence[int] = ()
+    drafts: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

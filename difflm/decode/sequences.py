@@ -16,14 +16,14 @@ from difflm.decode.events import (
     Forwards,
     TokenLogprob,
 )
-from difflm.decode.next_token import NextTokenDecoding
+from difflm.decode.left_to_right import LeftToRightDecoding
 from difflm.decode.policies.base import Decision, Draft, Policy, Proposal, Verdict
 from difflm.decode.request import Request
 from difflm.decode.work import Decoding, Outcome, Work, outcome_of
 
 
 def decoding_of(request: Request, base: int = 0, *, committed: int = 0) -> Decoding:
-    """Return the initial state of a request: block decoding, or next-token decoding if it has no policy.
+    """Return the initial state of a request: block decoding, or left to right if it has no policy of blocks.
 
     Args:
         request: what to decode.
@@ -31,7 +31,7 @@ def decoding_of(request: Request, base: int = 0, *, committed: int = 0) -> Decod
         committed: leading prompt tokens whose keys and values are there, whole blocks.
     """
     if request.policy is None:
-        return NextTokenDecoding(request, base, committed=committed)
+        return LeftToRightDecoding(request, base, committed=committed)
     assert request.mask_id is not None, "block decoding needs a mask id"
     # Given tokens behind a gap are decided from the start; their block is denoised with them in sight.
     given = [request.mask_id if token is None else token for token in request.template]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from difflm.decode.events import Event, FinishReason, ForwardKind, Forwards, TokenLogprob
+from difflm.decode.events import DraftCounts, Event, FinishReason, ForwardKind, Forwards, TokenLogprob
 from difflm.decode.policies.base import Proposal, Result
 from difflm.decode.request import Request
 
@@ -31,6 +31,8 @@ class Work:
         settled: rows that the forward before left behind the prefix and that are final: they join it first, unchanged.
         fresh: whether this is the first denoising forward of its block.
         generated: tokens decided so far, if the rule needs them.
+        drafts: tokens of the last clean rows that are verified: the first places are theirs, and they join the prefix
+            only as far as they are accepted.
         reads: prompt tokens among the rows that are read for the first time, where nothing forces them into this
             forward: others' prompts then wait.
     """
@@ -45,11 +47,13 @@ class Work:
     settled: int = 0
     fresh: bool = True
     generated: tuple[int, ...] = ()
+    drafts: tuple[int, ...] = ()
     reads: int = 0
 
     def row_of(self, place: int) -> int:
         """Return the row that predicts `place`; -1 is the last row of the cached prefix."""
-        return place - self.start - (1 if self.request.logit_shift else 0)
+        noisy = place > self.start + self.num_clean
+        return place - self.start - (self.request.noisy_shift if noisy else self.request.logit_shift)
 
     def left_of(self, place: int) -> int:
         """Return the input one position before `place`, -1 where that is outside the noisy block."""
@@ -84,6 +88,7 @@ class Outcome:
     stopped_by: int | str | None = None
     text: str | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    drafts: DraftCounts | None = None
 
 
 class Decoding(Protocol):
@@ -137,6 +142,7 @@ def outcome_of(
     forwards: Forwards,
     scores: Sequence[TokenLogprob],
     reason: FinishReason | None = None,
+    drafts: DraftCounts | None = None,
 ) -> Outcome:
     """Return the outcome of a result, cut at the first stop string of the request.
 
@@ -146,6 +152,7 @@ def outcome_of(
         forwards: what it took.
         scores: of its generated tokens; empty unless asked for.
         reason: why it ended, if not by an EOS or the limit.
+        drafts: what became of them, if there were some.
     """
     prompt, generated = result.tokens[: result.num_prompt], result.tokens[result.num_prompt :]
     cut = None if request.stops is None else request.stops.find(generated, after=request.min_tokens)
@@ -160,6 +167,7 @@ def outcome_of(
             stopped_by=cut.string,
             text=cut.text,
             logprobs=asked,
+            drafts=drafts,
         )
     return Outcome(
         tokens=result.tokens,
@@ -168,4 +176,5 @@ def outcome_of(
         forwards=forwards,
         stopped_by=result.stopped_by,
         logprobs=asked,
+        drafts=drafts,
     )

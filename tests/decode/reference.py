@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from difflm.checkpoints.loading import LoadedModel
+from difflm.diffusion.noise import RowNoise
 
 FILLER = 0
 
@@ -71,6 +72,20 @@ def propose_row(loaded: LoadedModel, row: list[float], temperature: float, unifo
         if total > uniform:
             return token, p
     raise AssertionError("the uniform number is at least the total")
+
+
+def keyed_row(loaded: LoadedModel, row: list[float], temperature: float, seed: int, place: int) -> int:
+    """Token at one row of raw logits (a list), by the noise of its position."""
+    if not temperature:
+        return propose_row(loaded, row, 0.0, 0.0)[0]
+    generator = RowNoise(seed).generator(place, 0)
+    uniform = torch.rand(len(row), dtype=torch.float64, generator=generator).tolist()
+    banned = loaded.config.suppressed_token_ids
+    noisy = [
+        -math.inf if token in banned else z / temperature - math.log(-math.log(u))
+        for token, (z, u) in enumerate(zip(row, uniform, strict=True))
+    ]
+    return noisy.index(max(noisy))
 
 
 def choice_margin(confidence: dict[int, float], threshold: float, min_accept: int) -> float:
@@ -163,7 +178,6 @@ def decode_next_token(
     loaded: LoadedModel, prompt: list[int], *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
 ) -> tuple[list[int], str]:
     """Left-to-right decoding, recomputed from scratch at every token."""
-    generator = torch.Generator().manual_seed(seed)
     text = list(prompt)
     while len(text) < len(prompt) + max_new_tokens:
         length = len(text)
@@ -171,8 +185,7 @@ def decode_next_token(
         with torch.no_grad():
             hidden = loaded.model(torch.tensor([text]), torch.arange(length)[None], DenseAttend(visible))
             row = loaded.model.head(hidden)[0, -1].tolist()
-        uniform = float(torch.rand(1, dtype=torch.float64, generator=generator)) if temperature else 0.0
-        text.append(propose_row(loaded, row, temperature, uniform)[0])
+        text.append(keyed_row(loaded, row, temperature, seed, length))
         if text[-1] in loaded.config.eos_token_ids:
             return text[len(prompt) : -1], "stop"
     return text[len(prompt) :], "length"

@@ -15,7 +15,7 @@ from difflm.errors import RequestError
 
 def test_defaults() -> None:
     params = SamplingParams()
-    assert (params.temperature, params.min_accept, params.decoding, params.ignore_eos) == (0.0, 1, "block", False)
+    assert (params.temperature, params.min_accept, params.decoding, params.ignore_eos) == (0.0, 1, None, False)
     assert params.resolved_threshold({}) == 0.95
     assert params.resolved_block_size({}, None) == 32
 
@@ -91,6 +91,7 @@ def test_capacity_is_whole_blocks(length: int, new: int, size: int, capacity: in
         logit_shift=False,
         clean_causal=False,
         noisy_causal=False,
+        noisy_shift=False,
     )
     assert request.limit == length + new
     assert request.capacity == capacity

@@ -33,6 +33,7 @@ def request_of(**facts: object) -> Request:
         "clean_causal": False,
         "noisy_causal": False,
     }
+    defaults["noisy_shift"] = facts.get("logit_shift", False)
     return Request(**{**defaults, **facts})  # pyright: ignore[reportArgumentType]
 
 

@@ -6,14 +6,16 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from difflm.decode.checks import check_bias, check_number
+from difflm.decode.drawing import Draw
 from difflm.decode.policies.base import Policy
 from difflm.decode.policies.dinfer import Credit, Hierarchy, Threshold
 from difflm.decode.policies.hf import Hf20, Hf20Greedy, Hf21
 from difflm.decode.policies.native import Native
 from difflm.decode.policies.sglang import JointThreshold, LowConfidence
+from difflm.decode.policies.verified import Check, DraftTokens, Verified
 from difflm.diffusion.acceptance import Acceptance, EntropyAcceptance, FixedAcceptance, ThresholdAcceptance
 from difflm.errors import RequestError
 
@@ -33,20 +35,28 @@ LEAST_INTEGER = {
     "min_accept": 1,
     "fixed": 1,
     "min_tokens": 0,
+    "window": 2,
+    "start": 2,
 }
 """Settings that are integers, and the smallest value of each."""
-BOOLEANS = frozenset({"eos_early_stop", "early_stop", "use_credit"})
+BOOLEANS = frozenset({"eos_early_stop", "early_stop", "use_credit", "fused", "fallback"})
 SIGNED = frozenset({"presence_penalty", "frequency_penalty"})
 """Settings that are numbers of either sign."""
-CHOICES = {"algorithm": ("LowConfidence", "JointThreshold"), "parallel_decoding": ("threshold", "hierarchy")}
+CHOICES = {
+    "algorithm": ("LowConfidence", "JointThreshold"),
+    "parallel_decoding": ("threshold", "hierarchy"),
+    "check": get_args(Check),
+    "draft": get_args(DraftTokens),
+}
 
 
-def policy(name: str, **settings: Any) -> Policy:
+def policy(name: str, **settings: Any) -> Policy | Verified:
     """Return a decoding policy, for `SamplingParams(policy=...)`.
 
     Args:
         name: "hf20" (the code released with LLaDA2.0), "hf20-greedy" (the same with the arg-max at temperature 0),
-            "hf21" (LLaDA2.1, with token editing), "sglang", "dinfer", or "native".
+            "hf21" (LLaDA2.1, with token editing), "sglang", "dinfer", "native", or "verified" (left to right, drafted
+            and verified).
         settings: of that system, under its own names; what is not given has its default there. docs/decoding.md
             lists them.
 
@@ -66,12 +76,14 @@ def policy(name: str, **settings: Any) -> Policy:
             return _dinfer(settings)
         case "native":
             return _native(settings)
+        case "verified":
+            return made_verified(settings)
         case _:
-            names = "hf20, hf20-greedy, hf21, sglang, dinfer, native"
+            names = "hf20, hf20-greedy, hf21, sglang, dinfer, native, verified"
             raise RequestError(f"policy: {name!r} is unknown; choose one of {names}")
 
 
-def parse_policy(text: str) -> Policy:
+def parse_policy(text: str) -> Policy | Verified:
     """Return the policy that a line names: NAME, or NAME:SETTING=VALUE,SETTING=VALUE.
 
     Raises:
@@ -112,43 +124,65 @@ def _made(kind: type[Any], name: str, settings: Mapping[str, Any]) -> Any:
     return kind(**{key: defaults[key] if value is None else value for key, value in settings.items()})
 
 
-def check(name: str, settings: Mapping[str, Any], known: set[str]) -> None:
+def check(name: str, settings: Mapping[str, Any], known: set[str], *, where: str | None = None) -> None:
     """Refuse settings that a policy does not have, and values out of range; None is the default of any.
 
     Args:
         name: of the policy, for errors.
         settings: as given.
         known: names of the policy's settings.
+        where: they are from, for errors; None: they were given with the name.
 
     Raises:
         RequestError: one line that names setting, value and fix.
     """
+    source = f"policy {name}" if where is None else where
     for key, value in settings.items():
         if key not in known:
-            raise RequestError(f"policy {name}: it has no setting {key!r}; its settings are {', '.join(sorted(known))}")
+            raise RequestError(f"{source}: it has no setting {key!r}; its settings are {', '.join(sorted(known))}")
         if value is None:
             continue
-        where = f"policy {name}: {key} {value!r} cannot be used"
+        said = f"{source}: {key} {value!r} cannot be used"
         if key in BOOLEANS:
             if not isinstance(value, bool):
-                raise RequestError(f"{where}; give True or False")
+                raise RequestError(f"{said}; give True or False")
         elif key in CHOICES:
             if value not in CHOICES[key]:
-                raise RequestError(f"{where}; choose one of {', '.join(CHOICES[key])}")
+                raise RequestError(f"{said}; choose one of {', '.join(CHOICES[key])}")
         elif key in LEAST_INTEGER:
             if isinstance(value, bool) or not isinstance(value, int) or value < LEAST_INTEGER[key]:
-                raise RequestError(f"{where}; give an integer >= {LEAST_INTEGER[key]}")
+                raise RequestError(f"{said}; give an integer >= {LEAST_INTEGER[key]}")
         elif key == "logit_bias":
-            check_bias(f"policy {name}: {key}", value)
+            check_bias(f"{source}: {key}", value)
         elif key in SIGNED:
-            check_number(f"policy {name}: {key}", value, low=-math.inf)
+            check_number(f"{source}: {key}", value, low=-math.inf)
         elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             off = " (1 switches editing off, 0 always edits)" if key.startswith("edit") else ""
-            raise RequestError(f"{where}; give a finite number >= 0{off}")
+            raise RequestError(f"{said}; give a finite number >= 0{off}")
         elif (key == "top_p" and not 0 < value <= 1) or (key == "min_p" and value > 1):
-            raise RequestError(f"{where}; give a number above 0, at most 1")
+            raise RequestError(f"{said}; give a number above 0, at most 1")
         elif key == "repetition_penalty" and value == 0:
-            raise RequestError(f"{where}; give a number above 0")
+            raise RequestError(f"{said}; give a number above 0")
+
+
+def made_verified(settings: Mapping[str, Any], *, where: str = "policy verified") -> Verified:
+    """Return the policy "verified" with its settings; those of a draw are among them.
+
+    Args:
+        settings: as given.
+        where: they are from, for errors.
+
+    Raises:
+        RequestError: as `policy`.
+    """
+    drawing = {each.name for each in dataclasses.fields(Draw)} - {"suppressed", "entropy", "keyed"}
+    own = {each.name for each in dataclasses.fields(Verified)} - {"draw"}
+    check("verified", settings, drawing | own, where=where)
+    given = {key: value for key, value in settings.items() if value is not None}
+    if "logit_bias" in given:
+        given["logit_bias"] = tuple(sorted(given["logit_bias"].items()))
+    draw = Draw(**{key: value for key, value in given.items() if key in drawing})
+    return Verified(draw=draw, **{key: value for key, value in given.items() if key in own})
 
 
 def _sglang(settings: Mapping[str, Any]) -> Policy:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from difflm.decode.drawing import Draw
 from difflm.decode.events import Selection
 from difflm.decode.policies.base import Decision, Draft, Proposal, Result, Verdict
-from difflm.decode.sampling import Rule
 from difflm.diffusion.acceptance import Acceptance, FixedAcceptance, ThresholdAcceptance
 
 
@@ -68,7 +67,7 @@ class Native:
         """It could not be told from an undecided position."""
         return False
 
-    def rule(self, suppressed: tuple[int, ...]) -> Rule:
+    def rule(self, suppressed: tuple[int, ...]) -> Draw:
         """Return draws that never give a suppressed id."""
         return Draw(
             temperature=self.temperature,

@@ -1,0 +1,180 @@
+"""Left-to-right decoding in the engine: a token per forward, or drafts that the next forward verifies. No tensors.
+
+A forward has clean rows (final tokens that are not in the cache yet, then drafts to be verified) and, to draft, MASK
+rows behind them. Each clean row says what follows it; a draft that is what the row before it says is accepted, and the
+first one that is not is replaced by it. So the text is that of one token per forward, whatever is drafted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from difflm.decode.events import Committed, Denoised, DraftCounts, Drafted, Event, ForwardKind, Forwards, TokenLogprob
+from difflm.decode.pace import Pace
+from difflm.decode.policies.base import Proposal, Result
+from difflm.decode.request import Request
+from difflm.decode.work import Outcome, Work, outcome_of
+
+
+@dataclass(slots=True)
+class LeftToRightDecoding:
+    """Left-to-right decoding of one request under a causal mask.
+
+    The first forward reads the whole prompt and yields the first token. It is counted once, as denoise (the rule
+    for fused forwards), so that without drafts n tokens are n denoise forwards and a prefill count of 0. Where there is
+    no room to read the whole prompt at once, the pieces before the last one are prefill. A forward that only verifies
+    is counted as commit, one that drafts (and verifies or reads the prompt, too) as denoise.
+
+    Attributes:
+        request: what is decoded.
+        base: first entry of its span of the cache.
+        tokens: prompt and generated tokens, all final.
+        committed: length of the cached prefix.
+        drafts: tokens that may follow and have to be verified.
+        pace: when to draft and how much; None: never.
+        streamed: generated tokens that `Committed` events have told.
+        scores: logprobs of the generated tokens, if asked for.
+        forwards: counts by kind.
+        counts: of drafts.
+        outcome: the result, once there is one.
+    """
+
+    request: Request
+    base: int
+    tokens: list[int] = field(init=False)
+    committed: int = 0
+    drafts: list[int] = field(default_factory=list[int])
+    pace: Pace | None = field(init=False)
+    streamed: int = 0
+    scores: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+    forwards: Forwards = field(default_factory=Forwards)
+    counts: DraftCounts = field(default_factory=DraftCounts)
+    outcome: Outcome | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt)
+        self.pace = None if self.request.drafting is None else Pace(self.request.drafting)
+
+    def begin(self) -> list[Event]:
+        """Do nothing: there is at least one token to generate."""
+        return []
+
+    def next_work(self, room: int) -> Work | None:
+        """Return the next forward: the rows behind the prefix and what they predict; or a piece of the prompt."""
+        unread = max(0, len(self.request.prompt) - self.committed)
+        if unread > room:
+            return self._piece(room) if room > 0 else None
+        known, left = len(self.tokens), self.request.limit - len(self.tokens)
+        # The row of a draft at the last place would predict what is not asked for.
+        checked = self.drafts[: left - 1]
+        first = known + len(checked) + 1  # the first place that only a MASK row can predict
+        drafted = 0 if self.pace is None else self.pace.places(len(self.drafts), self.request.limit - first)
+        masks = drafted + (not self.request.noisy_shift) if drafted else 0
+        kind: ForwardKind = "denoise" if masks or not checked else "commit"
+        mask_id = self.request.mask_id
+        assert mask_id is not None or not masks, "drafting needs a mask id"
+        rows = (*self.tokens[self.committed :], *checked)
+        return Work(
+            request=self.request,
+            base=self.base,
+            kind=kind,
+            start=self.committed,
+            tokens=(*rows, *([mask_id or 0] * masks)),
+            num_clean=len(rows),
+            places=tuple(range(known, first + drafted)),
+            fresh=False,
+            generated=tuple(self.generated) if self.request.rule.needs_history else (),
+            drafts=tuple(checked),
+            reads=unread,
+        )
+
+    def _piece(self, count: int) -> Work:
+        rows = tuple(self.tokens[self.committed : self.committed + count])
+        return Work(
+            request=self.request,
+            base=self.base,
+            kind="prefill",
+            start=self.committed,
+            tokens=rows,
+            num_clean=len(rows),
+            reads=len(rows),
+        )
+
+    @property
+    def generated(self) -> list[int]:
+        """Tokens behind the prompt."""
+        return self.tokens[len(self.request.prompt) :]
+
+    def absorb(self, work: Work, proposal: Proposal) -> list[Event]:
+        """Append what is verified and the token behind it; finish at an EOS, a stop string or the limit."""
+        self.forwards = self.forwards.counting(work.kind)
+        if not work.places:
+            self.committed += work.num_clean
+            return []
+        said, given = proposal.tokens, self.drafts
+        accepted = next((i for i, draft in enumerate(given) if said[i] != draft), len(given))
+        clean = len(work.drafts) + 1  # leading places: those that clean rows predict
+        final = min(accepted + 1, clean)
+        self.committed = work.start + work.num_clean - (clean - final)
+        # What MASK rows propose stands behind the drafts, and is of no use behind others.
+        self.drafts = list(said[clean:]) if accepted == len(given) else []
+        if self.pace is not None:
+            self.pace.absorb(masks=len(work.tokens) - work.num_clean, checked=len(given), accepted=accepted)
+            self.counts = self.counts.adding(checked=len(given), accepted=accepted)
+        events = self._write(work, proposal, final)
+        if self.drafts and self.outcome is None:
+            drafted = Drafted(
+                request_id=self.request.id,
+                positions=work.places[clean:],
+                tokens=tuple(self.drafts),
+                confidences=tuple(proposal.confidences[clean:]),
+            )
+            events.append(drafted)
+        return events
+
+    def _write(self, work: Work, proposal: Proposal, final: int) -> list[Event]:
+        """Append the first tokens of a proposal, one after the other, up to one that ends the answer."""
+        first = len(self.tokens)
+        for number in range(final):
+            self.tokens.append(proposal.tokens[number])
+            self.scores.extend(proposal.scores[number : number + 1])
+            if self._ended():
+                break
+        places = work.places[: len(self.tokens) - first]
+        denoised = Denoised(
+            request_id=self.request.id,
+            block=places[0],
+            positions=places,
+            tokens=tuple(self.tokens[first:]),
+            confidences=tuple(proposal.confidences[: len(places)]),
+            open_positions=(),
+            num_masked=len(places),
+        )
+        return [denoised, *self._commit(places[0])]
+
+    def _ended(self) -> bool:
+        """Return whether the last token ends the answer, and set the outcome if it does."""
+        generated, stops = self.generated, self.request.stops
+        stopped = generated[-1] in self.request.eos_ids
+        cut = None if stops is None else stops.find(generated, after=self.request.min_tokens)
+        if not stopped and cut is None and len(self.tokens) < self.request.limit:
+            return False
+        result = Result(
+            tokens=generated[: len(generated) - stopped],
+            num_tokens=len(generated),
+            stopped_by=generated[-1] if stopped else None,
+        )
+        counts = None if self.pace is None else self.counts
+        self.outcome = outcome_of(self.request, result, self.forwards, self.scores, drafts=counts)
+        return True
+
+    def _commit(self, place: int) -> list[Event]:
+        """Return the event of the tokens that are final now."""
+        generated, stops = self.generated, self.request.stops
+        if self.outcome is not None:
+            final = len(self.outcome.tokens)
+        else:
+            final = len(generated) if stops is None else stops.settled(generated)
+        tokens = tuple(generated[self.streamed : final])
+        self.streamed = max(self.streamed, final)
+        return [Committed(request_id=self.request.id, block=place, tokens=tokens)] if tokens else []
