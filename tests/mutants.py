@@ -121,6 +121,12 @@ MUTANTS = (
         "tests/evaluation/test_harness.py::test_metrics_come_with_their_standard_errors",
     ),
     Mutant(
+        "difflm/evaluation/lm_eval.py",
+        'if given.get("device") is None:',
+        'if "device" in given:',
+        "tests/evaluation/test_lm_eval.py::test_the_model_is_loaded_as_it_is_asked_for",
+    ),
+    Mutant(
         "difflm/cli/estimate.py",
         'startswith("train.model: missing")',
         'startswith("train.")',

@@ -23,6 +23,7 @@ from difflm.bench.environment import environment
 from difflm.checkpoints.fields import one_line
 from difflm.errors import ConfigError
 from difflm.evaluation.answers import Answers, AnswerSettings
+from difflm.evaluation.lm_eval import lm_class
 from difflm.evaluation.tasks import GYM, Task, task_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def evaluate(
         ConfigError: the extra is not installed, an unknown task, or one whose data are not on this machine.
     """
     harness = _harness()
-    answers = Answers(loaded, evaluation.settings, say=say)
+    model = lm_class()(loaded, evaluation.settings, say=say)
     tasks = _tasks(evaluation, say)
     seed = evaluation.settings.params.seed
     for task in tasks["tasks"].values():
@@ -80,7 +81,7 @@ def evaluate(
     # The harness prints what it does to stdout, where results go.
     with contextlib.redirect_stdout(sys.stderr):
         found = harness.evaluate(
-            _harness_model(answers),
+            model,
             tasks,
             limit=evaluation.limit,
             bootstrap_iters=BOOTSTRAP,
@@ -88,7 +89,7 @@ def evaluate(
             apply_chat_template=evaluation.chat_template,
             fewshot_as_multiturn=True,
         )
-    return _results(loaded, evaluation, answers, found)
+    return _results(loaded, evaluation, model.answers, found)
 
 
 def _harness() -> Any:
@@ -186,31 +187,6 @@ def _generated_task(task: Task, evaluation: Evaluation) -> dict[str, Any]:
         "generation_kwargs": {"until": []},
         "metric_list": [{"metric": "score", "aggregation": "mean", "higher_is_better": True}],
     }
-
-
-def _harness_model(answers: Answers) -> Any:
-    """Return `answers` as a model of the harness."""
-    model = importlib.import_module("lm_eval.api.model")
-
-    class Difflm(model.LM):
-        tokenizer_name = str(answers.loaded.path)
-
-        def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-            return answers.loglikelihood(requests)
-
-        def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            return answers.loglikelihood_rolling(requests)
-
-        def generate_until(self, requests: list[Any]) -> list[str]:
-            return answers.generate_until(requests)
-
-        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-            return answers.chat(chat_history, open_turn=add_generation_prompt)
-
-        def chat_template(self, chat_template: bool | str = False) -> str:
-            return str(answers.loaded.require_tokenizer().chat_template or "")
-
-    return Difflm()
 
 
 def _results(loaded: LoadedModel, evaluation: Evaluation, answers: Answers, found: dict[str, Any]) -> dict[str, Any]:
