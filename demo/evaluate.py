@@ -18,6 +18,9 @@ MAX_NEW_TOKENS = 56
 
 EVALUATION_SEED = 20_000
 
+LOSSLESS = "lossless (AR control, drafted)"
+"""Name of the way in which an adapter drafts and the AR control verifies."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:

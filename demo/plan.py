@@ -10,7 +10,10 @@ from difflm.training.config import TrainConfig
 from difflm.training.config_io import config_from_tree
 
 BLOCK_SIZE = 8
+WINDOW = 16
 ROW_LENGTH = 256
+DRAFTING_WEIGHTS = ["*.query", "*.key", "*.value", "*.gate", "*.up"]
+"""What the drafting adapter stands beside: without the outputs it drafts as well, and each pair costs calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,10 +24,12 @@ class Plan:
         ladder: block-size curriculum of the text stage: (block size or "row", tokens).
         task_tokens: tokens of the task stage.
         task_items: training items written for the task; more than are used.
+        draft_tokens: tokens of the adapter that drafts for the AR control.
         validation_rows: rows of every text validation.
         fresh, unseen: items of the main rows of the table.
         side_fresh, side_unseen: items of the side rows.
         control_fresh, control_unseen: items of the AR control.
+        exact: items that the AR control and the lossless form decode in float32, to compare their answers.
         thresholds: acceptance thresholds of the table, the main one first.
         paper: the paper's own parametrisation (no shift, block-causal clean stream) instead of the shifted,
             token-causal one that learns faster on so few tokens.
@@ -33,6 +38,7 @@ class Plan:
     ladder: tuple[tuple[int | str, int], ...]
     task_tokens: int
     task_items: int = 4000
+    draft_tokens: int = 60_000
     validation_rows: int = 12
     fresh: int = 120
     unseen: int = 60
@@ -40,6 +46,7 @@ class Plan:
     side_unseen: int = 20
     control_fresh: int = 60
     control_unseen: int = 40
+    exact: int = 40
     thresholds: tuple[float, ...] = (0.99, 0.95, 0.9)
     paper: bool = False
 
@@ -51,6 +58,7 @@ FULL = Plan(
 QUICK = Plan(
     ladder=((1, 500), (4, 1_000), ("row", 1_000), (8, 1_500)),
     task_tokens=8_000,
+    draft_tokens=4_000,
     validation_rows=4,
     fresh=12,
     unseen=8,
@@ -58,6 +66,7 @@ QUICK = Plan(
     side_unseen=4,
     control_fresh=6,
     control_unseen=4,
+    exact=4,
 )
 
 
@@ -95,6 +104,29 @@ def task_run(plan: Plan, folder: Path, *, model: Path, diffusion: bool) -> Train
         block_sizes=(BLOCK_SIZE,),
         validation_rows=6,
         keep_best=4 if diffusion else 0,
+    )
+
+
+def draft_run(plan: Plan, folder: Path, *, model: Path) -> TrainConfig:
+    """Return the run of an adapter that drafts for the AR control, which itself stays as it is."""
+    return _run(
+        plan,
+        folder,
+        model=model,
+        output=folder / "drafter",
+        files=("task-train.jsonl", "task-validation.jsonl"),
+        stages=[{"tokens": plan.draft_tokens, "block_size": WINDOW}],
+        diffusion=True,
+        extra={
+            "objective": {"kind": "drafting", "noisy_rows": ROW_LENGTH, "ar_weight": 0.0, "diffusion_weight": 1.0},
+            "lora": {"rank": 32, "alpha": 64.0, "targets": DRAFTING_WEIGHTS, "adapter_rows": "noisy"},
+            "optimizer": {"learning_rate": 2e-3},
+            "lr_schedule": {"kind": "linear", "warmup_fraction": 0.03, "final_ratio": 0.0},
+            "validation": {"rows": 6, "autoregressive": False},
+        },
+        block_sizes=(WINDOW,),
+        validation_rows=6,
+        keep_best=0,
     )
 
 

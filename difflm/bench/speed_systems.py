@@ -60,7 +60,7 @@ class Subject:
     def refusal(self, precision: str) -> str | None:
         """Return why the model cannot be had in a precision; None: it can."""
         try:
-            check_weights("int8" if precision == "int8" else "float", self.config.model, device="cpu", adapter=False)
+            check_weights("int8" if precision == "int8" else "float", self.config.model, device="cpu", gate=None)
         except ConfigError as error:
             return str(error)
         return None

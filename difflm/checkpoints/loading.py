@@ -148,7 +148,7 @@ def load_model(
         revision: commit of a hub id, 40 hexadecimal digits. Without one nothing is ever downloaded.
         adapter: folder of an adapter to put on the checkpoint `path`, whatever base it names itself.
         weights: "float": as `dtype` says; "int8": the linear maps as 8-bit integers, everything else as `dtype` says.
-            Dense models on CPU, for decoding and scoring only.
+            Dense models on CPU, for decoding and scoring only; an adapter that drafts stays beside them as it is.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message names the file or field, its value and the fix.
@@ -165,21 +165,19 @@ def load_model(
     if rope_scaling is not None:
         architecture = with_rope_scaling(architecture, rope_scaling)
         refuse_window(source.family, source.raw, architecture.max_positions, source.where)
-    check_weights(weights, architecture, device=device, adapter=source.adapter is not None)
+    found = None if source.adapter is None else source.adapter.members[0]
+    check_weights(weights, architecture, device=device, gate=None if found is None else found.facts.gate)
     parameters = source.parameters(architecture, merge=False)
     tokenizer = source.tokenizer()
     config = checkpoint_config(
         source.raw, source.generation, tokenizer_facts(tokenizer), model=architecture, where=source.where
     )
-    if source.adapter is None:
-        model = build_model(architecture, parameters, device=device, dtype=resolve_dtype(dtype))
-        if weights == "int8":
-            quantise(model)
-        return LoadedModel(model, tokenizer, config, source.path)
-    [found] = source.adapter.members
     model = build_model(architecture, parameters, device=device, dtype=resolve_dtype(dtype))
-    put_adapter(model, found)
-    return LoadedModel(model, tokenizer, config, source.path, found.facts)
+    if found is not None:
+        put_adapter(model, found)
+    if weights == "int8":
+        quantise(model)
+    return LoadedModel(model, tokenizer, config, source.path, None if found is None else found.facts)
 
 
 def load_without_weights(path: str | Path, *, revision: str | None = None) -> LoadedModel:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from difflm.errors import ConfigError
 from difflm.models.config import ModelConfig
-from difflm.models.lora import AdapterRows
+from difflm.models.lora import AdapterGate, AdapterRows, Linear, with_delta
 from difflm.models.transformer import Transformer
 
 Weights = Literal["float", "int8"]
@@ -33,7 +33,7 @@ class QuantisedLinear(nn.Module):
     Source: LLM.int8() (arXiv:2208.07339), section 2.2, row-wise on both sides; fine codes instead of outlier columns.
 
     Args:
-        linear: the map to hold; its weight is read, not kept.
+        linear: the map to hold; its weight is read, not kept. A low-rank pair beside it stays as it is.
     """
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -44,6 +44,7 @@ class QuantisedLinear(nn.Module):
         self.scale_O = nn.Buffer(scale_O1[:, 0].clone())
         self.bias = None if linear.bias is None else nn.Buffer(linear.bias.detach())
         self.dtype = linear.weight.dtype
+        self.lora = linear.lora if isinstance(linear, Linear) else None
 
     @property
     def weight(self) -> Tensor:
@@ -51,7 +52,7 @@ class QuantisedLinear(nn.Module):
         return (self.code_OI * self.scale_O[:, None]).to(self.dtype)
 
     def forward(self, hidden: Tensor, adapter: AdapterRows = True) -> Tensor:
-        """Return the map of the last dimension; `adapter` says nothing here, as there is none."""
+        """Return the map of the last dimension, plus the adapter's part on its rows."""
         wide_NI = hidden.flatten(0, -2).float()
         scale_N1 = _scales(wide_NI)
         wide_NI = wide_NI / scale_N1
@@ -64,7 +65,8 @@ class QuantisedLinear(nn.Module):
         out_NO *= self.scale_O
         if self.bias is not None:
             out_NO += self.bias
-        return out_NO.to(hidden.dtype).view(*hidden.shape[:-1], len(self.scale_O))
+        out = out_NO.to(hidden.dtype).view(*hidden.shape[:-1], len(self.scale_O))
+        return out if self.lora is None or adapter is False else with_delta(out, self.lora(hidden), adapter)
 
 
 def _scales(wide_NI: Tensor) -> Tensor:
@@ -72,24 +74,27 @@ def _scales(wide_NI: Tensor) -> Tensor:
     return wide_NI.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
 
 
-def check_weights(weights: Weights, config: ModelConfig, *, device: str | torch.device, adapter: bool) -> None:
+def check_weights(
+    weights: Weights, config: ModelConfig, *, device: str | torch.device, gate: AdapterGate | None
+) -> None:
     """Refuse a way of holding weights that a model or a device does not have.
 
     Args:
         weights: the way.
         config: architecture.
         device: of the model.
-        adapter: whether the model carries an adapter.
+        gate: rows that the model's adapter is for; None without one. One for every row is better merged.
 
     Raises:
-        ConfigError: 'int8' with experts, an adapter, or anywhere but on a CPU with products of 8-bit numbers.
+        ConfigError: 'int8' with experts, with an adapter for every row, or anywhere but on a CPU with products of
+            8-bit numbers.
     """
     if weights not in get_args(Weights):
         raise ConfigError(f"weights: {weights!r} is unknown; use {' or '.join(map(repr, get_args(Weights)))}")
     reason = None
     if weights == "int8" and config.moe is not None:
         reason = "is for dense models, and this one has experts"
-    elif weights == "int8" and adapter:
+    elif weights == "int8" and gate == "all":
         reason = "is not for a base under an adapter; merge it first (difflm merge)"
     elif weights == "int8" and torch.device(device).type != "cpu":
         reason = f"is for CPU, and the device is {device}"

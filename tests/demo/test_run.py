@@ -26,6 +26,8 @@ PLAN = Plan(
     side_unseen=1,
     control_fresh=2,
     control_unseen=1,
+    exact=2,
+    draft_tokens=500,
     thresholds=(0.9, 0.5),
 )
 
@@ -70,6 +72,7 @@ def test_the_demo_from_end_to_end(
     report = (folder / "report.txt").read_text()
     for part in ("AR parent", "block 32", "threshold 0.9, fresh", "one token per forward, unseen", "AR control, fresh"):
         assert part in report, part
+    assert ("equal to the AR control's in float32 2 of 2" in report) == (not paper), "what is verified is the control's"
     assert (folder / "demo.png").read_bytes()[:4] == b"\x89PNG"
     result = json.loads((folder / "result.json").read_text())
     assert set(result["perplexity"]["before"]["perplexity"]) == {"1", "4", "8", "32"}

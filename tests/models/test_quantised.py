@@ -13,11 +13,13 @@ from torch.nn import functional as F
 import difflm
 from difflm.checkpoints.saving import save_model
 from difflm.errors import CheckpointError, ConfigError
+from difflm.models.attention import DenseAttention
 from difflm.models.lora import Linear
 from difflm.models.quantised import QuantisedLinear, check_weights, quantise
 from difflm.scoring import logits
 from tests.checkpoints.tiny import ling_folder
 from tests.decode.tiny import architecture, random_transformer
+from tests.drafters import drafters as drafters
 from tests.standins import write_parent
 
 
@@ -127,16 +129,33 @@ def test_int8_weights_are_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "saved").exists()
 
 
+def test_an_adapter_that_drafts_stays_beside_the_codes(drafters: Path) -> None:
+    base = difflm.load_model(drafters / "base", weights="int8")
+    loaded = difflm.load_model(drafters / "drafter", weights="int8")
+    assert loaded.model.adapter_gate == "noisy"
+    assert [name for name, _ in loaded.model.named_modules() if name.endswith(".lora")]
+    token_BN = torch.tensor([[5, 6, 7, 8]])
+    position_BN, attend = torch.arange(4)[None], DenseAttention(torch.ones(1, 1, 4, 4, dtype=torch.bool).tril())
+    noisy_BN = torch.tensor([[False, False, True, True]])
+    with torch.no_grad():
+        alone = base.model(token_BN, position_BN, attend)
+        silent = loaded.model(token_BN, position_BN, attend)
+        gated = loaded.model(token_BN, position_BN, attend, adapter=noisy_BN)
+    assert torch.equal(silent, alone), "clean rows are the base's"
+    assert torch.equal(gated[:, :2], alone[:, :2])
+    assert not torch.allclose(gated[:, 2:], alone[:, 2:])
+
+
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="weights: 'int8' is for dense models, and this one has experts"):
         difflm.load_model(ling_folder(tmp_path / "ling"), weights="int8")
     with pytest.raises(ConfigError, match="weights: 'int4' is unknown; use 'float' or 'int8'"):
-        check_weights("int4", architecture(), device="cpu", adapter=False)  # type: ignore[arg-type]
+        check_weights("int4", architecture(), device="cpu", gate=None)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"under an adapter; merge it first \(difflm merge\)"):
-        check_weights("int8", architecture(), device="cpu", adapter=True)
+        check_weights("int8", architecture(), device="cpu", gate="all")
     with pytest.raises(ConfigError, match="is for CPU, and the device is cuda:1; or use 'float'"):
-        check_weights("int8", architecture(), device="cuda:1", adapter=False)
+        check_weights("int8", architecture(), device="cuda:1", gate=None)
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     with pytest.raises(ConfigError, match="8-bit numbers"):
-        check_weights("int8", architecture(), device="cpu", adapter=False)
-    check_weights("float", architecture(), device="cuda:1", adapter=True)
+        check_weights("int8", architecture(), device="cpu", gate=None)
+    check_weights("float", architecture(), device="cuda:1", gate="all")
