@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from difflm.cli.generate import describe, encode_prompt
+from difflm.cli.generate import chosen_decoding, describe, encode_prompt
 from difflm.cli.options import folder, model_options, open_model
 from difflm.cli.sampling import sampling_options
 from difflm.errors import DifflmError, RequestError
@@ -156,7 +156,12 @@ def answer(conversation: Conversation, line: str) -> str | None:
 @click.command()
 @click.argument("model", type=folder())
 @click.option("--system", metavar="TEXT", show_default="none", help="Instructions for the whole conversation.")
-@click.option("--show/--no-show", default=True, show_default=True, help="Whether to draw each block as it denoises.")
+@click.option(
+    "--show/--no-show",
+    default=True,
+    show_default=True,
+    help="Whether to draw each block as it denoises, and drafts until they are verified.",
+)
 @sampling_options
 @model_options
 def chat(
@@ -171,13 +176,19 @@ def chat(
     threads: int | None,
     revision: str | None,
 ) -> None:
-    """Talk to MODEL. Its chat template is used if it has one, else each line is a prompt. /help lists commands."""
+    """Talk to MODEL. Its chat template is used if it has one, else each line is a prompt. /help lists commands.
+
+    A model that drafts is decoded left to right in fewer forwards (decoding verified), and the text is its base's; a
+    line says so, and the line below each answer says how many drafts were accepted.
+    """
     loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
     conversation = Conversation(loaded, params, replier(loaded, show=show))
     if system:
         conversation.messages.append({"role": "system", "content": system})
     if not conversation.templated:
         click.echo("no chat template: each line is a prompt of its own", err=True)
+    if line := chosen_decoding(loaded, params):
+        click.echo(line, err=True)
     click.echo("/help lists commands, /quit leaves", err=True)
     talk(conversation)
 

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether a prompt is a user's turn in the model's chat template, or text to go on with.",
 )
-@click.option("--show/--no-show", default=False, show_default=True, help="Whether to draw each block as it denoises.")
+@click.option(
+    "--show/--no-show",
+    default=False,
+    show_default=True,
+    help="Whether to draw each block as it denoises, and drafts until they are verified.",
+)
 @click.option(
     "--step-map",
     type=folder(),
@@ -59,10 +64,17 @@ def generate(
     threads: int | None,
     revision: str | None,
 ) -> None:
-    """Complete prompts with MODEL. The completions go to stdout, everything else to stderr."""
+    """Complete prompts with MODEL. The completions go to stdout, everything else to stderr.
+
+    A model that drafts (an adapter for mask rows, or a generation_config.json with decoding verified) is decoded left
+    to right in fewer forwards, and the text is its base's; a line on stderr says so. --decoding and --policy choose
+    otherwise, e.g. --policy verified:window=8,fallback=false.
+    """
     prompts = list(prompt) or [read_stdin()]
     loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
     encoded = [encode_prompt(loaded, text, chat_template=chat_template) for text in prompts]
+    if stats and (line := chosen_decoding(loaded, params)):
+        click.echo(line, err=True)
     if step_map is not None:
         completions = _recorded(loaded, encoded, params, path=step_map, show=show)
     elif show:
@@ -140,10 +152,40 @@ def encode_prompt(loaded: LoadedModel, text: str, *, chat_template: bool) -> lis
 
 
 def describe(completion: Completion) -> str:
-    """Return one line with what a completion cost."""
-    forwards = completion.forwards
+    """Return one line with what a completion cost, and what became of its drafts."""
+    forwards, drafts = completion.forwards, completion.drafts
+    verified = ""
+    if drafts is not None and drafts.cycles:
+        verified = (
+            f"drafts: {drafts.accepted} of {drafts.drafted} accepted in {drafts.cycles} cycles of "
+            f"{completion.tokens_per_cycle:.2f} tokens, "
+        )
     return (
         f"{completion.num_tokens} tokens in {completion.seconds:.1f} s ({completion.tokens_per_second:.1f} tokens/s), "
         f"forwards: {forwards.prefill} prefill, {forwards.denoise} denoise, {forwards.commit} commit, "
-        f"{completion.tokens_per_forward:.2f} tokens per forward, ended by {completion.finish_reason}"
+        f"{completion.tokens_per_forward:.2f} tokens per forward, {verified}ended by {completion.finish_reason}"
     )
+
+
+def chosen_decoding(loaded: LoadedModel, params: SamplingParams) -> str | None:
+    """Return a line about a left-to-right decoding that the model chose; None where the user did, or for blocks.
+
+    Args:
+        loaded: the model.
+        params: as asked for.
+    """
+    from difflm.decode.admission import decoding_for
+
+    if params.decoding is not None or params.policy is not None:
+        return None
+    chosen = decoding_for(loaded, params)
+    if chosen == "block":
+        return None
+    by = "generation_config.json says so" if loaded.config.generation.get("decoding") else "the model's adapter drafts"
+    if chosen == "next_token":
+        return f"decoding: next_token, as {by}"
+    gated = loaded.model.adapter_gate == "noisy"
+    whose = f"the text is that of the base {loaded.path}" if gated else "the text is that of the weights left to right"
+    exact = str(loaded.model.embedding.weight.dtype).removeprefix("torch.")
+    near = "" if exact in ("float32", "float64") else f", up to near-ties in {exact}"
+    return f"decoding: verified, as {by}; {whose}{near} (--decoding next_token writes it without drafts)"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, get_args
 
 from difflm.decode.policies.base import Policy
-from difflm.decode.policies.named import made_verified
+from difflm.decode.policies.named import drafting_settings
 from difflm.decode.policies.native import Native
 from difflm.decode.policies.verified import Verified
 from difflm.decode.request import DEFAULT_BLOCK_SIZE, Decoding, Request, SamplingParams
@@ -41,6 +41,7 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
     tokens = _token_ids(loaded, prompt)
     native = _native(config, params)
     decoding = decoding_for(loaded, params)
+    _check_editing(params, decoding)
     drafting = _drafting(loaded, params, native) if decoding == "verified" else None
     policy = native if decoding == "block" else None
     if params.policy is not None and not isinstance(params.policy, Verified):
@@ -103,6 +104,29 @@ def decoding_for(loaded: LoadedModel, params: SamplingParams) -> Decoding:
     return own
 
 
+def _check_editing(params: SamplingParams, decoding: Decoding) -> None:
+    """Refuse edits where the model, not the parameters, says that it is decoded left to right."""
+    if params.editing_threshold is not None and decoding != "block":
+        raise RequestError(
+            f"editing_threshold: {params.editing_threshold!r} has no effect with decoding '{decoding}', which this "
+            "model takes by itself; leave it out, or use decoding 'block'"
+        )
+
+
+def decodings_of(loaded: LoadedModel) -> tuple[Decoding, ...]:
+    """Return what a model was made for: blocks, left to right, left to right with drafts that are verified.
+
+    Args:
+        loaded: the model.
+    """
+    config = loaded.config
+    if config.mask_token_id is None:
+        return ("next_token",)
+    if loaded.model.adapter_gate == "noisy":
+        return ("next_token", "verified")
+    return ("block", "next_token", "verified") if config.clean_attention == "causal" else ("block",)
+
+
 def _mask_id(loaded: LoadedModel, policy: Policy | None, decoding: Decoding) -> int:
     """Return the id of an undecided position."""
     mask_id = loaded.config.mask_token_id if policy is None or policy.mask_id is None else policy.mask_id
@@ -131,7 +155,8 @@ def _drafting(loaded: LoadedModel, params: SamplingParams, native: Native) -> Ve
     if isinstance(params.policy, Verified):
         given = params.policy
     else:
-        given = made_verified(config.generation.get("verified") or {}, where="generation_config.json: verified")
+        own = config.generation.get("verified")
+        given = drafting_settings({} if own is None else own, where="generation_config.json: verified")
         given = replace(given, draw=native.rule(()), min_tokens=params.min_tokens)
     most = config.block_size or DEFAULT_BLOCK_SIZE
     if given.window is not None and given.window > most:

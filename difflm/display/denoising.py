@@ -15,16 +15,16 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from difflm.decode.events import Committed, Completion, Denoised, Edited, Event, Finished
+from difflm.decode.events import Committed, Completion, Denoised, Drafted, Edited, Event, Finished
 from difflm.display.text import printable
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
 
 Decode = Callable[[Sequence[int]], str]
-PieceKind = Literal["committed", "decided", "fresh", "open"]
+PieceKind = Literal["committed", "decided", "fresh", "open", "draft"]
 
-STYLES: dict[str, str] = {"committed": "", "decided": "cyan", "fresh": "bold green", "open": "dim"}
+STYLES: dict[str, str] = {"committed": "", "decided": "cyan", "fresh": "bold green", "open": "dim", "draft": "dim"}
 
 
 def decoder_of(loaded: LoadedModel, *, special: bool) -> Decode:
@@ -41,7 +41,7 @@ def decoder_of(loaded: LoadedModel, *, special: bool) -> Decode:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A stretch of text in one state: committed, decided earlier, decided by the last forward, or open (masked)."""
+    """A stretch of text in one state: committed, decided earlier or by the last forward, open (masked), or a draft."""
 
     text: str
     kind: PieceKind
@@ -59,6 +59,7 @@ class Canvas:
         num_decided: tokens decided so far.
         block: number of the current block.
         committed: final tokens.
+        drafted, accepted: drafts that a forward verified, and those of them that it kept.
     """
 
     decode: Decode
@@ -68,6 +69,9 @@ class Canvas:
     num_decided: int = 0
     block: int = 0
     committed: list[int] = field(default_factory=list[int])
+    drafted: int = 0
+    accepted: int = 0
+    _drafts: dict[int, int] = field(default_factory=dict[int, int])
     _tokens: dict[int, int] = field(default_factory=dict[int, int])
     _fresh: frozenset[int] = frozenset()
     _open: tuple[int, ...] = ()
@@ -78,7 +82,13 @@ class Canvas:
             self.forwards += 1
             self.num_decided += len(event.positions)
             self.block, self._open, self._fresh = event.block, event.open_positions, frozenset(event.positions)
-            self._tokens |= dict(zip(event.positions, event.tokens, strict=True))
+            decided = dict(zip(event.positions, event.tokens, strict=True))
+            self._tokens |= decided
+            self.drafted += len(self._drafts)
+            self.accepted += sum(decided.get(place) == token for place, token in self._drafts.items())
+            self._drafts = {}
+        elif isinstance(event, Drafted):
+            self._drafts = dict(zip(event.positions, event.tokens, strict=True))
         elif isinstance(event, Edited):
             self._fresh |= frozenset(event.positions)
             for place, token in zip(event.positions, event.tokens, strict=True):
@@ -89,10 +99,14 @@ class Canvas:
             self.committed += event.tokens
             self._tokens, self._open = {}, ()
         else:
-            self._tokens, self._open = {}, ()
+            self._tokens, self._drafts, self._open = {}, {}, ()
 
-    def pieces(self) -> Iterator[Piece]:
-        """Yield the text so far: the committed part, then the current block in stretches of equal state."""
+    def pieces(self, *, drafts: bool = True) -> Iterator[Piece]:
+        """Yield the text so far: the committed part, then what is provisional in stretches of equal state.
+
+        Args:
+            drafts: show what they say; else they are drawn as undecided positions.
+        """
         if self.committed:
             yield Piece(self.decode(self.committed), "committed")
         kind: PieceKind = "decided"
@@ -107,18 +121,22 @@ class Canvas:
             run.append(self._tokens.get(place, -1))
         if run:
             yield self._piece(run, kind, first=first)
+        if self._drafts:
+            written = [token for _, token in sorted(self._drafts.items())]
+            alone = not self.committed and not run
+            yield self._piece(written, "draft" if drafts else "open", first=alone, before=run[-1:])
 
-    def _piece(self, run: list[int], kind: PieceKind, *, first: bool) -> Piece:
+    def _piece(self, run: list[int], kind: PieceKind, *, first: bool, before: Sequence[int] = ()) -> Piece:
         if kind == "open":
             return Piece(self.mask * len(run), kind)
         # Some tokenizers drop the space before the first token of a text, so a run is decoded behind another token.
-        anchor = self.committed[-1:] or ([] if first else run[:1])
-        before, both = self.decode_all(anchor), self.decode_all([*anchor, *run])
-        return Piece(both.removeprefix(before) if both.startswith(before) else self.decode_all(run), kind)
+        anchor = list(before) or self.committed[-1:] or ([] if first else run[:1])
+        shown, both = self.decode_all(anchor), self.decode_all([*anchor, *run])
+        return Piece(both.removeprefix(shown) if both.startswith(shown) else self.decode_all(run), kind)
 
     def text(self) -> str:
         """Return the text so far on one line, newlines written as \\n."""
-        return printable("".join(piece.text for piece in self.pieces())).replace("\n", "\\n")
+        return printable("".join(piece.text for piece in self.pieces(drafts=False))).replace("\n", "\\n")
 
 
 def canvas_of(loaded: LoadedModel) -> Canvas:
@@ -148,6 +166,11 @@ def recorded_lines(canvas: Canvas, events: Iterable[Event], *, width: int = 100)
     lines = list[str]()
     for event in events:
         canvas.apply(event)
+        if isinstance(event, Drafted):
+            # They belong to the forward whose line stands there, if its tokens were final at once.
+            drawn = f"{canvas.forwards:>4}  "
+            lines[:] = lines[: len(lines) - (bool(lines) and lines[-1].startswith(drawn))]
+            lines.append(drawn + _tail(canvas.text(), width - 6))
         # The line of a block's last forward is written when the block is final, without what an EOS cuts off.
         if isinstance(event, Committed) or (isinstance(event, Denoised) and event.open_positions):
             lines.append(f"{canvas.forwards:>4}  {_tail(canvas.text(), width - 6)}")
@@ -207,9 +230,10 @@ class DenoisingView:
         room = self.console.width * max(self.console.height - 4, 1)
         seconds = max(time.perf_counter() - self.started, 1e-9)
         rate = self.canvas.num_decided / max(self.canvas.forwards, 1)
+        canvas = self.canvas
+        at = f"drafts {canvas.accepted}/{canvas.drafted}" if canvas.drafted else f"block {canvas.block}"
         figures = (
-            f"block {self.canvas.block}  forward {self.canvas.forwards}  "
-            f"{rate:.1f} tokens/forward  {self.canvas.num_decided / seconds:.0f} tokens/s"
+            f"{at}  forward {canvas.forwards}  {rate:.1f} tokens/forward  {canvas.num_decided / seconds:.0f} tokens/s"
         )
         return Group(text[-room:] if len(text) > room else text, Text(figures, style="dim"))
 

@@ -6,11 +6,12 @@ import string
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console
 
-from difflm.decode.events import Denoised, Event
+from difflm.decode.events import Denoised, DraftCounts, Drafted, Event
 from difflm.display.denoising import Canvas, DenoisingView, recorded_lines
 from difflm.display.text import printable
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 DIGITS = string.digits[1:] + string.ascii_lowercase
 LEGEND = "1-9a-z: forward of the block that decided the position, + a later one; !: edited since; .: prompt; _: open"
+_DRAFT_LEGEND = (
+    "1-9a-z: place of the token among those of its forward, + a later one; all but the last were drafts; .: prompt"
+)
 NARROW = 32
 
 
@@ -35,13 +39,36 @@ def step_lines(step_map: StepMap) -> list[str]:
         f"denoising forwards, ended by {completion.finish_reason}",
         LEGEND,
     ]
-    width = step_map.block_size if step_map.block_size > 1 else NARROW
     cells = step_map.cells()
+    if any(isinstance(event, Drafted) for event in step_map.events):
+        lines[-1:] = [_drafts_line(completion.drafts or DraftCounts(), completion.forwards.commit), _DRAFT_LEGEND]
+        cells = _within_forwards(step_map)
+    width = step_map.block_size if step_map.block_size > 1 else NARROW
     marked = any(cell.edits for cell in cells)
     for start in range(0, len(cells), width):
         marks = [_mark(cell, marked=marked) for cell in cells[start : start + width]]
         lines.append(f"{start:>6}  {''.join(marks)}".rstrip())
     return lines
+
+
+def _drafts_line(counts: DraftCounts, verifying: int) -> str:
+    """Return what became of the drafts, by their place in a cycle."""
+    places = " ".join(f"{taken / counts.cycles:.2f}" for taken in counts.positions) if counts.cycles else "-"
+    return (
+        f"{verifying} forwards only verified; {counts.accepted} of {counts.drafted} drafts accepted in {counts.cycles} "
+        f"cycles, by place: {places}"
+    )
+
+
+def _within_forwards(step_map: StepMap) -> list[Cell]:
+    """Return the cells with the place of each token among those of its forward as step."""
+    place_of = {
+        place: number
+        for event in step_map.events
+        if isinstance(event, Denoised)
+        for number, place in enumerate(event.positions, start=1)
+    }
+    return [replace(cell, step=place_of.get(cell.position, 0)) for cell in step_map.cells()]
 
 
 def _mark(cell: Cell, *, marked: bool) -> str:

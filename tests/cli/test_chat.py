@@ -16,7 +16,10 @@ from difflm.decode.events import Completion, Forwards
 from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
 from difflm.errors import RequestError
+from tests.drafters import sure_drafters
 from tests.standins import write_parent
+
+__all__ = ["sure_drafters"]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +147,24 @@ def test_a_session_outlives_errors_and_interruptions(
     assert len(printed.out.splitlines()) >= 1, "one answer"
     for part in ("no such command", "stopped", "context", "4 tokens in", "No such file"):
         assert part in printed.err, part
+
+
+def test_a_drafter_says_how_it_is_decoded_and_what_was_accepted(
+    sure_drafters: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = iter(["hello", "again", "/set decoding next_token", "more"])
+
+    def lines(prompt: str) -> str:
+        if (line := next(typed, None)) is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr(builtins, "input", lines)
+    assert run(["chat", str(sure_drafters / "drafter"), "--max-new-tokens", "12", "--no-show"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{'a' * 12}\n" * 3
+    assert printed.err.count("decoding: verified, as the model's adapter drafts; the text is that of the base") == 1
+    assert printed.err.count("drafts: 9 of 9 accepted in 2 cycles of 6.00 tokens") == 2
 
 
 def test_without_a_chat_template_each_line_is_a_prompt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 import pytest
 
 import difflm
-from difflm.cli.generate import describe, encode_prompt
+from difflm.cli.generate import chosen_decoding, describe, encode_prompt
 from difflm.cli.main import run
 from difflm.errors import RequestError
+from tests.drafters import drafters, sure_drafters
 from tests.standins import write_parent
+
+__all__ = ["drafters", "sure_drafters"]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,67 @@ def test_next_token_decoding_of_the_parent(model: Path, capsys: pytest.CaptureFi
     parent = model.parent / "parent"
     assert run(["generate", str(parent), "-p", "one", "--decoding", "next_token", *PARAMS]) == 0
     assert "tokens per forward" in capsys.readouterr().err
+
+
+def test_a_drafter_is_verified_by_itself_and_its_text_is_the_base_s(
+    sure_drafters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-p", "one", "-p", "two", "--max-new-tokens", "12"]
+    assert run(["generate", str(sure_drafters / "base"), *words, "--decoding", "next_token"]) == 0
+    plain = capsys.readouterr()
+    assert "drafts" not in plain.err
+    assert run(["generate", str(sure_drafters / "drafter"), *words]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == plain.out
+    base = sure_drafters / "base"
+    assert printed.err.count("decoding: ") == 1
+    assert printed.err.startswith(
+        f"decoding: verified, as the model's adapter drafts; the text is that of the base {base} "
+    )
+    # 12 tokens: one, 7 drafts and what follows them, one, 2 drafts (what follows them is not asked for).
+    assert printed.err.count("2 denoise, 2 commit") == 2
+    assert printed.err.count("drafts: 9 of 9 accepted in 2 cycles of 6.00 tokens, ended by length") == 2
+    for more in (["--decoding", "verified"], ["--policy", "verified:window=4,fallback=false"], ["--show"]):
+        assert run(["generate", str(sure_drafters / "drafter"), *words, *more]) == 0
+        printed = capsys.readouterr()
+        assert printed.out == plain.out
+        assert ("decoding: " in printed.err) == (more == ["--show"])
+    assert run(["generate", str(sure_drafters / "drafter"), *words, "--no-stats"]) == 0
+    assert capsys.readouterr() == (plain.out, "")
+
+
+def test_what_generation_config_chooses_is_said(drafters: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = difflm.load_model(drafters / "base")
+    params = difflm.SamplingParams()
+    assert chosen_decoding(loaded, params) is None
+
+    def saying(decoding: str, dtype: str = "float32") -> str | None:
+        model = difflm.load_model(drafters / "base", dtype=dtype)
+        model.config = dataclasses.replace(model.config, generation={"decoding": decoding})
+        return chosen_decoding(model, params)
+
+    assert saying("block") is None
+    assert saying("next_token") == "decoding: next_token, as generation_config.json says so"
+    text = "decoding: verified, as generation_config.json says so; the text is that of the weights left to right"
+    end = " (--decoding next_token writes it without drafts)"
+    assert saying("verified") == text + end
+    assert saying("verified", "bfloat16") == f"{text}, up to near-ties in bfloat16{end}"
+
+
+def test_a_step_map_of_a_drafter_is_inspected(
+    sure_drafters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-p", "one", "--max-new-tokens", "12", "--step-map", str(tmp_path / "steps.jsonl")]
+    assert run(["generate", str(sure_drafters / "drafter"), *words]) == 0
+    capsys.readouterr()
+    file = str(tmp_path / "steps.jsonl")
+    assert run(["inspect", "steps", file, "--plot", str(tmp_path / "steps.png")]) == 0
+    shown = capsys.readouterr().out
+    assert "9 of 9 drafts accepted in 2 cycles" in shown
+    assert "     0  ...112345678112" in shown
+    assert (tmp_path / "steps.png").is_file()
+    assert run(["inspect", "steps", file, "--replay"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("_" * 7)
 
 
 def test_prompts_become_token_ids(model: Path) -> None:

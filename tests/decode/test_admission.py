@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from difflm.checkpoints.loading import LoadedModel
-from difflm.decode.admission import admit
+from difflm.decode.admission import admit, decodings_of
 from difflm.decode.policies.native import Native
 from difflm.decode.request import Request, SamplingParams
 from difflm.diffusion.acceptance import ThresholdAcceptance
@@ -102,3 +102,12 @@ def test_next_token_decoding_is_shifted_and_causal_whatever_the_model_says() -> 
     assert request.logit_shift
     assert request.clean_causal
     assert request.block_size == 1
+
+
+def test_what_a_model_was_made_for() -> None:
+    assert decodings_of(tiny()) == ("block",)
+    assert decodings_of(tiny(mask_id=None)) == ("next_token",)
+    causal = tiny(clean="causal")
+    assert decodings_of(causal) == ("block", "next_token", "verified")
+    causal.model.adapter_gate = "noisy"
+    assert decodings_of(causal) == ("next_token", "verified")

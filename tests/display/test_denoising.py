@@ -9,7 +9,7 @@ import pytest
 
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import Engine, stream
-from difflm.decode.events import Committed, Completion, Denoised, Event, Finished, Forwards
+from difflm.decode.events import Committed, Completion, Denoised, Drafted, Event, Finished, Forwards
 from difflm.decode.request import SamplingParams
 from difflm.display import show_denoising
 from difflm.display.denoising import Canvas, DenoisingView, canvas_of, recording
@@ -109,6 +109,62 @@ def test_pieces_tell_what_is_new(loaded: LoadedModel) -> None:
         ("<eos>", "fresh"),
     ]
     assert (canvas.forwards, canvas.num_decided) == (3, 6)
+
+
+def drafted(tokens: dict[int, int]) -> Drafted:
+    return Drafted(
+        request_id=0, positions=tuple(tokens), tokens=tuple(tokens.values()), confidences=(0.5,) * len(tokens)
+    )
+
+
+# A forward writes a token and drafts; the next one keeps the first draft and replaces the second.
+DRAFTING: list[Event] = [
+    denoised(1, {1: 0}, ()),
+    Committed(request_id=0, block=1, tokens=(0,)),
+    drafted({2: 1, 3: 3, 4: 7}),
+    denoised(2, {2: 1, 3: 2}, ()),
+    Committed(request_id=0, block=2, tokens=(1, 2)),
+    drafted({4: 3}),
+    denoised(4, {4: 3, 5: 4}, ()),
+    Committed(request_id=0, block=4, tokens=(3, 4)),
+    finished([0, 1, 2, 3, 4]),
+]
+
+
+def test_drafts_are_masks_in_a_recording_until_they_are_verified(loaded: LoadedModel) -> None:
+    assert recording(loaded, DRAFTING) == ["   1  The___", "   2  The cat sat_", "   3  The cat sat on the"]
+    # Tokens that a stop string holds back have no line of their own, their drafts do.
+    held = [event for event in DRAFTING if not isinstance(event, Committed)]
+    assert recording(loaded, held) == ["   1  The___", "   2  The cat sat_"]
+
+
+def test_drafts_are_text_of_their_own_kind_and_counted(loaded: LoadedModel) -> None:
+    canvas = canvas_of(loaded)
+    shown: list[list[tuple[str, str]]] = []
+    for event in DRAFTING:
+        canvas.apply(event)
+        shown.append([(piece.text, piece.kind) for piece in canvas.pieces()])
+    assert shown[1] == [("The", "committed")]
+    assert shown[2] == [("The", "committed"), (" cat on.", "draft")]
+    assert shown[3] == [("The", "committed"), (" cat sat", "fresh")]
+    assert shown[5] == [("The cat sat", "committed"), (" on", "draft")]
+    assert shown[-1] == [("The cat sat on the", "committed")]
+    assert (canvas.drafted, canvas.accepted) == (4, 2)
+    alone = canvas_of(loaded)
+    alone.apply(drafted({1: 0, 2: 1}))
+    assert [(piece.text, piece.kind) for piece in alone.pieces()] == [("The cat", "draft")]
+
+
+def test_the_live_view_counts_drafts(loaded: LoadedModel) -> None:
+    console = terminal()
+    DenoisingView(canvas_of(loaded), console).run(DRAFTING)
+    assert " cat on." in output(console)
+    assert "drafts 1/3  forward 2" in output(console)
+    assert output(console).rstrip().endswith("The cat sat on the")
+    console = terminal()
+    DenoisingView(canvas_of(loaded), console).run(EVENTS)
+    assert "drafts" not in output(console)
+    assert "block 1  forward 2" in output(console)
 
 
 def test_ids_are_shown_where_there_is_no_tokenizer() -> None:

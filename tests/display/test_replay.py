@@ -10,6 +10,7 @@ import pytest
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import stream
 from difflm.decode.events import Denoised, Edited
+from difflm.decode.policies.named import policy
 from difflm.decode.recorder import StepMap, recorder_of
 from difflm.decode.request import SamplingParams
 from difflm.display.denoising import recording
@@ -61,6 +62,29 @@ def test_edits_are_marked_and_many_steps_counted_no_further() -> None:
     assert step_lines(replace(header, events=(filled(0), edited, filled(1), done)))[-1] == "     0  1!2"
     late = (*(filled() for _ in range(34)), filled(0), filled(1), done)
     assert step_lines(replace(header, events=late))[-1] == "     0  z+"
+
+
+def test_a_verified_request_shows_what_each_forward_wrote() -> None:
+    # With a shift, clean rows and MASK rows of a script read a place at the same position: every draft is right.
+    loaded = scripted(lambda place: certain(place % 6), block_size=4, clean="causal", logit_shift=True)
+    params = SamplingParams(max_new_tokens=9, policy=policy("verified", start=4, fused=False))
+    recorder = recorder_of(loaded, [1, 2, 1], params)
+    list(recorder.watching(stream(loaded, [1, 2, 1], params)))
+    lines = step_lines(recorder.map)
+    assert lines[0].startswith("tiny, Verified(window=4, start=4, fused=False, ")
+    assert lines[1] == "prompt 3 tokens, answer 9 in 2 denoising forwards, ended by length"
+    assert lines[2] == "2 forwards only verified; 6 of 6 drafts accepted in 2 cycles, by place: 1.00 1.00 1.00"
+    assert lines[3].endswith("all but the last were drafts; .: prompt")
+    # A forward that drafts writes one token, one that verifies the drafts and the token behind them.
+    assert lines[4:] == ["     0  ...112341123"]
+    file = io.StringIO()
+    replay_steps(recorder.map, file=file)
+    assert [line.split()[1] for line in file.getvalue().splitlines()] == [
+        "<2>___",
+        "<2><3><4><5><0>",
+        "<2><3><4><5><0><1>___",
+        "<2><3><4><5><0><1><2><3><4>",
+    ]
 
 
 def test_a_replay_away_from_a_terminal_is_the_recording_of_the_decoding(loaded: LoadedModel) -> None:
