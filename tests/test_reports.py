@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken
+from difflm.display.denoising import DenoisingView, canvas_of
 from difflm.models.attention import AttentionChoice
 from difflm.recipes import recipe_names, recipe_path
 from difflm.runs import train
@@ -34,6 +36,7 @@ from difflm.training.trainer import Trainer
 from difflm.types import PADDING, Batch, Layout
 from tests.checkpoints.tiny import ling_folder, make_tokenizer
 from tests.decode.tiny import MASK, certain, scripted, tiny
+from tests.display.consoles import output, terminal
 from tests.rows import batch_of
 from tests.standins import word_tokenizer, write_parent, write_texts
 
@@ -50,8 +53,8 @@ def functions_of(place: str) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-def test_every_report_on_data_training_and_checkpoints_has_its_row() -> None:
-    assert list(TABLE) == list(range(1, 41))
+def test_every_report_on_data_training_checkpoints_and_decoding_has_its_row() -> None:
+    assert list(TABLE) == list(range(1, 57))
     assert {len(cells) for cells in TABLE.values()} == {4}
 
 
@@ -354,3 +357,35 @@ def test_report_36_expert_biases_survive_conversion_training_and_merge(dtype: st
         assert {after[name].dtype for name in names} == {torch.float32}
     moved = load_file(trained / "model.safetensors")
     assert not torch.equal(before["model.norm.weight"], moved["model.norm.weight"])
+
+
+SPELT = [b"", *(bytes([byte]) for byte in "\U0001fae0\u9f9c".encode()), b"\n", b"a", b"b", b"c", b""]
+
+
+class Spelt(LoadedModel):
+    """A model whose tokens are bytes: those of a character of four, of one of three, and of a line's end."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        return b"".join(SPELT[token] for token in token_ids).decode("utf-8", errors="replace")
+
+
+@pytest.mark.parametrize("decoding", ["block", "next_token"])
+@pytest.mark.parametrize("block_size", [1, 2, 3, 5])
+def test_report_52_a_character_of_several_tokens_is_whole_again(block_size: int, decoding: Any) -> None:
+    tokens = [9, 1, 2, 3, 4, 8, 5, 6, 7, 1, 2, 3, 4]
+    text = "a\U0001fae0\n\u9f9c\U0001fae0"
+    shift = decoding == "next_token"
+    plain = scripted(lambda place: certain(tokens[(place + shift - 1) % len(tokens)]), block_size=block_size)
+    loaded = Spelt(plain.model, object(), plain.config, plain.path)
+    params = SamplingParams(max_new_tokens=len(tokens), block_size=block_size, decoding=decoding)
+    events = list(stream(loaded, [11], params))
+    told = [token for event in events if isinstance(event, Committed) for token in event.tokens]
+    assert told == tokens
+    assert loaded.decode(told) == text
+    assert isinstance(events[-1], Finished)
+    assert events[-1].completion.text == text
+    console = terminal()
+    DenoisingView(canvas_of(loaded), console).run(events)
+    # Lines that are final are printed once, and whole; what is drawn before that is drawn over.
+    assert output(console).rstrip().endswith(text.partition("\n")[2])
+    assert text.partition("\n")[0] in output(console)
