@@ -118,10 +118,15 @@ class LeftToRightDecoding:
         self.committed = work.start + work.num_clean - (clean - final)
         # What MASK rows propose stands behind the drafts, and is of no use behind others.
         self.drafts = list(said[clean:]) if accepted == len(given) else []
+        first = len(self.tokens)
+        ended = self._append(proposal, final)
+        written = len(self.tokens) - first
         if self.pace is not None:
             self.pace.absorb(masks=len(work.tokens) - work.num_clean, checked=len(given), accepted=accepted)
-            self.counts = self.counts.adding(checked=len(given), accepted=accepted)
-        events = self._write(work, proposal, final)
+            self.counts = self.counts.adding(checked=len(given), accepted=min(accepted, written))
+        if ended:
+            self._finish()
+        events = self._told(work, proposal, written)
         if self.drafts and self.outcome is None:
             drafted = Drafted(
                 request_id=self.request.id,
@@ -132,33 +137,22 @@ class LeftToRightDecoding:
             events.append(drafted)
         return events
 
-    def _write(self, work: Work, proposal: Proposal, final: int) -> list[Event]:
-        """Append the first tokens of a proposal, one after the other, up to one that ends the answer."""
-        first = len(self.tokens)
+    def _append(self, proposal: Proposal, final: int) -> bool:
+        """Append the first tokens of a proposal, one after the other; return whether one of them ends the answer."""
+        request = self.request
         for number in range(final):
             self.tokens.append(proposal.tokens[number])
             self.scores.extend(proposal.scores[number : number + 1])
-            if self._ended():
-                break
-        places = work.places[: len(self.tokens) - first]
-        denoised = Denoised(
-            request_id=self.request.id,
-            block=places[0],
-            positions=places,
-            tokens=tuple(self.tokens[first:]),
-            confidences=tuple(proposal.confidences[: len(places)]),
-            open_positions=(),
-            num_masked=len(places),
-        )
-        return [denoised, *self._commit(places[0])]
+            if self.tokens[-1] in request.eos_ids or len(self.tokens) == request.limit:
+                return True
+            if request.stops is not None and request.stops.find(self.generated, after=request.min_tokens) is not None:
+                return True
+        return False
 
-    def _ended(self) -> bool:
-        """Return whether the last token ends the answer, and set the outcome if it does."""
-        generated, stops = self.generated, self.request.stops
+    def _finish(self) -> None:
+        """Set the outcome."""
+        generated = self.generated
         stopped = generated[-1] in self.request.eos_ids
-        cut = None if stops is None else stops.find(generated, after=self.request.min_tokens)
-        if not stopped and cut is None and len(self.tokens) < self.request.limit:
-            return False
         result = Result(
             tokens=generated[: len(generated) - stopped],
             num_tokens=len(generated),
@@ -166,7 +160,20 @@ class LeftToRightDecoding:
         )
         counts = None if self.pace is None else self.counts
         self.outcome = outcome_of(self.request, result, self.forwards, self.scores, drafts=counts)
-        return True
+
+    def _told(self, work: Work, proposal: Proposal, written: int) -> list[Event]:
+        """Return the events of a forward that wrote so many tokens."""
+        places = work.places[:written]
+        denoised = Denoised(
+            request_id=self.request.id,
+            block=places[0],
+            positions=places,
+            tokens=tuple(proposal.tokens[:written]),
+            confidences=tuple(proposal.confidences[:written]),
+            open_positions=(),
+            num_masked=written,
+        )
+        return [denoised, *self._commit(places[0])]
 
     def _commit(self, place: int) -> list[Event]:
         """Return the event of the tokens that are final now."""

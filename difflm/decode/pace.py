@@ -13,8 +13,8 @@ from difflm.decode.policies.verified import Verified
 
 SHORTEST = 2
 """Places of the shortest window: one that the last token's own row predicts, and one that is drafted."""
-FEW = 3
-"""Tokens to go below which drafting saves no forward."""
+FEW = 2
+"""Tokens to go behind a forward below which drafting in it saves none."""
 CREDIT = 1.0
 """Forwards that a request may lose before it goes on without drafts, and the most that it keeps of what it gained."""
 REST, LONGEST_REST = 16, 256
@@ -61,12 +61,11 @@ class Pace:
             checked: drafts that it verifies.
             room: places behind the one that its last clean row predicts, up to the limit.
         """
-        few = room + 1 < FEW if not checked else room < 1
-        if few or self.resting or (checked and not self._fuses(checked)):
+        if room < FEW or self.resting or (checked and not self._fuses()):
             return 0
         return min(self.window - 1, room)
 
-    def _fuses(self, checked: int) -> bool:
+    def _fuses(self) -> bool:
         """Return whether drafting beside a verification pays.
 
         It costs its rows, and saves, if all is accepted, a forward with as many rows that would have written one token.

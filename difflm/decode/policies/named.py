@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from difflm.decode.checks import check_bias, check_number
 from difflm.decode.drawing import Draw
@@ -165,24 +165,40 @@ def check(name: str, settings: Mapping[str, Any], known: set[str], *, where: str
             raise RequestError(f"{said}; give a number above 0")
 
 
-def made_verified(settings: Mapping[str, Any], *, where: str = "policy verified") -> Verified:
+def made_verified(settings: Mapping[str, Any]) -> Verified:
     """Return the policy "verified" with its settings; those of a draw are among them.
 
     Args:
         settings: as given.
-        where: they are from, for errors.
 
     Raises:
         RequestError: as `policy`.
     """
     drawing = {each.name for each in dataclasses.fields(Draw)} - {"suppressed", "entropy", "keyed"}
     own = {each.name for each in dataclasses.fields(Verified)} - {"draw"}
-    check("verified", settings, drawing | own, where=where)
+    check("verified", settings, drawing | own)
     given = {key: value for key, value in settings.items() if value is not None}
     if "logit_bias" in given:
         given["logit_bias"] = tuple(sorted(given["logit_bias"].items()))
     draw = Draw(**{key: value for key, value in given.items() if key in drawing})
     return Verified(draw=draw, **{key: value for key, value in given.items() if key in own})
+
+
+def drafting_settings(settings: object, *, where: str) -> Verified:
+    """Return the policy "verified" as a model's files set it: how it drafts, not how tokens are drawn.
+
+    Args:
+        settings: as read.
+        where: they are from, for errors.
+
+    Raises:
+        RequestError: no object, an unknown setting, or a value out of range.
+    """
+    if not isinstance(settings, Mapping):
+        raise RequestError(f"{where}: {settings!r} cannot be used; write an object of settings")
+    given = cast("Mapping[str, Any]", settings)
+    check("verified", given, {each.name for each in dataclasses.fields(Verified)} - {"draw", "min_tokens"}, where=where)
+    return Verified(**{key: value for key, value in given.items() if value is not None})
 
 
 def _sglang(settings: Mapping[str, Any]) -> Policy:

@@ -34,7 +34,7 @@ class Verified:
         check: "same" or "ratio"; at temperature 0 they are one.
         draft: drafts under "ratio": "drawn" from q, or its "best" token (then q is certain of it).
         min_tokens: nothing ends the answer before so many tokens.
-        draw: how a token is drawn from a row.
+        draw: how a token is drawn from a row; always by the noise of its position.
     """
 
     window: int | None = None
@@ -45,7 +45,7 @@ class Verified:
     check: Check = "same"
     draft: DraftTokens = "drawn"
     min_tokens: int = 0
-    draw: Draw = field(default=Draw(keyed=True))
+    draw: Draw = field(default=Draw())
 
     @property
     def block_length(self) -> None:
