@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difflm.decode.drawing import Draw, inverse_transform
+from difflm.decode.drawing import Draw, gumbel, inverse_transform, uniform
 from difflm.decode.sampling import Rows, logprob_columns
+from difflm.diffusion.noise import RowNoise
 
 VOCAB = 6
 
@@ -117,3 +118,63 @@ def test_logprobs_are_those_of_the_raw_logits_without_suppressed_ids() -> None:
     found = logprob_columns(logits, torch.tensor([0]), 2, (2,))[:, 0].tolist()
     total = math.log(math.exp(1.0) + math.exp(2.0) + math.exp(0.5))
     assert found == pytest.approx([1.0 - total, 1, 2.0 - total, 0, 1.0 - total])
+
+
+def keyed(positions: tuple[int, ...], *, seed: int = 7, **facts: Any) -> Rows:
+    return Rows(
+        places=(0,) * len(positions),
+        block_length=1,
+        left=(-1,) * len(positions),
+        generator=torch.Generator(),
+        seed=seed,
+        positions=positions,
+        **facts,
+    )
+
+
+def test_keyed_draws_are_those_of_seed_and_position_whatever_stands_beside_them() -> None:
+    logits = torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    rule = Draw(temperature=0.8, top_k=4, suppressed=(5,), keyed=True)
+    positions = (3, 4, 9, 30, 31, 2)
+    together = rule(logits, [keyed(positions[:2]), keyed(positions[2:])]).token_M.tolist()
+    options: dict[str, Any] = {"suppressed": (5,), "logit_bias": (), "temperature": 0.8, "top_k": 4, "top_p": 1.0}
+    options |= {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    for row, position, token in zip(logits, positions, together, strict=True):
+        assert rule(row[None], [keyed((position,))]).token_M.tolist() == [token]
+        chance = loops(row.tolist(), [], [], set(), **options)
+        noise = torch.rand(VOCAB, dtype=torch.float64, generator=RowNoise(7).generator(position, 0)).tolist()
+        scores = [math.log(p) - math.log(-math.log(u)) if p else -math.inf for p, u in zip(chance, noise, strict=True)]
+        assert token == scores.index(max(scores))
+    flat = torch.zeros(1, 1000)
+    drawn = {
+        (seed, position): int(Draw(temperature=1.0, keyed=True)(flat, [keyed((position,), seed=seed)]).token_M)
+        for seed in range(3)
+        for position in range(3)
+    }
+    assert len(set(drawn.values())) == 9, "every seed and every position has noise of its own"
+
+
+def test_noise_of_a_stream_is_not_that_of_another_and_never_infinite() -> None:
+    rows = keyed((3, 4))
+    streams = [uniform(rows, 1, 50, stream=stream) for stream in range(4)]
+    assert len({tuple(each.tolist()) for each in streams}) == 4
+    assert torch.equal(gumbel([rows], 50, range(1, 2)), -torch.log(-torch.log(streams[0]))[None])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *_, **__: torch.zeros(3, dtype=torch.float64))
+        assert bool(gumbel([rows], 3).isfinite().all())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_row_behind_drafts_is_penalised_for_them_too(temperature: float) -> None:
+    logits = 2 * torch.randn(5, VOCAB, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    options: dict[str, Any] = {"repetition_penalty": 1.5, "presence_penalty": 0.6, "frequency_penalty": 0.4}
+    rule = Draw(temperature=temperature, keyed=True, **options)
+    options |= {"suppressed": (), "logit_bias": (), "temperature": temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    prompt, generated, drafts = [0], [1, 1, 2], (3, 1, 4)
+    rows = keyed((4, 5, 6, 7, 8), prompt=prompt, generated=generated, drafts=drafts)
+    made = rule(logits, [rows])
+    for number, row in enumerate(logits.tolist()):
+        expected = loops(row, prompt, [*generated, *drafts[:number]], set(), **options)
+        token = int(made.token_M[number])
+        assert made.confidence_M[number].item() == pytest.approx(expected[token])
+        assert temperature or expected[token] == max(expected)

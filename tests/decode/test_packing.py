@@ -42,6 +42,32 @@ def test_visibility_is_the_training_layout_of_the_rows(
     assert full[rows][:, length : length + start].all()
 
 
+@pytest.mark.parametrize("noisy_causal", [False, True])
+@pytest.mark.parametrize(("start", "clean", "noisy"), [(0, 3, 4), (5, 1, 5), (5, 4, 3), (0, 1, 1), (7, 5, 0)])
+def test_drafting_rows_see_the_drafts_and_each_other_and_nothing_sees_them(
+    noisy_causal: bool, start: int, clean: int, noisy: int
+) -> None:
+    request = request_of(block_size=1, clean_causal=True, noisy_causal=noisy_causal, logit_shift=True)
+    rows = clean + noisy
+    work = Work(request=request, base=9, kind="denoise", start=start, tokens=(0,) * rows, num_clean=clean)
+    expected = torch.zeros(rows, rows, dtype=torch.bool)
+    for row in range(rows):
+        for seen in range(rows):
+            earlier = seen <= row
+            expected[row, seen] = earlier if row < clean or noisy_causal or seen < clean else seen >= clean
+    found = torch.zeros_like(expected)
+    for part in parts_of(work, 0, "cpu"):
+        own = slice(part.first, part.first + part.count)
+        assert (part.base, part.stop) == (9, start + own.stop)
+        found[own, : part.first] = True
+        inside = torch.ones(part.count, part.count, dtype=torch.bool)
+        found[own, own] = inside.tril() if part.causal else inside if part.mask_NN is None else part.mask_NN
+    assert torch.equal(found, expected)
+    seen = [(base, stop - start) for count, base, stop in segments_of(work) for _ in range(count)]
+    assert seen == [(9, int(row.sum())) for row in expected]
+    assert packed([work]).noisy == [False] * clean + [True] * noisy
+
+
 def test_rows_of_many_works_stand_one_behind_another_and_know_their_places() -> None:
     first = Work(request=request_of(), base=8, kind="denoise", start=4, tokens=(7, 8, 9), num_clean=0)
     second = Work(request=request_of(), base=32, kind="prefill", start=0, tokens=(1, 2), num_clean=2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from difflm.decode import predicting
 from difflm.decode.drawing import Draw
 from difflm.decode.policies.base import Proposal
 from difflm.decode.predicting import Slot, predict
+from difflm.decode.sampling import Proposed, Rows, chosen
 from difflm.decode.work import Work
 from tests.decode.test_runner import request_of
 from tests.decode.tiny import MASK, VOCAB, tiny
@@ -53,3 +57,43 @@ def test_a_forward_that_asks_for_nothing_does_not_reach_the_head() -> None:
     model.head.register_forward_pre_hook(lambda module, inputs: pytest.fail("the head was called"))
     work = Work(request=request_of(), kind="prefill", start=0, tokens=(1, 2, 3, 4), num_clean=4)
     assert predict(model, [work], [Slot(torch.Generator())], [0], torch.zeros(4, 16)) == [Proposal()]
+
+
+@dataclass(frozen=True, eq=False)
+class Listening:
+    """A rule that keeps the rows it is asked about."""
+
+    asked: list[Rows] = field(default_factory=list[Rows])
+    random: bool = False
+    suppressed: tuple[int, ...] = ()
+    needs_history: bool = True
+    entropy: bool = False
+
+    def __call__(self, logits_MV: torch.Tensor, rows: Sequence[Rows]) -> Proposed:
+        self.asked.extend(rows)
+        return chosen(logits_MV.softmax(-1), logits_MV.argmax(-1))
+
+
+def test_rows_of_drafts_know_their_places_and_which_must_not_end() -> None:
+    rule = Listening()
+    request = request_of(
+        rule=rule, prompt=(1, 2), min_tokens=4, eos_ids=frozenset({3, 5}), block_size=1, logit_shift=True, seed=9
+    )
+    work = Work(
+        request=request,
+        kind="denoise",
+        start=3,
+        tokens=(4, 6, 7, MASK, MASK),
+        num_clean=3,
+        places=(4, 5, 6, 7, 8),
+        drafts=(6, 7),
+        generated=(8, 4),
+    )
+    slot = Slot(torch.Generator())
+    predict(tiny(3).model, [work], [slot], [0], torch.zeros(5, 16, dtype=torch.float64))
+    (rows,) = rule.asked
+    assert (rows.drafts, rows.positions, rows.seed) == ((6, 7), (4, 5, 6, 7, 8), 9)
+    assert (rows.prompt, rows.generated) == ((1, 2), (8, 4))
+    # Positions 2..5 hold the first four tokens.
+    assert (rows.barred, rows.ends) == ([0, 1], [3, 5])
+    assert rows.memory is slot.memory

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 import difflm
+from difflm.decode.drawing import Draw
 from difflm.decode.policies.hf import Hf20, Hf20Greedy, Hf21
-from difflm.decode.policies.named import parse_policy, policy
+from difflm.decode.policies.named import drafting_settings, parse_policy, policy
 from difflm.decode.policies.native import Native
+from difflm.decode.policies.verified import Verified
 from difflm.decode.request import SamplingParams
 from difflm.diffusion.acceptance import EntropyAcceptance, FixedAcceptance, ThresholdAcceptance
 from difflm.errors import RequestError
@@ -35,6 +37,7 @@ def test_each_name_has_the_defaults_of_its_system() -> None:
     assert policy("sglang", edit_threshold=0) == policy("sglang", algorithm="JointThreshold", threshold=0.5)
     assert policy("dinfer") == policy("dinfer", threshold=0.9, parallel_decoding="threshold")
     assert policy("native") == Native()
+    assert policy("verified") == Verified()
 
 
 def test_a_line_names_a_policy() -> None:
@@ -69,8 +72,69 @@ def test_native_strategies() -> None:
 
 
 @pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("window", 4),
+        ("start", 3),
+        ("fused", False),
+        ("fallback", False),
+        ("row_cost", 0.2),
+        ("check", "ratio"),
+        ("draft", "best"),
+        ("min_tokens", 5),
+    ],
+)
+def test_each_setting_of_verified(setting: str, value: Any) -> None:
+    expected = dataclasses.replace(Verified(), **{setting: value})
+    assert policy("verified", **{setting: value}) == expected != Verified()
+    assert parse_policy(f"verified:{setting}={value}") == expected
+    assert policy("verified", **{setting: None}) == Verified()
+    if setting == "min_tokens":
+        with pytest.raises(RequestError, match="here: it has no setting 'min_tokens'"):
+            drafting_settings({setting: value}, where="here")
+    else:
+        assert drafting_settings({setting: value}, where="here") == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", 0.5),
+        ("top_k", 3),
+        ("top_p", 0.5),
+        ("min_p", 0.1),
+        ("repetition_penalty", 1.5),
+        ("presence_penalty", -0.5),
+        ("frequency_penalty", 0.5),
+    ],
+)
+def test_verified_draws_as_its_settings_say(setting: str, value: Any) -> None:
+    assert policy("verified", **{setting: value}) == Verified(draw=Draw(**{setting: value}))
+    with pytest.raises(RequestError, match=f"here: it has no setting '{setting}'"):
+        drafting_settings({setting: value}, where="here")
+
+
+def test_a_bias_of_verified_is_in_order() -> None:
+    assert policy("verified", logit_bias={4: 1.0, 2: -1.0}) == Verified(draw=Draw(logit_bias=((2, -1.0), (4, 1.0))))
+
+
+@pytest.mark.parametrize(
     ("name", "settings", "said"),
     [
+        ("verified", {"window": 1}, "policy verified: window 1 cannot be used; give an integer >= 2"),
+        ("verified", {"window": 4.0}, "an integer >= 2"),
+        ("verified", {"start": 0}, "an integer >= 2"),
+        ("verified", {"fused": "always"}, "fused 'always' cannot be used; give True or False"),
+        ("verified", {"fallback": 1}, "give True or False"),
+        ("verified", {"check": "greedy"}, "check 'greedy' cannot be used; choose one of same, ratio"),
+        ("verified", {"draft": "top"}, "choose one of drawn, best"),
+        ("verified", {"row_cost": -0.1}, "a finite number >= 0"),
+        ("verified", {"min_tokens": -1}, "an integer >= 0"),
+        ("verified", {"draw": Draw()}, "it has no setting 'draw'; its settings are check, draft, fallback"),
+        ("verified", {"keyed": False}, "no setting 'keyed'"),
+        ("verified", {"suppressed": (1,)}, "no setting 'suppressed'"),
+        ("verified", {"block_length": 4}, "no setting 'block_length'"),
+        ("verified", {"threshold": 0.5}, "no setting 'threshold'"),
         ("hf19", {}, "choose one of hf20"),
         ("hf20", {"editing_threshold": 0.5}, "no setting 'editing_threshold'"),
         ("sglang", {"block_length": 4}, "no setting 'block_length'"),
