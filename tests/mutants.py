@@ -73,6 +73,24 @@ MUTANTS = (
         "tests/cli/test_main.py::test_threads_wait_passively_unless_told_otherwise",
     ),
     Mutant(
+        "difflm/decode/admission.py",
+        '"eos_id": policy.eos_id}',
+        '"eos_id": None}',
+        "tests/decode/test_options.py::test_ids_of_a_policy_that_are_not_in_the_vocabulary_are_refused",
+    ),
+    Mutant(
+        "difflm/decode/admission.py",
+        '"min_tokens": params.min_tokens > 0}',
+        '"min_tokens": False}',
+        "tests/decode/test_infilling.py::test_refusals",
+    ),
+    Mutant(
+        "difflm/decode/request.py",
+        "if params is None:\n        return SamplingParams()",
+        "if not params:\n        return SamplingParams()",
+        "tests/decode/test_engine.py::test_parameters_of_another_type_are_refused_everywhere",
+    ),
+    Mutant(
         "difflm/likelihood.py",
         '("seed", seed, 0),',
         '("seed", 0, 0),',
@@ -2108,13 +2126,19 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/checkpoints/loading.py",
-        "check_weights(weights, architecture, device=device, adapter=source.adapter is not None)",
+        "check_weights(weights, architecture, device=device, gate=None if found is None else found.facts.gate)",
         "",
         "tests/models/test_quantised.py::test_refusals",
     ),
     Mutant(
+        "difflm/models/quantised.py",
+        "self.lora = linear.lora if isinstance(linear, Linear) else None",
+        "self.lora = None",
+        "tests/models/test_quantised.py::test_an_adapter_that_drafts_stays_beside_the_codes",
+    ),
+    Mutant(
         "difflm/decode/recorder.py",
-        "step=known[place].step or step",
+        "step=cell.step or step",
         "step=step",
         "tests/decode/test_recorder.py::test_an_edit_keeps_the_step_of_the_first_writing_and_an_opened_position_is_open",
     ),

@@ -186,6 +186,7 @@ def admit_gaps(
     if None not in row:
         raise RequestError("tokens: there is no gap to fill; put None where a token is to be found")
     alone = {"policy": params.policy is not None, "stop": bool(params.stop), "n": params.n > 1}
+    alone |= {"stop_token_ids": bool(params.stop_token_ids), "min_tokens": params.min_tokens > 0}
     alone |= {"editing_threshold": params.editing_threshold is not None}
     alone |= {"decoding": params.decoding not in (None, "block")}
     for field, given in alone.items():
@@ -193,14 +194,7 @@ def admit_gaps(
             raise RequestError(f"{field}: it cannot be used for filling gaps; leave it out")
     first, config = row.index(None), loaded.config
     _check_tokens(config, tuple(token for token in row if token is not None), config.mask_token_id, None)
-    inner = replace(
-        params,
-        max_new_tokens=len(row) - first,
-        min_tokens=0,
-        ignore_eos=True,
-        stop_token_ids=(),
-        decoding="block",
-    )
+    inner = replace(params, max_new_tokens=len(row) - first, ignore_eos=True, decoding="block")
     prompt = [token for token in row[:first] if token is not None]
     request = admit(loaded, prompt, inner, request_id=request_id, fused=fused)
     assert request.policy is not None, "blocks have a policy"
@@ -221,19 +215,19 @@ def _check_ids(config: CheckpointConfig, params: SamplingParams) -> None:
     """Refuse ids of the parameters that are not in the vocabulary."""
     vocab_size = config.model.vocab_size
     policy, bias = params.policy, params.logit_bias
-    masks: list[int] = []
+    own: dict[str, int | None] = {}
     if isinstance(policy, Verified):
         bias = dict(policy.draw.logit_bias)
     elif policy is not None:
-        masks = [] if policy.mask_id is None else [policy.mask_id]
+        own = {"mask_id": policy.mask_id, "eos_id": policy.eos_id}
         bias = policy.logit_bias if isinstance(policy, Native) else bias
     for field, ids in (
         ("stop_token_ids", params.stop_token_ids),
         ("logit_bias", bias or {}),
-        ("policy: mask_id", masks),
+        *((f"policy: {name}", () if token is None else (token,)) for name, token in own.items()),
     ):
         for token in ids:
-            if token >= vocab_size:
+            if not 0 <= token < vocab_size:
                 raise RequestError(f"{field}: id {token} is not in the vocabulary (0..{vocab_size - 1})")
 
 

@@ -17,7 +17,7 @@ from difflm.decode.checks import check_integer
 from difflm.decode.events import Completion, Event, Finished
 from difflm.decode.forwards import Execution
 from difflm.decode.prefixes import Prefixes
-from difflm.decode.request import Request, SamplingParams
+from difflm.decode.request import Request, SamplingParams, checked
 from difflm.decode.runner import Runner
 from difflm.decode.scheduler import Scheduler
 from difflm.decode.slots import Spans
@@ -124,9 +124,10 @@ class Engine:
         return request.id
 
     def _admit(self, prompt: Prompt, params: SamplingParams | None) -> Request:
-        if params is not None and params.n > 1:
+        params = checked(params)
+        if params.n > 1:
             raise RequestError(f"n: {params.n} answers are for generate; submit or stream one request per answer")
-        request = admit(self.loaded, prompt, params or SamplingParams(), request_id=self._submitted, fused=self.fused)
+        request = admit(self.loaded, prompt, params, request_id=self._submitted, fused=self.fused)
         self._check_room(request)
         self._submitted += 1
         return request
@@ -148,14 +149,13 @@ class Engine:
 
         Args:
             tokens: ids, None where one is to be found.
-            params: how to decode, under the native policy; `max_new_tokens` is not used.
+            params: how to decode, under the native policy; `max_new_tokens` is not used, and what ends an answer is
+                refused.
 
         Raises:
             RequestError: if there is no gap, or parameters or ids do not fit.
         """
-        request = admit_gaps(
-            self.loaded, tokens, params or SamplingParams(), request_id=self._submitted, fused=self.fused
-        )
+        request = admit_gaps(self.loaded, tokens, checked(params), request_id=self._submitted, fused=self.fused)
         self._check_room(request)
         self._submitted += 1
         last = list(self._events(request))[-1]
@@ -260,7 +260,7 @@ class Engine:
         """
         if isinstance(prompts, str):
             raise RequestError(f"prompts: one string ({prompts[:40]!r}) was given; give a list of prompts")
-        alone = [replace(params or SamplingParams(), n=1, seed=seed) for seed in seeds(params)]
+        alone = [replace(checked(params), n=1, seed=seed) for seed in seeds(params)]
         return self.complete([(prompt, each) for prompt in prompts for each in alone])
 
     def complete(self, asked: Sequence[tuple[Prompt, SamplingParams]]) -> list[Completion]:
@@ -284,7 +284,7 @@ class Engine:
 
 def seeds(params: SamplingParams | None) -> list[int]:
     """Return a seed for each of the `n` answers to a prompt; the first is the parameters' own."""
-    params = params or SamplingParams()
+    params = checked(params)
     # An odd multiplier of full width: seeds that are near each other do not meet.
     return [(params.seed + number * 0x9E3779B97F4A7C15) % 2**63 for number in range(params.n)]
 

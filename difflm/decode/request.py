@@ -177,6 +177,24 @@ class SamplingParams:
         return DEFAULT_THRESHOLD
 
 
+def checked(params: object) -> SamplingParams:
+    """Return the parameters, the defaults where None is given.
+
+    Args:
+        params: of a caller, of whatever type.
+
+    Raises:
+        RequestError: they are something else.
+    """
+    if params is None:
+        return SamplingParams()
+    if isinstance(params, SamplingParams):
+        return params
+    kind = type(params).__name__
+    inside = "**params" if isinstance(params, Mapping) else "max_new_tokens=128"
+    raise RequestError(f"params: {kind} where SamplingParams belong; give difflm.SamplingParams({inside})")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """An admitted request: a checked prompt and every decision that its decoding needs.

@@ -107,6 +107,8 @@ def widened(logits_MV: Tensor) -> Tensor:
 def logprob_columns(logits_MV: Tensor, token_M: Tensor, top: int, suppressed: Sequence[int]) -> Tensor:
     """Return float64 [1 + 2 * top, M]: the token's log-probability, then id and log-probability of the best by turns.
 
+    There are fewer than `top` where the vocabulary has no more that may be proposed.
+
     Args:
         logits_MV: raw logits.
         token_M: int64 ids.
@@ -117,7 +119,7 @@ def logprob_columns(logits_MV: Tensor, token_M: Tensor, top: int, suppressed: Se
     if suppressed:
         logits_MV = logits_MV.index_fill(-1, torch.tensor(suppressed, device=logits_MV.device), -torch.inf)
     logprob_MV = logits_MV.log_softmax(dim=-1)
-    best = logprob_MV.topk(min(top, logprob_MV.shape[-1]), dim=-1)
+    best = logprob_MV.topk(min(top, logprob_MV.shape[-1] - len(set(suppressed))), dim=-1)
     pairs_MT2 = torch.stack([best.indices.double(), best.values.double()], dim=-1)
     return torch.cat([logprob_MV.gather(-1, token_M[:, None]).double(), pairs_MT2.flatten(1)], dim=1).T
 

@@ -118,6 +118,9 @@ def test_logprobs_are_those_of_the_raw_logits_without_suppressed_ids() -> None:
     found = logprob_columns(logits, torch.tensor([0]), 2, (2,))[:, 0].tolist()
     total = math.log(math.exp(1.0) + math.exp(2.0) + math.exp(0.5))
     assert found == pytest.approx([1.0 - total, 1, 2.0 - total, 0, 1.0 - total])
+    every = logprob_columns(logits, torch.tensor([0]), 20, (2,))[:, 0]
+    assert every[1::2].tolist() == [1, 0, 3], "a suppressed id, whose logarithm is minus infinity, is none of the best"
+    assert bool(every.isfinite().all())
 
 
 def keyed(positions: tuple[int, ...], *, seed: int = 7, **facts: Any) -> Rows:

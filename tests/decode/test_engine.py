@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -245,8 +246,8 @@ def test_forwards_of_fused_and_separate_commits() -> None:
 
 
 def test_streamed_blocks_join_to_the_completion_and_denoised_tokens_are_final() -> None:
-    for seed, decoding in itertools.product(range(5), ("block", "next_token")):
-        loaded = tiny(seed, logit_shift=True, eos=(3,))
+    for seed, decoding in itertools.product(range(5), ("block", "next_token", "verified")):
+        loaded = tiny(seed, logit_shift=True, eos=(3,), clean="causal" if decoding == "verified" else "block")
         params = SamplingParams(max_new_tokens=13, threshold=0.4, decoding=decoding)
         events = list(stream(loaded, [1, 2, 5], params))
         completion = generate(loaded, [[1, 2, 5]], params)[0]
@@ -256,7 +257,7 @@ def test_streamed_blocks_join_to_the_completion_and_denoised_tokens_are_final() 
         assert events[-1].completion.tokens == completion.tokens
         assert sum(isinstance(event, Finished) for event in events) == 1
         denoised = [event for event in events if isinstance(event, Denoised)]
-        assert len(denoised) == completion.forwards.denoise
+        assert len(denoised) == completion.forwards.denoise + completion.forwards.commit * (decoding == "verified")
         provisional = {place: token for e in denoised for place, token in zip(e.positions, e.tokens, strict=True)}
         assert [provisional[3 + i] for i in range(len(committed))] == committed
 
@@ -339,6 +340,31 @@ def test_one_bad_prompt_refuses_all_before_any_forward() -> None:
         engine.generate("hello")  # a string is a sequence of strings
 
 
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"max_new_tokens": 3}, r"params: dict where SamplingParams belong; give difflm.SamplingParams\(\*\*params\)"),
+        ({}, "params: dict where SamplingParams belong"),
+        (3, r"params: int where SamplingParams belong; give difflm.SamplingParams\(max_new_tokens=128\)"),
+        (SamplingParams, "params: type where SamplingParams belong"),
+    ],
+)
+def test_parameters_of_another_type_are_refused_everywhere(params: Any, said: str) -> None:
+    engine = Engine(tiny())
+    calls: list[Callable[[], object]] = [
+        lambda: generate(tiny(), [[1]], params),
+        lambda: generate(tiny(), [], params),
+        lambda: engine.submit([1], params),
+        lambda: engine.stream([1], params),
+        lambda: engine.complete([([1], params)]),
+        lambda: engine.infill([1, None], params),
+    ]
+    for refused in calls:
+        with pytest.raises(RequestError, match=said):
+            refused()
+    assert engine.step() == []
+
+
 def test_a_completion_reports_its_rates() -> None:
     completion: Completion = generate(tiny(0), [[1, 2]], SamplingParams(max_new_tokens=8))[0]
     assert completion.seconds > 0
@@ -358,8 +384,10 @@ def mixes(draw: st.DrawFn) -> tuple[LoadedModel, list[tuple[list[int], SamplingP
             "hf21": {"block_length": 3, "threshold": 0.3, "editing_threshold": 0.2, "max_forwards": 20},
             "sglang": {"block_size": 4, "edit_threshold": 0.3},
             "native": {"block_length": 2, "fixed": 2, "temperature": 0.8},
+            "ratio": {"check": "ratio", "temperature": 1.1, "start": 3},
         }
-        kind = draw(st.sampled_from(("own", "own", "next_token", "hf21", "sglang", "native")))
+        left_to_right = ("verified", "ratio") if clean == "causal" else ("next_token",)
+        kind = draw(st.sampled_from(("own", "own", "next_token", *left_to_right, "hf21", "sglang", "native")))
         if kind == "own":
             params = SamplingParams(
                 block_size=draw(st.sampled_from((1, 2, 5))),
@@ -367,10 +395,10 @@ def mixes(draw: st.DrawFn) -> tuple[LoadedModel, list[tuple[list[int], SamplingP
                 temperature=draw(st.sampled_from((0.0, 0.9))),
                 **common,
             )
-        elif kind == "next_token":
-            params = SamplingParams(decoding="next_token", **common)
+        elif kind in ("next_token", "verified"):
+            params = SamplingParams(decoding=kind, **common)  # type: ignore[arg-type]
         else:
-            params = SamplingParams(policy=policy(kind, **named[kind]), **common)
+            params = SamplingParams(policy=policy({"ratio": "verified"}.get(kind, kind), **named[kind]), **common)
         requests.append((prompt, params, draw(st.integers(0, 6))))
     return loaded, requests
 

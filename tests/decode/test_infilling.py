@@ -101,6 +101,9 @@ def test_log_probabilities_are_those_of_the_gaps() -> None:
         ([1, None, 99], {}, "not in the vocabulary"),
         ([1, None], {"editing_threshold": 0.5}, "editing_threshold: it cannot be used"),
         ([1, None], {"n": 2}, "n: it cannot be used"),
+        ([1, None], {"stop": ["a"]}, "stop: it cannot be used"),
+        ([1, None], {"stop_token_ids": [3]}, "stop_token_ids: it cannot be used"),
+        ([1, None], {"min_tokens": 1}, "min_tokens: it cannot be used"),
         ([1, None], {"decoding": "next_token"}, "decoding: it cannot be used"),
     ],
 )

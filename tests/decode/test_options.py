@@ -15,6 +15,7 @@ from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import Engine, generate, seeds, stream
 from difflm.decode.events import Committed, Completion, Denoised, Edited, Finished
 from difflm.decode.policies.named import policy
+from difflm.decode.policies.native import Native
 from difflm.decode.request import SamplingParams
 from difflm.errors import RequestError
 from tests.decode.tiny import MASK, VOCAB, certain, scripted, tiny
@@ -261,6 +262,11 @@ def test_the_mask_is_no_end_of_an_answer() -> None:
 def test_ids_of_a_policy_that_are_not_in_the_vocabulary_are_refused() -> None:
     for each, said in (
         (policy("hf20", mask_id=VOCAB), f"policy: mask_id: id {VOCAB} is not in the vocabulary"),
+        (Native(mask_id=-1), "policy: mask_id: id -1 is not in the vocabulary"),
+        *(
+            (policy(name, eos_id=VOCAB), f"policy: eos_id: id {VOCAB} is not in the vocabulary")
+            for name in ("hf20", "hf21", "sglang", "dinfer", "native")
+        ),
         (policy("native", logit_bias={VOCAB: 1.0}), f"logit_bias: id {VOCAB} is not in the vocabulary"),
     ):
         with pytest.raises(RequestError, match=said):
