@@ -1,0 +1,1 @@
+"""Measurements of lossless drafting: `python -m benchmarks.lossless --help`."""
