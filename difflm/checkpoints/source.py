@@ -156,7 +156,8 @@ def with_adapters(
 
     Args:
         base: without an adapter.
-        folders: of the adapters; fields of config.json that they change are those of the first.
+        folders: of the adapters; fields of config.json and generation_config.json that they change are those of the
+            first.
         shares: of each, adding up to 1.
         dtype: of the merged parameters; None keeps the stored one.
 
@@ -170,7 +171,8 @@ def with_adapters(
     config = model_config(base.raw, base.where)
     members = tuple(read_adapter(folder, base.family, config) for folder in folders)
     raw = merged(base.raw, members[0].facts.updates)
-    return replace(base, raw=raw, adapter=AdapterMean(members, tuple(shares), dtype))
+    generation = merged(base.generation, read_optional_json(folders[0] / "generation_config.json"))
+    return replace(base, raw=raw, generation=generation, adapter=AdapterMean(members, tuple(shares), dtype))
 
 
 def open_base(folder: Path) -> Checkpoint:

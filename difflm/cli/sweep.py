@@ -87,8 +87,8 @@ def answering_options(command: Decorated) -> Decorated:
     "policies",
     multiple=True,
     metavar="NAME[:SETTING=VALUE,...]",
-    show_default="native",
-    help="Policy to try, repeatable; what it sets itself is not swept.",
+    show_default="native; of a model that drafts also next_token and verified",
+    help="Policy to try, repeatable; what it sets itself is not swept. Also next_token, and verified:window=8.",
 )
 @answering_options
 @fresh_option
@@ -113,15 +113,18 @@ def sweep(
 ) -> None:
     """Measure score and speed of MODEL over thresholds, block sizes and policies.
 
-    A sweep that is repeated takes the points that it finds finished. The table goes to stdout.
+    A model that drafts is also measured left to right, without drafts and at each window that it can draft; where its
+    adapter does nothing but draft, only so. A sweep that is repeated takes the points that it finds finished. The table
+    goes to stdout.
     """
     from difflm.decode.request import SamplingParams
     from difflm.display import show_points, sweep_watcher
     from difflm.evaluation import sweep as sweeping
+    from difflm.evaluation.drafting import settings_for
     from difflm.evaluation.tasks import task_of
     from difflm.plots_decoding import new_figure, plot_sweep
 
-    settings = sweeping.grid(policies, thresholds, block_sizes)
+    sweeping.grid(policies, thresholds, block_sizes)  # what is wrong is said before the model is read
     plan = sweeping.Plan(
         task=task_of(task),
         items=items,
@@ -135,6 +138,7 @@ def sweep(
     if fresh:
         (output / sweeping.POINTS).unlink(missing_ok=True)
     loaded = open_model(model, **place)
+    settings = settings_for(loaded, policies, thresholds, block_sizes)
     ar = None if parent is None else open_model(parent, **{**place, "revision": None})
     with sweep_watcher() as watcher:
         points = sweeping.sweep(loaded, settings, plan, output, parent=ar, watcher=watcher)

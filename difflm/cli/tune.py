@@ -37,6 +37,14 @@ from difflm.errors import ConfigError
 @click.option(
     "--output", type=folder(), show_default="none", help="Folder that keeps the points; a repeated call goes on."
 )
+@click.option(
+    "--window",
+    "windows",
+    type=click.IntRange(2),
+    multiple=True,
+    show_default="2, 4, 8, 16, 32 up to the block of a model that drafts",
+    help="Window to draft and verify, tokens, repeatable.",
+)
 @click.option("--dry-run", is_flag=True, help="Measure and choose, write nothing into MODEL.")
 @answering_options
 @model_options
@@ -48,6 +56,7 @@ def tune(
     items: int,
     max_loss: float,
     output: Path | None,
+    windows: tuple[int, ...],
     dry_run: bool,
     seed: int,
     max_new_tokens: int,
@@ -58,9 +67,11 @@ def tune(
     block_sizes: tuple[int, ...],
     **place: Any,
 ) -> None:
-    """Find the block size and threshold at which MODEL is fastest on this machine without losing quality.
+    """Find how MODEL is decoded fastest on this machine without losing quality.
 
-    They are written to its generation_config.json, where generate, chat and the Python API take their defaults from.
+    Block sizes and thresholds are tried. With a model that drafts also next_token and verified at each window, with
+    what a row costs here (measured first); where its adapter only drafts, nothing else. What is found is written to
+    its generation_config.json, where generate, chat and the Python API take their defaults from.
     """
     from difflm.decode.request import SamplingParams
     from difflm.display import show_points, sweep_watcher
@@ -89,11 +100,11 @@ def tune(
             max_loss=max_loss,
             thresholds=thresholds,
             block_sizes=block_sizes,
+            windows=windows,
             folder=output,
             watcher=watcher,
         )
     show_points(rows_of([found.careful, *found.points]))
     click.echo(tuning.describe(found))
     if not dry_run:
-        tuning.write_defaults(model, found.chosen)
-        click.echo(f"written to {model / tuning.GENERATION}")
+        click.echo(f"written to {tuning.write_defaults(model, found.chosen)}")

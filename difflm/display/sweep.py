@@ -82,7 +82,11 @@ def show_points(rows: Sequence[Mapping[str, Any]], *, file: TextIO | None = None
     table.add_column("policy", overflow="fold")
     for name in ("items", "score (95 %)", "tokens/forward", "tokens/s", "prefill+denoise+commit"):
         table.add_column(name, justify="right")
+    drafts = any(row.get("acceptance") is not None for row in rows)
+    for name in ("tokens/cycle", "accepted") if drafts else ():
+        table.add_column(name, justify="right")
     for row in rows:
+        more = [_figure(row["tokens_per_cycle"]), _figure(row["acceptance"])] if drafts else []
         stuck = f" ({row['stuck']} stuck)" if row["stuck"] else ""
         table.add_row(
             "*" if row["pareto"] else "",
@@ -92,5 +96,10 @@ def show_points(rows: Sequence[Mapping[str, Any]], *, file: TextIO | None = None
             f"{row['tpf']:.2f}",
             f"{row['tps']:.1f}",
             f"{row['prefill']}+{row['denoise']}+{row['commit']}",
+            *more,
         )
     console.print(table)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from difflm.decode.engine import Engine
-from difflm.decode.events import Committed, Completion, Finished, Forwards
+from difflm.decode.events import Committed, Completion, DraftCounts, Finished, Forwards
 from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
 from difflm.errors import ConfigError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
     from difflm.evaluation.tasks import Item, Task
 
-NEXT_TOKEN = "next_token"
+NEXT_TOKEN, VERIFIED = "next_token", "verified"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +68,7 @@ class Measured:
         num_tokens: of all items, up to the first EOS of each.
         seconds: wall-clock time of the decoding of all items, scoring apart.
         stuck: items that a policy without a bound gave up.
+        drafts: what became of those of all items; no cycles where nothing was drafted.
     """
 
     scores: list[float]
@@ -75,6 +77,7 @@ class Measured:
     num_tokens: int = 0
     seconds: float = 0.0
     stuck: int = 0
+    drafts: DraftCounts = field(default_factory=DraftCounts)
 
     @property
     def score(self) -> float:
@@ -95,6 +98,16 @@ class Measured:
     def tokens_per_second(self) -> float:
         """TPS: tokens / seconds, prefill included."""
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def tokens_per_cycle(self) -> float | None:
+        """Tokens for each forward that verified; None where none did."""
+        return self.num_tokens / self.drafts.cycles if self.drafts.cycles else None
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the verified drafts that was written; None without drafts."""
+        return self.drafts.accepted / self.drafts.drafted if self.drafts.drafted else None
 
 
 def measure(
@@ -155,6 +168,17 @@ def measure(
         num_tokens=sum(completion.num_tokens for completion in completions),
         seconds=seconds,
         stuck=sum(completion.finish_reason == "stuck" for completion in completions),
+        drafts=summed([completion.drafts for completion in completions if completion.drafts is not None]),
+    )
+
+
+def summed(counts: Sequence[DraftCounts]) -> DraftCounts:
+    """Return the counts of several requests together."""
+    return DraftCounts(
+        cycles=sum(each.cycles for each in counts),
+        drafted=sum(each.drafted for each in counts),
+        accepted=sum(each.accepted for each in counts),
+        positions=tuple(map(sum, zip_longest(*(each.positions for each in counts), fillvalue=0))),
     )
 
 

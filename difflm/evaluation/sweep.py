@@ -15,12 +15,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
+
 from difflm.bench.environment import environment
+from difflm.checkpoints.adapter import adapter_of
 from difflm.checkpoints.folders import replace_text
-from difflm.decode.events import Forwards
+from difflm.decode.events import DraftCounts, Forwards
 from difflm.decode.policies.named import policy_settings
 from difflm.decode.request import SamplingParams
-from difflm.evaluation.measuring import NEXT_TOKEN, Measured, Setting, measure
+from difflm.errors import RequestError
+from difflm.evaluation.measuring import NEXT_TOKEN, VERIFIED, Measured, Setting, measure
 from difflm.plots import read_rows
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ BLOCK_SIZE, THRESHOLD = 32, 0.95
 POINTS = "points.jsonl"
 COLUMNS = (
     "policy", "block_size", "threshold", "items", "score", "low", "high", "tpf", "tps", "num_tokens", "seconds",
-    "prefill", "denoise", "commit", "stuck", "pareto",
+    "prefill", "denoise", "commit", "tokens_per_cycle", "acceptance", "stuck", "pareto",
 )  # fmt: skip
 
 
@@ -80,6 +84,8 @@ class Point:
             "num_tokens": self.measured.num_tokens,
             "seconds": self.measured.seconds,
             **asdict(self.measured.forwards),
+            "tokens_per_cycle": self.measured.tokens_per_cycle,
+            "acceptance": self.measured.acceptance,
             "stuck": self.measured.stuck,
         }
 
@@ -109,8 +115,7 @@ class Plan:
     def key(self, loaded: LoadedModel, setting: Setting) -> dict[str, Any]:
         """Return what a finished point must have been measured with to be taken again; JSON values."""
         return {
-            "model": str(loaded.path),
-            "files": fingerprint(loaded.path),
+            **self.place_key(loaded),
             "policy": setting.label,
             "task": self.task.name,
             "items": self.items,
@@ -119,8 +124,13 @@ class Plan:
             "stop": list(self.params.stop),
             "max_requests": self.max_requests,
             "chat_template": self.chat_template,
-            **self.place,
         }
+
+    def place_key(self, loaded: LoadedModel) -> dict[str, Any]:
+        """Return which model it is, and where it runs; JSON values."""
+        digest = adapter_digest(loaded)
+        own = {} if digest is None else {"adapter": digest}
+        return {"model": str(loaded.path), "files": fingerprint(loaded.path), **own, **self.place}
 
 
 def grid(
@@ -132,7 +142,8 @@ def grid(
     the thresholds (.95) with each of the block sizes (32).
 
     Args:
-        policies: NAME:SETTING=VALUE,...; none is ours. What one sets itself is kept.
+        policies: NAME:SETTING=VALUE,...; none is ours. What one sets itself is kept. Left to right ("next_token",
+            "verified:...") there is nothing to sweep.
         thresholds: to try.
         block_sizes: to try, tokens.
 
@@ -151,7 +162,7 @@ def grid(
     return list(found.values())
 
 
-def setting_of(text: str, threshold: float, block_size: int) -> Setting:
+def setting_of(text: str, threshold: float = THRESHOLD, block_size: int = BLOCK_SIZE) -> Setting:
     """Return the setting of a policy with this threshold and block size, unless it has its own.
 
     Args:
@@ -163,6 +174,8 @@ def setting_of(text: str, threshold: float, block_size: int) -> Setting:
         RequestError: as `difflm.policy`.
     """
     name, own = policy_settings(text)
+    if name in (NEXT_TOKEN, VERIFIED):
+        return _left_to_right(name, own)
     sized = "block_size" if name == "sglang" else "block_length"
     swept: dict[str, Any] = {sized: block_size}
     if not {"fixed", "entropy_bound"} & own.keys():
@@ -175,6 +188,15 @@ def setting_of(text: str, threshold: float, block_size: int) -> Setting:
         threshold=settings.get("threshold"),
     )
     made.params(SamplingParams())  # a setting that the policy does not take is said before the work
+    return made
+
+
+def _left_to_right(name: str, own: Mapping[str, Any]) -> Setting:
+    """Return the setting of a decoding without blocks."""
+    if name == NEXT_TOKEN and own:
+        raise RequestError(f"policy {name}: it has no setting {sorted(own)[0]!r}; leave it out")
+    made = Setting(policy=name, settings=tuple(own.items()))
+    made.params(SamplingParams())
     return made
 
 
@@ -259,10 +281,14 @@ def read_points(folder: Path) -> list[tuple[dict[str, Any], Measured]]:
     text = "".join(f"{json.dumps(row)}\n" for row in rows)
     if text != path.read_text(encoding="utf-8"):
         replace_text(path, text)
-    return [
-        (row["key"], Measured(**row["measured"] | {"forwards": Forwards(**row["measured"]["forwards"])}))
-        for row in rows
-    ]
+    return [(row["key"], _measured(row["measured"])) for row in rows]
+
+
+def _measured(row: dict[str, Any]) -> Measured:
+    """Return what a line says; older ones say nothing of drafts."""
+    drafts = row.get("drafts", {})
+    counts = DraftCounts(**drafts | {"positions": tuple(drafts.get("positions", ()))})
+    return Measured(**row | {"forwards": Forwards(**row["forwards"]), "drafts": counts})
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:
@@ -321,6 +347,17 @@ def fingerprint(path: Path) -> str:
     # tune writes generation_config.json; what a point depends on of it is in the point's own settings
     facts = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in files]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def adapter_digest(loaded: LoadedModel) -> str | None:
+    """Return a hash of the adapter that a model carries, None without one: its path and files are the base's."""
+    if loaded.adapter is None:
+        return None
+    total = hashlib.sha256()
+    for name, tensor in sorted(adapter_of(loaded.model, loaded.adapter).tensors.items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()[:16]
 
 
 _LOADED = {".safetensors", ".gguf", ".json"}

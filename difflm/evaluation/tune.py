@@ -1,4 +1,4 @@
-"""`difflm tune`: the fastest block size and threshold that cost no more than a given loss, as a model's defaults."""
+"""`difflm tune`: the fastest way to decode a model that costs no more than a given loss, as the model's defaults."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from difflm.checkpoints.adapter_config import is_adapter
 from difflm.checkpoints.fields import merged, read_optional_json
 from difflm.checkpoints.folders import replace_text
 from difflm.checkpoints.manifest import MANIFEST
+from difflm.decode.admission import decodings_of
 from difflm.decode.request import SamplingParams
 from difflm.errors import CheckpointError, ConfigError, DataError
+from difflm.evaluation.drafting import left_to_right, refuse_blocks, row_costs, windows_of
 from difflm.evaluation.intervals import bootstrap
+from difflm.evaluation.measuring import NEXT_TOKEN, VERIFIED, Setting
 from difflm.evaluation.sweep import Plan, Point, Watcher, grid, sweep
 from difflm.evaluation.tasks import Item
 
@@ -113,12 +117,14 @@ def tune(
     max_loss: float,
     thresholds: Sequence[float] = (),
     block_sizes: Sequence[int] = (),
+    windows: Sequence[int] = (),
     folder: Path | None = None,
     watcher: Watcher | None = None,
 ) -> Tuned:
     """Measure the grid and choose the fastest setting within the loss.
 
-    The most careful setting decides one token a forward, in the model's own block size.
+    The most careful setting decides one token a forward: in the model's own block size, or, where the model does
+    nothing but draft, left to right. A model that drafts is also tried left to right: without drafts, at each window.
 
     Args:
         loaded: the model.
@@ -126,31 +132,75 @@ def tune(
         max_loss: mean score that may be lost against the most careful setting.
         thresholds: to try; none is .99, .95, .9, .85, .8.
         block_sizes: to try; none is the model's own, half and twice of it.
+        windows: of drafts that are verified, to try; none is 2, 4, 8, 16, 32 up to the model's block.
         folder: keeps the points, for a repeated call; None keeps none.
         watcher: is told of points and items.
 
     Raises:
-        ConfigError: a loss below 0.
+        ConfigError: a loss below 0, windows of a model that does not draft, thresholds or block sizes of one that has
+            no blocks.
         RequestError: a setting or item that does not fit the model.
     """
     if max_loss < 0:
         raise ConfigError(f"--max-loss: {max_loss} is below 0; give the score that may be lost, e.g. 0.01")
-    own = SamplingParams().resolved_block_size({}, loaded.config.block_size)
-    sizes = block_sizes or sorted({max(own // 2, 1), own, min(2 * own, loaded.config.model.max_positions)})
+    careful_setting, blocks = _blocks(loaded, thresholds, block_sizes)
+    tried = _windows(loaded, windows)
     with tempfile.TemporaryDirectory() as spare:
         place = Path(spare) if folder is None else folder
-        (careful,) = sweep(loaded, grid(thresholds=[CAREFUL], block_sizes=[own]), plan, place, watcher=watcher)
+        place.mkdir(parents=True, exist_ok=True)
+        drafting = _drafting(loaded, tried, plan, place, watcher)
+        settings = [*blocks, *(setting for setting in drafting if setting != careful_setting)]
+        (careful,) = sweep(loaded, [careful_setting], plan, place, watcher=watcher)
         if isinstance(plan.task, Prompts):
             measured = replace(careful.measured, scores=[1.0] * len(careful.measured.answers))
             careful = replace(careful, measured=measured)
             plan = replace(plan, task=replace(plan.task, answers=tuple(measured.answers)))
-        settings = grid(thresholds=thresholds or THRESHOLDS, block_sizes=sizes)
         points = sweep(loaded, settings, plan, place, watcher=watcher)
     found = Tuned(careful=careful, points=points, chosen=careful)
     within = [point for point in (careful, *points) if found.loss(point)[0] <= max_loss + ROUNDING]
     fastest = max(point.measured.tokens_per_second for point in within)
     near = [point for point in within if point.measured.tokens_per_second * AS_FAST >= fastest]
     return replace(found, chosen=max(near, key=lambda point: point.measured.score))
+
+
+def _blocks(
+    loaded: LoadedModel, thresholds: Sequence[float], block_sizes: Sequence[int]
+) -> tuple[Setting, list[Setting]]:
+    """Return the most careful setting, and those in blocks, the careful one apart if it was not asked for."""
+    offered = decodings_of(loaded)
+    if VERIFIED in offered and "block" not in offered:
+        refuse_blocks(loaded, thresholds, block_sizes)
+        return Setting(policy=NEXT_TOKEN), []
+    own = SamplingParams().resolved_block_size({}, loaded.config.block_size)
+    sizes = block_sizes or sorted({max(own // 2, 1), own, min(2 * own, loaded.config.model.max_positions)})
+    (careful,) = grid(thresholds=[CAREFUL], block_sizes=[own])
+    return careful, grid(thresholds=thresholds or THRESHOLDS, block_sizes=sizes)
+
+
+def _windows(loaded: LoadedModel, windows: Sequence[int]) -> list[int]:
+    """Return the windows to try; none where the model does not draft."""
+    if VERIFIED in decodings_of(loaded):
+        return sorted(windows) or windows_of(loaded)
+    if windows:
+        raise ConfigError(
+            f"--window: {windows[0]} is for drafts that are verified, and {loaded.path} is read with clean_attention "
+            "'block', or without a mask token; leave it out"
+        )
+    return []
+
+
+def _drafting(
+    loaded: LoadedModel, windows: Sequence[int], plan: Plan, place: Path, watcher: Watcher | None
+) -> list[Setting]:
+    """Return the settings left to right, drafts with the costs of their rows on this machine."""
+    if not windows:
+        return []
+    key = plan.place_key(loaded)
+    costs = row_costs(loaded, windows, place, key=key)
+    if watcher is not None:
+        told = ", ".join(f"{cost} at window {window}" for window, cost in costs.items())
+        watcher.end(f"a row more costs, in forwards of one row: {told}")
+    return left_to_right(windows, costs)
 
 
 def check_writable(path: Path) -> None:
@@ -163,12 +213,20 @@ def check_writable(path: Path) -> None:
         raise CheckpointError(
             f"{path}: no folder, so there is no {GENERATION} to write; convert it first, or --dry-run"
         )
+    if (path / MANIFEST).is_file() and is_adapter(path):
+        raise CheckpointError(
+            f"{path}: {MANIFEST} seals this checkpoint of a run; copy its adapter_config.json, "
+            "adapter_model.safetensors and difflm.json to a folder of their own and tune that, or --dry-run"
+        )
     if (path / MANIFEST).is_file():
         raise CheckpointError(f"{path}: {MANIFEST} seals this checkpoint of a run; difflm merge it first, or --dry-run")
 
 
-def write_defaults(path: Path, chosen: Point) -> None:
-    """Write block size and threshold into a checkpoint's generation_config.json; the other fields stay.
+def write_defaults(path: Path, chosen: Point) -> Path:
+    """Write what was chosen into a checkpoint's generation_config.json and return that file; its other fields stay.
+
+    That is `block_size` and `threshold`; or left to right `decoding`, and with drafts `verified`: its window and what
+    a row costs here.
 
     Args:
         path: folder of the checkpoint.
@@ -179,16 +237,27 @@ def write_defaults(path: Path, chosen: Point) -> None:
     """
     check_writable(path)
     file = path / GENERATION
-    updates = {"block_size": chosen.setting.block_size, "threshold": chosen.setting.threshold}
-    replace_text(file, json.dumps(merged(read_optional_json(file), updates), indent=2, ensure_ascii=False) + "\n")
+    before, setting = read_optional_json(file), chosen.setting
+    updates: dict[str, Any] = {"decoding": setting.policy}
+    if setting.policy == VERIFIED:
+        updates[VERIFIED] = dict(setting.settings)
+    elif setting.policy != NEXT_TOKEN:
+        updates = {"block_size": setting.block_size, "threshold": setting.threshold}
+        updates |= {"decoding": "block"} if "decoding" in before else {}
+    replace_text(file, json.dumps(merged(before, updates), indent=2, ensure_ascii=False) + "\n")
+    return file
 
 
 def describe(found: Tuned) -> str:
     """Return one line with what was chosen, and what it costs and gains."""
     loss, low, high = found.loss(found.chosen)
     speed, before = found.chosen.measured.tokens_per_second, found.careful.measured.tokens_per_second
+    setting = found.chosen.setting
+    named = [("decoding", setting.policy), *setting.settings]
+    if setting.policy not in (NEXT_TOKEN, VERIFIED):
+        named = [("block_size", setting.block_size), ("threshold", setting.threshold)]
+    said = ", ".join(f"{name} {value}" for name, value in named)
     return (
-        f"block_size {found.chosen.setting.block_size}, threshold {found.chosen.setting.threshold}: "
-        f"{speed:.1f} tokens/s, {speed / before:.2f} times the most careful setting; "
+        f"{said}: {speed:.1f} tokens/s, {speed / before:.2f} times the most careful setting; "
         f"score lost {loss:.3f} ({low:.3f} to {high:.3f})"
     )

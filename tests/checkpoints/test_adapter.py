@@ -191,6 +191,18 @@ def test_fields_that_a_run_changed_are_those_of_the_merged_model(tmp_path: Path)
     assert config_changes({"a": 1, "b": 2}, {"a": 1, "c": 3}) == {"b": None, "c": 3}
 
 
+def test_defaults_of_decoding_beside_an_adapter_are_before_the_base_s(tmp_path: Path) -> None:
+    base = base_folder(tmp_path / "base", "llama")
+    write_json(base / "generation_config.json", {"threshold": 0.5, "verified": {"start": 4, "window": 2}})
+    save_adapter(adapted(base), tmp_path / "adapter")
+    assert load_model(tmp_path / "adapter").config.generation == load_model(base).config.generation
+    write_json(tmp_path / "adapter" / "generation_config.json", {"decoding": "verified", "verified": {"window": 8}})
+    assert load_model(tmp_path / "adapter").config.generation == {
+        "threshold": 0.5, "decoding": "verified", "verified": {"start": 4, "window": 8},
+    }  # fmt: skip
+    assert "decoding" not in load_model(base).config.generation
+
+
 def test_one_adapter_alone_keeps_its_row_to_the_bit(tmp_path: Path) -> None:
     loaded = adapted(base_folder(tmp_path / "base", "tied"))
     assert loaded.adapter is not None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from difflm.cli.main import run
+from tests.drafters import sure_drafters
 from tests.evaluation.models import workshop
 
-__all__ = ["workshop"]
+__all__ = ["sure_drafters", "workshop"]
 
 
 def test_a_tuned_model_decodes_by_what_was_found(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +32,26 @@ def test_a_tuned_model_decodes_by_what_was_found(workshop: Path, capsys: pytest.
     chosen = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("block_size "))
     found = json.loads(file.read_text())
     assert chosen.startswith(f"block_size {found['block_size']}, threshold {found['threshold']}: ")
+
+
+def test_a_tuned_drafter_decodes_by_what_was_found(
+    sure_drafters: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(sure_drafters / "drafter", tmp_path / "drafter"))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n')
+    words = ["tune", str(folder), "--prompts", str(tmp_path / "prompts.jsonl"), "--max-new-tokens", "12"]
+    assert run([*words, "--window", "4", "--window", "8"]) == 0
+    printed = capsys.readouterr()
+    assert "a row more costs, in forwards of one row: " in printed.err
+    assert "tokens/cycle" in printed.out
+    assert "verified:window=8,row_cost=" in printed.out
+    found = json.loads((folder / "generation_config.json").read_text())
+    line = next(each for each in printed.out.splitlines() if each.startswith("decoding "))
+    assert line.startswith(f"decoding {found['decoding']}")
+    assert run(["generate", str(folder), "-p", "one", "--max-new-tokens", "12"]) == 0
+    assert f"decoding: {found['decoding']}, as generation_config.json says so" in capsys.readouterr().err
+    assert run([*words, "--threshold", "0.9", "--dry-run"]) == 2
+    assert "--threshold: 0.9 is for blocks, but the adapter on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -44,3 +44,15 @@ def test_the_table_names_figures_and_marks_the_best() -> None:
     ]  # fmt: skip
     assert "(2 stuck)" in lines[1]
     assert "*" not in lines[1]
+
+
+def test_drafts_have_columns_where_there_are_some() -> None:
+    file = io.StringIO()
+    plain, drafted = ({"tokens_per_cycle": None, "acceptance": None}, {"tokens_per_cycle": 4.125, "acceptance": 0.5})
+    show_points([ROW | plain, ROW | drafted], file=file)
+    head, _, *lines = [line.split() for line in file.getvalue().splitlines() if line.strip()]
+    assert head[-2:] == ["tokens/cycle", "accepted"]
+    assert [line[-2:] for line in lines] == [["-", "-"], ["4.12", "0.50"]]
+    file = io.StringIO()
+    show_points([ROW | plain], file=file)
+    assert "accepted" not in file.getvalue()

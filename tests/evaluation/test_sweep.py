@@ -17,9 +17,11 @@ from difflm.evaluation import sweep as sweeping
 from difflm.evaluation.measuring import Measured, Setting
 from difflm.evaluation.sweep import POINTS, Plan, Point, fingerprint, grid, pareto, rows_of, setting_of, sweep
 from difflm.evaluation.tasks import LocalFile
+from tests.checkpoints.adapters import adapted
+from tests.drafters import drafters, sure_drafters
 from tests.evaluation.models import workshop
 
-__all__ = ["workshop"]
+__all__ = ["drafters", "sure_drafters", "workshop"]
 
 
 class Lines:
@@ -153,3 +155,49 @@ def test_the_pareto_set_is_what_no_point_beats() -> None:
 
 def test_the_schema_s_columns_are_the_rows(workshop: Path) -> None:
     assert set(rows_of([made(0.5, 2)])[0]) == set(sweeping.COLUMNS)
+
+
+def test_left_to_right_there_is_nothing_to_sweep() -> None:
+    assert setting_of("verified:window=4", 0.5, 8) == Setting(policy="verified", settings=(("window", 4),))
+    assert setting_of("next_token", 0.5, 8) == Setting(policy="next_token")
+    assert [each.label for each in grid(["next_token", "verified"])] == ["next_token", "verified"]
+    with pytest.raises(RequestError, match="policy next_token: it has no setting 'window'; leave it out"):
+        setting_of("next_token:window=4")
+    with pytest.raises(RequestError, match="it has no setting 'threshold'"):
+        setting_of("verified:threshold=4")
+
+
+def test_drafts_are_counted_and_kept(sure_drafters: Path, tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text(
+        '{"prompt": "ab", "answer": "aaaaaaaaaaaaaaaa"}\n{"prompt": "c", "answer": ""}\n'
+    )
+    plan = Plan(task=LocalFile(tmp_path / "items.jsonl"), items=None, seed=0, params=SamplingParams(max_new_tokens=16))
+    loaded = difflm.load_model(sure_drafters / "drafter")
+    settings = grid(["next_token", "verified:window=4,fused=false"])
+    plain, drafted = sweep(loaded, settings, plan, tmp_path / "out")
+    assert plain.measured.answers == drafted.measured.answers
+    assert plain.measured.scores == drafted.measured.scores == [1.0, 0.0]
+    assert (plain.row()["tokens_per_cycle"], plain.row()["acceptance"]) == (None, None)
+    # Two forwards write 5 tokens, three times; the last token has a forward of its own.
+    assert (drafted.row()["tokens_per_cycle"], drafted.row()["acceptance"]) == (pytest.approx(16 / 3), 1.0)
+    assert drafted.measured.drafts.positions == (6, 6, 6)
+    assert sweep(loaded, settings, plan, tmp_path / "out") == [plain, drafted]
+    rows = list(csv.DictReader((tmp_path / "out" / "sweep.csv").open()))
+    assert [row["acceptance"] for row in rows] == ["", "1.0"]
+    # A line from before drafts were counted.
+    line = json.loads((tmp_path / "out" / POINTS).read_text().splitlines()[0])
+    del line["measured"]["drafts"]
+    (tmp_path / "out" / POINTS).write_text(json.dumps(line) + "\n")
+    assert sweep(loaded, settings[:1], plan, tmp_path / "out") == [plain]
+
+
+def test_adapters_of_one_base_are_told_apart(drafters: Path, tmp_path: Path) -> None:
+    plan = Plan(task=LocalFile(tmp_path / "items.jsonl"), items=None, seed=0, params=SamplingParams())
+    setting = Setting(policy="next_token")
+    base, drafter = difflm.load_model(drafters / "base"), difflm.load_model(drafters / "drafter")
+    other = adapted(drafters / "base", gate="noisy", seed=1)
+    keys = [plan.key(each, setting) for each in (base, drafter, difflm.load_model(drafters / "drafter"), other)]
+    assert keys[1] == keys[2]
+    assert "adapter" not in keys[0]
+    assert keys[1]["adapter"] != keys[3]["adapter"]
+    assert {key["model"] for key in keys} == {str(drafters / "base")}

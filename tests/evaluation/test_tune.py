@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -15,13 +16,15 @@ from difflm.decode.events import Forwards
 from difflm.decode.request import SamplingParams
 from difflm.errors import CheckpointError, ConfigError, DataError
 from difflm.evaluation import tune as tuning
+from difflm.evaluation.drafting import row_costs
 from difflm.evaluation.measuring import Measured, Setting
 from difflm.evaluation.sweep import Plan, Point
 from difflm.evaluation.tasks import LocalFile
 from difflm.evaluation.tune import Prompts, check_writable, describe, likeness, tune, write_defaults
+from tests.drafters import drafters, sure_drafters
 from tests.evaluation.models import workshop
 
-__all__ = ["workshop"]
+__all__ = ["drafters", "sure_drafters", "workshop"]
 
 
 def plan_of(task: LocalFile | Prompts) -> Plan:
@@ -138,6 +141,128 @@ def test_what_is_written_is_what_decoding_takes(workshop: Path, tmp_path: Path) 
     assert found.forwards.denoise == 4  # blocks of two behind one token: 1 + 2 + 2 + 2, each in one forward
     asked = difflm.SamplingParams(max_new_tokens=7, ignore_eos=True, threshold=1.0, block_size=4)
     assert difflm.generate(loaded, ["a"], asked)[0].forwards.denoise == 7
+
+
+def drafting_results(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) -> list[str]:
+    """Let a sweep find these speeds, 10 tokens/s elsewhere and never a loss; return the labels that it is asked for."""
+    asked: list[str] = []
+
+    def swept(loaded: Any, settings: list[Setting], *_: Any, **__: Any) -> list[Point]:
+        asked.extend(each.label for each in settings)
+        return [Point(setting=each, measured=measured([1.0], speeds.get(each.label, 10))) for each in settings]
+
+    monkeypatch.setattr(tuning, "sweep", swept)
+    monkeypatch.setattr(tuning, "row_costs", lambda loaded, windows, *_, **__: {each: each / 100 for each in windows})
+    return asked
+
+
+def test_a_drafter_is_tried_left_to_right_alone(
+    drafters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, plan = difflm.load_model(drafters / "drafter"), plan_of(LocalFile(tmp_path / "items.jsonl"))
+    asked = drafting_results(monkeypatch, {"verified:window=4,row_cost=0.04": 20})
+    found = tune(loaded, plan, max_loss=0.0)
+    assert asked == ["next_token", *(f"verified:window={n},row_cost=0.0{n}" for n in (2, 4, 8))]
+    assert found.careful.setting == Setting(policy="next_token")
+    assert describe(found).startswith("decoding verified, window 4, row_cost 0.04: 20.0 tokens/s, 2.00 times the most ")
+    asked = drafting_results(monkeypatch, {"verified:window=8,row_cost=0.08": 10.2})
+    found = tune(loaded, plan, max_loss=0.0, windows=[8])
+    assert asked == ["next_token", "verified:window=8,row_cost=0.08"]
+    assert found.chosen.setting.policy == "next_token", "drafts that gain less than timings differ by"
+    assert describe(found).startswith("decoding next_token: 10.0 tokens/s")
+    with pytest.raises(ConfigError, match=r"--threshold: 0\.9 is for blocks, but the adapter on .* only drafts"):
+        tune(loaded, plan, max_loss=0.0, thresholds=[0.9])
+    with pytest.raises(ConfigError, match=r"--block-size: 4 is for blocks, but the adapter on .* only drafts"):
+        tune(loaded, plan, max_loss=0.0, block_sizes=[4])
+
+
+def test_full_weights_are_tried_in_blocks_and_left_to_right(
+    drafters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, plan = difflm.load_model(drafters / "base"), plan_of(LocalFile(tmp_path / "items.jsonl"))
+    asked = drafting_results(monkeypatch, {"next_token": 20})
+    found = tune(loaded, plan, max_loss=0.0, thresholds=[0.9], block_sizes=[4])
+    assert asked == [
+        "native:block_length=8,threshold=1.0",
+        "native:block_length=4,threshold=0.9",
+        "next_token",
+        *(f"verified:window={n},row_cost=0.0{n}" for n in (2, 4, 8)),
+    ]
+    assert found.chosen.setting.policy == "next_token"
+
+
+def test_windows_are_for_models_that_draft(workshop: Path) -> None:
+    loaded = difflm.load_model(workshop / "model")
+    with pytest.raises(
+        ConfigError, match=r"--window: 4 is for drafts that are verified, and .* clean_attention 'block'"
+    ):
+        tune(loaded, plan_of(LocalFile(workshop / "items.jsonl")), max_loss=0.0, windows=[4])
+
+
+def test_a_drafter_really_tuned_loses_nothing(
+    sure_drafters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "row_costs", functools.partial(row_costs, measure=lambda *_: 0.05))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "ab"}\n{"prompt": "c"}\n')
+    loaded, told = difflm.load_model(sure_drafters / "drafter"), list[str]()
+
+    class Told:
+        def begin(self, label: str, items: int) -> None:
+            del label, items
+
+        def item(self) -> None: ...
+
+        def end(self, line: str) -> None:
+            told.append(line)
+
+    plan = replace(plan_of(Prompts(tmp_path / "prompts.jsonl")), params=SamplingParams(max_new_tokens=16))
+    found = tune(loaded, plan, max_loss=0.0, folder=tmp_path / "kept", watcher=Told())
+    again = tune(loaded, plan, max_loss=0.0, folder=tmp_path / "kept", watcher=Told())
+    assert (again.points, told[5:]) == (found.points, told[:5])
+    assert told[0].startswith("a row more costs, in forwards of one row: 0.05 at window 2, 0.05 at window 4, ")
+    assert [point.measured.score for point in found.points] == [1.0] * 3
+    assert all(point.measured.answers == found.careful.measured.answers for point in found.points)
+    assert [point.measured.acceptance for point in found.points] == [1.0] * 3
+    assert found.points[-1].measured.tokens_per_forward == pytest.approx(16 / 4)
+
+
+def written(folder: Path, setting: Setting) -> dict[str, Any]:
+    write_defaults(folder, Point(setting=setting, measured=measured([1], 1)))
+    return json.loads((folder / "generation_config.json").read_text())
+
+
+def test_a_drafter_decodes_by_what_is_written_beside_its_adapter(sure_drafters: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sure_drafters / "drafter", tmp_path / "drafter"))
+    verified = Setting(policy="verified", settings=(("window", 4), ("row_cost", 0.03)))
+    assert written(folder, verified) == {"decoding": "verified", "verified": {"window": 4, "row_cost": 0.03}}
+    loaded, params = difflm.load_model(folder), difflm.SamplingParams(max_new_tokens=16)
+    assert loaded.config.generation["verified"] == {"window": 4, "row_cost": 0.03}
+    done = difflm.generate(loaded, ["one"], params)[0]
+    assert done.drafts is not None
+    assert len(done.drafts.positions) == 3, "a window of 4 drafts 3 tokens behind the first"
+    assert difflm.load_model(sure_drafters / "base").config.generation == {}
+    # Another choice replaces what is chosen, and keeps the rest.
+    assert written(folder, Setting(policy="next_token")) == {
+        "decoding": "next_token", "verified": {"window": 4, "row_cost": 0.03},
+    }  # fmt: skip
+    assert difflm.generate(difflm.load_model(folder), ["one"], params)[0].drafts is None
+    assert written(folder, Setting(policy="native", block_size=2, threshold=0.5)) == {
+        "decoding": "block", "verified": {"window": 4, "row_cost": 0.03}, "block_size": 2, "threshold": 0.5,
+    }  # fmt: skip
+
+
+def test_a_sealed_adapter_says_what_to_copy(drafters: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(drafters / "drafter", tmp_path / "step"))
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"copy its adapter_config\.json, adapter_model\.safetensors and difflm\."
+    ):
+        check_writable(folder)
+    (tmp_path / "copy").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "difflm.json"):
+        shutil.copy(folder / name, tmp_path / "copy" / name)
+    check_writable(tmp_path / "copy")
+    assert difflm.load_model(tmp_path / "copy").model.adapter_gate == "noisy"
 
 
 def test_what_cannot_take_defaults_is_said(tmp_path: Path) -> None:
