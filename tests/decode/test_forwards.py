@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from difflm.decode.forwards import Body, CompiledBody, PaddedForward, RecordedBo
 from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
 from difflm.errors import ConfigError, RequestError
+from difflm.models.adapters import AdapterSite, adaptable_weights, adapter_parameters, attach_adapter
+from tests.decode.drafting import causal, check_same, pair
 from tests.decode.test_engine import PARAMETRISATIONS
 from tests.decode.tiny import MASK, tiny
 
@@ -55,11 +58,15 @@ def crowds(draw: st.DrawFn) -> tuple[LoadedModel, list[tuple[list[int], Sampling
     shift, clean, noisy = draw(st.sampled_from(PARAMETRISATIONS))
     loaded = tiny(draw(st.integers(0, 10_000)), logit_shift=shift, clean=clean, noisy=noisy, eos=(3,))
     requests: list[tuple[list[int], SamplingParams]] = []
+    drafts = SamplingParams(decoding="verified") if clean == "causal" else SamplingParams(decoding="next_token")
+    drawn = replace(drafts, temperature=1.1, presence_penalty=0.5)
     for _ in range(draw(st.integers(1, 5))):
         new = draw(st.integers(1, 9))
         params = draw(
             st.sampled_from(
                 (
+                    replace(drafts, max_new_tokens=new),
+                    replace(drawn, max_new_tokens=new, seed=new),
                     SamplingParams(max_new_tokens=new, block_size=4, threshold=0.4),
                     SamplingParams(max_new_tokens=new, block_size=3, threshold=1.0, temperature=0.9, seed=new),
                     SamplingParams(max_new_tokens=new, policy=policy("sglang", block_size=2, edit_threshold=0.3)),
@@ -106,6 +113,36 @@ def test_padded_and_recorded_forwards_answer_as_plain_ones(
         assert [(each.tokens, each.forwards) for each in found] == [(each.tokens, each.forwards) for each in plain]
     # rows: 32 or 64; segments: a quarter of them, or one for each row
     assert set(recorded.recorded) <= {(32, 8), (32, 33), (64, 16), (64, 65)}
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_padded_forwards_keep_an_adapter_for_noisy_rows_to_these(shift: bool) -> None:
+    loaded = causal(4, logit_shift=shift, eos=(3,))
+    sites = [AdapterSite(weights=(each,), rank=2, alpha=4.0) for each in adaptable_weights(loaded.model)]
+    generator = torch.Generator().manual_seed(1)
+    prompts = [[1, 2, 4], [5], [6, 7, 8, 9, 10]]
+    requests: list[tuple[list[int], SamplingParams]] = []
+    for prompt, temperature in zip(prompts, (0.0, 0.9, 0.0), strict=True):
+        verified, plain = pair(
+            sampling={"temperature": temperature}, drafting={"fallback": False}, max_new_tokens=9, logprobs=1
+        )
+        requests += [(prompt, verified), (prompt, plain)]
+    base = completions(Engine(loaded, cache_bytes=100 * 256), requests)
+    attach_adapter(loaded.model, sites, token_ids=(MASK,), generator=generator, gate="noisy")
+    with torch.no_grad():
+        for parameter in adapter_parameters(loaded.model).values():
+            parameter += torch.randn(parameter.shape, generator=generator)
+    plain_forwards = completions(Engine(loaded), requests)
+    engine = engine_of(loaded, lambda body: body)
+    assert isinstance(engine.runner.forward, PaddedForward)
+    assert engine.runner.forward.gated is not engine.runner.forward.body
+    padded = completions(engine, requests)
+    for each, other, own in zip(padded, plain_forwards, base, strict=True):
+        check_same(each, own)
+        check_same(other, own)
+        assert (each.drafts, each.forwards) == (other.drafts, other.forwards)
+    drafts = [(each.drafts, own.drafts) for each, own in zip(padded, base, strict=True) if each.drafts]
+    assert any(adapted != plain for adapted, plain in drafts), "the adapter drafts otherwise than its base"
 
 
 def test_a_recording_is_repeated_on_new_inputs_and_large_forwards_are_not_recorded() -> None:

@@ -167,6 +167,7 @@ def crowds(draw: st.DrawFn) -> tuple[LoadedModel, list[tuple[list[int], Sampling
     shift, clean, noisy = draw(st.sampled_from(PARAMETRISATIONS))
     loaded = tiny(draw(st.integers(0, 10_000)), logit_shift=shift, clean=clean, noisy=noisy, eos=(3,))
     stem = [1, 2, 4, 5, 6, 7, 8, 9]
+    left_to_right = "verified" if clean == "causal" else "next_token"
     requests: list[tuple[list[int], SamplingParams, int, int]] = []
     for _ in range(draw(st.integers(2, 7))):
         prompt = stem[: draw(st.integers(0, 8))] + draw(st.lists(st.integers(0, 2), min_size=1, max_size=3))
@@ -180,6 +181,7 @@ def crowds(draw: st.DrawFn) -> tuple[LoadedModel, list[tuple[list[int], Sampling
                     SamplingParams(max_new_tokens=new, policy=policy("hf20", block_length=4, gen_length=new)),
                     SamplingParams(max_new_tokens=new, policy=policy("sglang", block_size=2, edit_threshold=0.3)),
                     SamplingParams(max_new_tokens=new, decoding="next_token"),
+                    SamplingParams(max_new_tokens=new, decoding=left_to_right, temperature=0.9, seed=new),
                 )
             )
         )

@@ -11,11 +11,13 @@ import pytest
 
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.decode.engine import Engine, stream
-from difflm.decode.events import Denoised, Edited, Event, Finished
+from difflm.decode.events import Denoised, Drafted, Edited, Event, Finished
 from difflm.decode.policies.named import policy
+from difflm.decode.policies.verified import Verified
 from difflm.decode.recorder import Cell, StepMap, append_step_maps, read_step_maps, recorder_of
 from difflm.decode.request import SamplingParams
 from difflm.errors import DataError
+from tests.decode.drafting import answer, causal, mixed, pair, redrafting
 from tests.decode.tiny import MASK, VOCAB, certain, scripted, tiny
 from tests.golden import golden
 
@@ -66,6 +68,51 @@ def test_the_events_come_back_from_a_file_and_lead_to_the_tokens(settings: dict[
     append_step_maps(path, maps[2:])
     assert read_step_maps(path) == maps
     assert [row["policy"] for row in map(json.loads, path.read_text().splitlines())] == [each.policy for each in maps]
+
+
+@pytest.mark.parametrize("check", ["same", "ratio"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_drafts_come_back_from_a_file_and_the_map_is_that_of_the_text(check: str, fused: bool, tmp_path: Path) -> None:
+    path, maps, drafted = tmp_path / "maps.jsonl", [], 0
+    for seed in range(4):
+        loaded, prompt = causal(seed, eos=(3,), block_size=5, logit_shift=seed % 2 > 0), [1, 2, 4 + seed]
+        drafting = {"fused": fused, "check": check, "fallback": False}
+        verified, plain = pair(sampling={"temperature": 1.0}, drafting=drafting, max_new_tokens=12, logprobs=1)
+        recorder, engine = recorder_of(loaded, prompt, verified), Engine(loaded)
+        if check == "same":
+            redrafting(engine, mixed(prompt, answer(loaded, prompt, plain).tokens))
+        events = list(recorder.watching(engine.stream(prompt, verified)))
+        each = recorder.map
+        assert each.events == tuple(alone(event) for event in events)
+        assert each.completion.drafts is not None
+        assert (each.policy, each.block_size, each.mask_id) == (repr(each_drafting(verified, 5)), 1, MASK)
+        assert each.replayed()[:3] == prompt
+        assert each.replayed()[3:][: len(each.completion.tokens)] == each.completion.tokens
+        assert all(cell.step == 1 for cell in each.cells()[3:]), "every token is written once"
+        written = 3
+        for event in events:
+            if isinstance(event, Denoised):
+                written += len(event.positions)
+            elif isinstance(event, Drafted):
+                assert event.positions == tuple(range(written, written + len(event.tokens)))
+                assert len(event.confidences) == len(event.tokens)
+                drafted += 1
+        maps.append(each)
+    append_step_maps(path, maps)
+    assert read_step_maps(path) == maps
+    assert drafted > 4
+    lines = path.read_text().splitlines()
+    assert {event["event"] for line in lines for event in json.loads(line)["events"]} == {
+        "denoised",
+        "drafted",
+        "committed",
+    }
+
+
+def each_drafting(params: SamplingParams, window: int) -> Verified:
+    """Return the policy of verified parameters, with the window that the model gives it."""
+    assert isinstance(params.policy, Verified)
+    return replace(params.policy, window=window)
 
 
 def test_the_recorded_runs_of_the_released_code_are_replayed(tmp_path: Path) -> None:

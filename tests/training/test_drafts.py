@@ -98,7 +98,15 @@ def test_an_adapter_for_noisy_rows_leaves_the_base_as_it_is(files: dict[str, Pat
     ours, theirs = (difflm.generate(each, ["the fox"], params)[0].tokens for each in (adapted, base))
     assert ours == theirs
     with pytest.raises(RequestError, match=r"decoding: 'block', but the adapter on .* only drafts"):
-        difflm.generate(adapted, ["the fox"])
+        difflm.generate(adapted, ["the fox"], replace(params, decoding="block"))
+    # Asked for nothing else, it drafts, and the text is the base's.
+    drawn = difflm.SamplingParams(max_new_tokens=24, temperature=1.0, seed=3, ignore_eos=True)
+    for each in (drawn, replace(drawn, temperature=0.0), replace(drawn, stop=["e", "o "], min_tokens=4)):
+        written = difflm.generate(base, ["the fox", "a"], replace(each, decoding="next_token"))
+        for found, expected in zip(difflm.generate(adapted, ["the fox", "a"], each), written, strict=True):
+            assert (found.tokens, found.text, found.stopped_by) == (expected.tokens, expected.text, expected.stopped_by)
+            assert found.drafts is not None
+            assert found.drafts.drafted > 0
     for merging in (
         lambda: difflm.merge([last], tmp_path / "merged"),
         lambda: merge_run(tmp_path / "whole", tmp_path / "merged"),

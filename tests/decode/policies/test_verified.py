@@ -22,8 +22,8 @@ from difflm.decode.ratio import Ratio
 from difflm.decode.request import SamplingParams
 from difflm.decode.runner import Runner
 from difflm.decode.work import Work
-from difflm.errors import ConfigError, RequestError
-from difflm.models.quantised import check_weights, is_quantised
+from difflm.errors import RequestError
+from difflm.models.quantised import is_quantised, quantise
 from difflm.types import Parametrisation
 from tests.checkpoints.adapters import adapted, base_folder
 from tests.checkpoints.tiny import hf_folder, ling_folder
@@ -344,8 +344,26 @@ def test_eight_bit_weights_have_a_scale_for_each_row_and_stay_equal(
             sampling=sampling, drafting={"fallback": False, "start": 4}, max_new_tokens=16, ignore_eos=True, logprobs=1
         )
         assert check_equal(loaded, [1, 2, 3, 200], params).tokens
-    with pytest.raises(ConfigError, match=r"weights: 'int8' is not for a base under an adapter; .*or use 'float'"):
-        check_weights("int8", loaded.config.model, device="cpu", gate="all")
+
+
+def test_eight_bit_weights_under_an_adapter_that_drafts_say_what_they_say_alone(tmp_path: Path) -> None:
+    folder = base_folder(tmp_path / "base", "tied")
+    base, loaded = (converted(each) for each in (load_model(folder), adapted(folder, token_ids=(60,), gate="noisy")))
+    for each in (base, loaded):
+        quantise(each.model)
+    drafts: list[object] = []
+    for sampling in ({}, {"temperature": 1.0}):
+        verified, plain = pair(
+            sampling=sampling, drafting={"fallback": False, "start": 4}, max_new_tokens=16, ignore_eos=True, logprobs=1
+        )
+        expected = answer(base, [5, 9, 33], plain)
+        check_same(answer(loaded, [5, 9, 33], plain), expected)
+        check_same(answer(loaded, [5, 9, 33], verified, mixed([5, 9, 33], expected.tokens)), expected)
+        for model in (loaded, base):
+            found = answer(model, [5, 9, 33], verified)
+            check_same(found, expected)
+            drafts.append(found.drafts)
+    assert drafts[::2] != drafts[1::2], "the adapter drafts otherwise than its base"
 
 
 def test_a_block_of_one_token_leaves_nothing_to_draft() -> None:
