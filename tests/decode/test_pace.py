@@ -31,7 +31,7 @@ def test_the_window_doubles_when_all_is_accepted_and_halves_when_half_or_less_is
     state = pace(fallback=False, window=24)
     assert state.places(0, 100) == 7, "the first of 8 places is the last token's own"
     windows = [state.window]
-    for checked, accepted in ((7, 7), (15, 15), (23, 12), (23, 11), (11, 5), (5, 2), (2, 0), (1, 0), (1, 1), (3, 2)):
+    for checked, accepted in ((7, 7), (15, 15), (23, 12), (23, 11), (10, 5), (5, 2), (2, 0), (1, 0), (1, 1), (3, 2)):
         cycle(state, checked=checked, accepted=accepted)
         windows.append(state.window)
     assert windows == [8, 16, 24, 24, 12, 6, 3, 2, 2, 4, 4]
