@@ -23,6 +23,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
+import torch
+
 from benchmarks.lossless import ablation, completions, equality, prompts, summary
 from benchmarks.lossless.adapters import drafting_base, random_drafter
 from benchmarks.lossless.records import Results
@@ -30,7 +32,7 @@ from benchmarks.lossless.speed import FUSED, Decoders, Item, measure, systems
 from demo import task
 from demo.evaluate import MAX_NEW_TOKENS
 from demo.fetch import cache_folder
-from difflm import DifflmError, load_model
+from difflm import DifflmError, Interrupted, load_model
 from difflm.training.build import set_threads
 
 RANDOM = "random"
@@ -89,8 +91,8 @@ def decoders_of(given: argparse.Namespace, max_new_tokens: int) -> Decoders:
 
 def subject_of(given: argparse.Namespace, **more: object) -> dict[str, object]:
     """Return what a measurement of speed depends on, beside its systems and the number of items."""
-    threads = given.threads or os.environ.get("OMP_NUM_THREADS")
-    return {"command": given.command, "adapter": given.adapter, "row_cost": given.row_cost, "threads": threads, **more}
+    about = {"command": given.command, "adapter": given.adapter, "model": given.model and str(given.model)}
+    return {**about, "row_cost": given.row_cost, "threads": torch.get_num_threads(), **more}
 
 
 def check_equality(given: argparse.Namespace) -> str:
@@ -238,7 +240,7 @@ def _general(add: Callable[..., argparse.ArgumentParser]) -> None:
     each.add_argument("--work", type=Path, default=Path("runs/lossless/ablation"), help="folder for the runs")
     each.add_argument("--cpu-seconds", type=float, default=900.0, help="budget of a run")
     each.add_argument("--settings", nargs="+", help="beginnings of the names of settings (default: all)")
-    each.add_argument("--rows", type=int, default=64, help="validation rows")
+    each.add_argument("--rows", type=int, default=24, help="validation rows")
     each.add_argument("--dtype", default="bfloat16")
     each.add_argument("--keep", action="store_true", help="leave every run's checkpoints")
     each.add_argument(
@@ -256,12 +258,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         set_threads(given.threads)
         print(given.run(given))
+    except (Interrupted, KeyboardInterrupt):
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     except DifflmError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        return 130
     return 0
 
 

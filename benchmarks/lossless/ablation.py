@@ -1,7 +1,9 @@
 """Which adapter drafts best for a CPU budget: recipe lossless_smollm2, one setting changed at a time.
 
 A short run measures what a token of a setting costs; the run itself gets as many tokens as the budget pays for, so that
-its learning rate falls to zero just then, and can be interrupted. Costs are CPU seconds of the process, all threads.
+its learning rate falls to zero just then, and can be interrupted. Costs are CPU seconds of the process, all threads;
+those beside the points of a curve contain loading and validation, which the budget does not, and not what a run had
+spent behind its last validation when it was interrupted.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from difflm.training.config import TrainConfig
 from difflm.training.metrics import Metrics, Silent
 
 RECIPE = "lossless_smollm2"
-WARM, TIMED = 1, 4
+WARM, TIMED = 1, 2
 """Steps of a trial: before the clock starts, and on the clock."""
 
 
@@ -72,8 +74,8 @@ class Plan:
     data: Path
     work: Path
     cpu_seconds: float
-    validations: int = 8
-    rows: int = 64
+    validations: int = 4
+    rows: int = 24
     dtype: str = "bfloat16"
     threads: int = 1
     keep: bool = False
