@@ -1,23 +1,38 @@
 """`difflm bench decode`: a converted model against its AR parent, same prompts, one run.
 
-Three systems: block decoding of the converted model, next-token decoding of the parent in the same engine, and
-transformers' own `generate` on the parent. Each is first tried at every dtype and thread count; at its fastest
-setting it then takes part in the measurement, whose repeats are interleaved. The fastest AR system is the baseline.
+Systems: block decoding of the converted model, next-token decoding of the parent in the same engine, and transformers'
+own `generate` on the parent. Each is first tried at every dtype and thread count; at its fastest setting it then takes
+part in the measurement, whose repeats are interleaved. The fastest AR system is the baseline.
+
+Where the converted model drafts, its verified decoding takes part, and of weights that were trained as a whole their
+own decoding left to right; every system then does at each dtype, as equal answers are promised dtype for dtype.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
 
 from difflm.bench.environment import environment, usable_cores
-from difflm.bench.systems import PARENT_ENGINE, PARENT_TRANSFORMERS, SYSTEMS, Answer, Builder, System
+from difflm.bench.systems import (
+    AR_SYSTEMS,
+    CONVERTED_AR,
+    PARENT_ENGINE,
+    PARENT_TRANSFORMERS,
+    VERIFIED,
+    Answer,
+    Builder,
+    Kept,
+    System,
+    opened,
+)
 from difflm.decode.request import SamplingParams
 from difflm.errors import RequestError
 
@@ -45,6 +60,24 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drafts:
+    """What became of drafts.
+
+    Attributes:
+        cycles: forwards that verified some.
+        drafted, accepted: tokens that were verified, and that were written.
+        tokens_per_cycle: generated tokens / cycles.
+        acceptance: for the first, second, ... draft: share of the cycles in which it was accepted.
+    """
+
+    cycles: int
+    drafted: int
+    accepted: int
+    tokens_per_cycle: float
+    acceptance: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """The measurement of a system at its best setting.
 
@@ -57,6 +90,10 @@ class Row:
         tokens_per_second: median over the repeats.
         ratio: tokens per second over the baseline's, paired by repeat; median over the repeats.
         ratio_range: smallest and largest of these ratios.
+        same_dtype_ratio: the same over the fastest AR system of the same dtype; None where that was not measured.
+        drafts: of one pass, where drafts were verified.
+        equal: of a system that verifies, the share of prompts that it answered as the AR system of its weights did at
+            the same dtype, token for token.
     """
 
     setting: Setting
@@ -69,6 +106,9 @@ class Row:
     tokens_per_second: float
     ratio: float
     ratio_range: tuple[float, float]
+    same_dtype_ratio: float | None = None
+    drafts: Drafts | None = None
+    equal: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +118,8 @@ class DecodeBench:
     Attributes:
         converted, parent: names of the checkpoints.
         baseline: the fastest AR system.
-        rows: one per system, the converted model first.
+        baseline_dtype: where it was the fastest.
+        rows: one per system (and dtype, where drafts take part), the converted model first.
         trials: every setting that was tried.
         prompts, prompt_tokens: number of prompts and their tokens together.
         repeats: passes over the prompts.
@@ -90,6 +131,7 @@ class DecodeBench:
     converted: str
     parent: str
     baseline: str
+    baseline_dtype: str
     rows: tuple[Row, ...]
     trials: tuple[Trial, ...]
     prompts: int
@@ -135,19 +177,20 @@ def bench_decode(
     """
     if repeats < 1 or trial_prompts < 1:
         raise RequestError(f"repeats: {repeats}, trial_prompts: {trial_prompts}; both must be at least 1")
-    builder = Builder(Path(converted), Path(parent), params or SamplingParams())
-    ids = builder.check(prompts)
+    builder, ids = opened(Path(converted), Path(parent), prompts, params or SamplingParams())
     with kept_threads():
         trials = list(run_trials(builder, ids[:trial_prompts], dtypes, threads or default_threads(), say))
-        best = {name: best_setting(trials, name) for name in SYSTEMS}
+        best = measured_settings(trials, builder.systems, dtypes)
         passes = measure(builder, best, ids, repeats, say)
     baseline = fastest_ar(passes)
-    answers = [passes[name][0].answers for name in (PARENT_ENGINE, PARENT_TRANSFORMERS)]
+    first = {setting.system: passes[setting] for setting in reversed(best)}
+    answers = [first[name][0].answers for name in (PARENT_ENGINE, PARENT_TRANSFORMERS)]
     return DecodeBench(
         converted=Path(converted).resolve().name,
         parent=Path(parent).resolve().name,
-        baseline=baseline,
-        rows=tuple(summarise(best[name], passes[name], passes[baseline]) for name in SYSTEMS),
+        baseline=baseline.system,
+        baseline_dtype=baseline.dtype,
+        rows=tuple(row_of(setting, passes, baseline) for setting in best),
         trials=tuple(trials),
         prompts=len(ids),
         prompt_tokens=sum(map(len, ids)),
@@ -207,9 +250,9 @@ def run_trials(
     say: Callable[[str], None],
 ) -> Iterator[Trial]:
     """Yield a trial of every system, dtype and thread count: the faster of two passes after a warm-up prompt."""
-    for name in SYSTEMS:
+    for name in builder.systems:
         for dtype in dtypes:
-            system = builder.build(name, dtype)
+            system = builder.build(name, dtype, {})
             for count in threads:
                 timed_pass(system, prompts[:1], count)
                 rate = max(timed_pass(system, prompts, count).tokens_per_second for _ in range(2))
@@ -217,37 +260,90 @@ def run_trials(
                 yield Trial(setting=Setting(system=name, dtype=dtype, threads=count), tokens_per_second=rate)
 
 
-def best_setting(trials: Sequence[Trial], system: str) -> Setting:
-    """Return the fastest setting of a system."""
-    return max((t for t in trials if t.setting.system == system), key=lambda t: t.tokens_per_second).setting
+def best_setting(trials: Sequence[Trial], system: str, dtype: str | None = None) -> Setting:
+    """Return the fastest setting of a system, at one dtype if that is given."""
+    own = (t for t in trials if t.setting.system == system and dtype in (None, t.setting.dtype))
+    return max(own, key=lambda t: t.tokens_per_second).setting
+
+
+def measured_settings(trials: Sequence[Trial], systems: Sequence[str], dtypes: Sequence[str]) -> list[Setting]:
+    """Return the settings that are measured: the fastest of each system, or of each at each dtype where drafts are.
+
+    Args:
+        trials: of every system, dtype and thread count.
+        systems: that take part.
+        dtypes: that were tried.
+    """
+    if VERIFIED in systems:
+        return [best_setting(trials, system, dtype) for dtype in dtypes for system in systems]
+    return [best_setting(trials, system) for system in systems]
 
 
 def measure(
     builder: Builder,
-    settings: dict[str, Setting],
+    settings: Sequence[Setting],
     prompts: Sequence[Sequence[int]],
     repeats: int,
     say: Callable[[str], None],
-) -> dict[str, list[Pass]]:
-    """Return the passes of each system; the systems take turns, and the first one changes, within every repeat."""
-    systems = {name: builder.build(name, setting.dtype) for name, setting in settings.items()}
-    for name, system in systems.items():
-        timed_pass(system, prompts[:1], settings[name].threads)
-    passes: dict[str, list[Pass]] = {name: [] for name in systems}
+) -> dict[Setting, list[Pass]]:
+    """Return the passes of each setting; they take turns, and the first one changes, within every repeat."""
+    kept: Kept = {}
+    systems = {setting: builder.build(setting.system, setting.dtype, kept) for setting in settings}
+    for setting, system in systems.items():
+        timed_pass(system, prompts[:1], setting.threads)
+    passes: dict[Setting, list[Pass]] = {setting: [] for setting in systems}
     names = list(systems)
     for repeat in range(repeats):
         shift = repeat % len(names)
-        for name in names[shift:] + names[:shift]:
-            passes[name].append(timed_pass(systems[name], prompts, settings[name].threads))
-        rates = ", ".join(f"{name} {passes[name][-1].tokens_per_second:.1f}" for name in names)
+        for setting in names[shift:] + names[:shift]:
+            passes[setting].append(timed_pass(systems[setting], prompts, setting.threads))
+        rates = ", ".join(f"{each.system} {each.dtype} {passes[each][-1].tokens_per_second:.1f}" for each in names)
         say(f"repeat {repeat + 1}/{repeats}, tokens/s: {rates}")
     return passes
 
 
-def fastest_ar(passes: dict[str, list[Pass]]) -> str:
-    """Return the AR system with the highest median speed."""
-    candidates = (PARENT_ENGINE, PARENT_TRANSFORMERS)
-    return max(candidates, key=lambda name: statistics.median(p.tokens_per_second for p in passes[name]))
+def fastest_ar(passes: Mapping[Setting, list[Pass]], dtype: str | None = None) -> Setting:
+    """Return the setting of an AR system with the highest median speed, at one dtype if that is given."""
+    candidates = [each for each in passes if each.system in AR_SYSTEMS and dtype in (None, each.dtype)]
+    return max(candidates, key=lambda each: statistics.median(p.tokens_per_second for p in passes[each]))
+
+
+def row_of(setting: Setting, passes: Mapping[Setting, list[Pass]], baseline: Setting) -> Row:
+    """Return a setting's row, held against the baseline, the fastest AR system of its dtype, and its own AR text.
+
+    Args:
+        setting: what ran.
+        passes: of all settings.
+        baseline: the fastest AR setting of all.
+    """
+    row = summarise(setting, passes[setting], passes[baseline])
+    alike = [each for each in passes if each.dtype == setting.dtype]
+    if any(each.system in AR_SYSTEMS for each in alike):
+        own = passes[fastest_ar(passes, setting.dtype)]
+        row = replace(row, same_dtype_ratio=summarise(setting, passes[setting], own).ratio)
+    if setting.system != VERIFIED:
+        return row
+    written = {each.system: passes[each][0].answers for each in alike}
+    reference = written[CONVERTED_AR if CONVERTED_AR in written else PARENT_ENGINE]
+    answers = passes[setting][0].answers
+    equal = sum(mine.tokens == other.tokens for mine, other in zip(answers, reference, strict=True))
+    return replace(row, drafts=drafts_of(answers), equal=equal / len(answers))
+
+
+def drafts_of(answers: Sequence[Answer]) -> Drafts | None:
+    """Return what became of the drafts of all answers; None where none were verified."""
+    counts = [answer.drafts for answer in answers if answer.drafts is not None]
+    cycles = sum(each.cycles for each in counts)
+    if not cycles:
+        return None
+    accepted = map(sum, zip_longest(*(each.positions for each in counts), fillvalue=0))
+    return Drafts(
+        cycles=cycles,
+        drafted=sum(each.drafted for each in counts),
+        accepted=sum(each.accepted for each in counts),
+        tokens_per_cycle=sum(answer.num_tokens for answer in answers) / cycles,
+        acceptance=tuple(count / cycles for count in accepted),
+    )
 
 
 def summarise(setting: Setting, passes: Sequence[Pass], baseline: Sequence[Pass]) -> Row:

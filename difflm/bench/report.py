@@ -8,9 +8,15 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
+from difflm.bench.systems import VERIFIED
+
 if TYPE_CHECKING:
-    from difflm.bench.decode import DecodeBench
+    from difflm.bench.decode import DecodeBench, Row
     from difflm.bench.train import TrainBench
+
+
+EXACT = ("float32", "float64")
+"""Types of the weights in which verified answers are promised to equal those of a token per forward."""
 
 
 def table(headings: tuple[str, ...], rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0,)) -> str:
@@ -39,9 +45,11 @@ def report(result: DecodeBench, *, file: TextIO | None = None) -> None:
         file: where to write; None is stdout.
     """
     out = file or sys.stdout
+    best = (result.baseline, result.baseline_dtype)
+    both = any(row.setting.system == VERIFIED for row in result.rows)
     rows = [
         (
-            row.setting.system + (" (baseline)" if row.setting.system == result.baseline else ""),
+            row.setting.system + (" (baseline)" if (row.setting.system, row.setting.dtype) == best else ""),
             row.setting.dtype,
             str(row.setting.threads),
             str(row.tokens),
@@ -50,11 +58,13 @@ def report(result: DecodeBench, *, file: TextIO | None = None) -> None:
             f"{row.tokens_per_second:.1f}",
             f"{row.ratio:.2f}",
             f"{row.ratio_range[0]:.2f}-{row.ratio_range[1]:.2f}",
+            *(["-" if row.same_dtype_ratio is None else f"{row.same_dtype_ratio:.2f}"] if both else []),
         )
         for row in result.rows
     ]
     headings = (
-        "system", "dtype", "threads", "tokens", "prefill+denoise+commit", "tokens/forward", "tokens/s", "ratio", "range"
+        "system", "dtype", "threads", "tokens", "prefill+denoise+commit", "tokens/forward", "tokens/s", "ratio",
+        "range", *(["same dtype"] if both else []),
     )  # fmt: skip
     machine = result.environment
     print(f"{result.converted} against {result.parent}", file=out)
@@ -65,8 +75,33 @@ def report(result: DecodeBench, *, file: TextIO | None = None) -> None:
         file=out,
     )
     print(table(headings, rows), file=out)
+    for row in result.rows:
+        if row.equal is not None:
+            print(drafts_line(row, result.prompts), file=out)
     print(f"both AR systems gave the same answer to {result.same_ar_answers} of {result.prompts} prompts", file=out)
     print(json.dumps({"benchmark": "decode", **asdict(result)}), file=out, flush=True)
+
+
+def drafts_line(row: Row, prompts: int) -> str:
+    """Return whether the answers of a system that verifies are those of its weights left to right, and its drafts.
+
+    Args:
+        row: of the system.
+        prompts: how many it answered.
+    """
+    assert row.equal is not None, "a system that verifies"
+    line = f"verified, {row.setting.dtype}: {round(row.equal * prompts)} of {prompts} answers equal to next_token's"
+    if row.equal < 1.0:
+        exact = row.setting.dtype in EXACT
+        line += " (promised: all but for ties within rounding)" if exact else " (near-ties; not promised in this dtype)"
+    if row.drafts is None:
+        return f"{line}; nothing was drafted"
+    drafts = row.drafts
+    places = " ".join(f"{share:.2f}" for share in drafts.acceptance)
+    return (
+        f"{line}; {drafts.accepted} of {drafts.drafted} drafts accepted in {drafts.cycles} cycles of "
+        f"{drafts.tokens_per_cycle:.2f} tokens, share of cycles by place of the draft: {places}"
+    )
 
 
 def report_training(result: TrainBench, *, file: TextIO | None = None) -> None:

@@ -72,6 +72,11 @@ def decode(
 ) -> None:
     """Measure MODEL against its AR parent: same prompts, one run, each system at its fastest dtype and threads.
 
+    With a model that drafts, AR, threshold decoding (where MODEL has blocks) and verified decoding stand side by side
+    at each dtype: the ratio over the fastest AR system of any dtype and of the same one, drafts by their place, and how
+    many answers equal those of a token per forward, which in float32 must be all. --decoding and --policy choose one
+    of them, e.g. --policy verified:window=16.
+
     A table, then one JSON document as the last line of stdout; progress goes to stderr.
     """
     from difflm.bench.decode import bench_decode

@@ -10,20 +10,33 @@ import torch
 
 from difflm.bench.decode import (
     DecodeBench,
+    Drafts,
     Pass,
     Setting,
     Trial,
     bench_decode,
     best_setting,
     default_threads,
+    drafts_of,
     fastest_ar,
     kept_threads,
+    measured_settings,
+    row_of,
     summarise,
 )
-from difflm.bench.systems import CONVERTED, PARENT_ENGINE, PARENT_TRANSFORMERS, SYSTEMS, Answer
+from difflm.bench.systems import (
+    CONVERTED,
+    CONVERTED_AR,
+    PARENT_ENGINE,
+    PARENT_TRANSFORMERS,
+    SYSTEMS,
+    VERIFIED,
+    Answer,
+)
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import load_model
 from difflm.decode.engine import generate
+from difflm.decode.events import DraftCounts
 from difflm.decode.request import SamplingParams
 from difflm.errors import RequestError
 from tests.standins import write_parent
@@ -108,12 +121,74 @@ def test_the_fastest_setting_and_the_fastest_ar_system_win() -> None:
     settings = [Setting(system=CONVERTED, dtype=dtype, threads=n) for dtype in ("float32", "bfloat16") for n in (1, 2)]
     trials = [Trial(setting=s, tokens_per_second=rate) for s, rate in zip(settings, (3.0, 4.0, 9.0, 1.0), strict=True)]
     assert best_setting(trials, CONVERTED) == settings[2]
+    speeds = {
+        (CONVERTED, "float32"): 0.1, (VERIFIED, "float32"): 0.2, (PARENT_ENGINE, "float32"): 2.0,
+        (PARENT_TRANSFORMERS, "float32"): 1.0, (CONVERTED_AR, "bfloat16"): 0.5,
+    }  # fmt: skip
     passes = {
-        CONVERTED: [Pass(answers(9), 0.1)],
-        PARENT_ENGINE: [Pass(answers(9), 2.0)],
-        PARENT_TRANSFORMERS: [Pass(answers(9), 1.0)],
+        Setting(system=name, dtype=dtype, threads=1): [Pass(answers(9), seconds)]
+        for (name, dtype), seconds in speeds.items()
     }
-    assert fastest_ar(passes) == PARENT_TRANSFORMERS
+    assert fastest_ar(passes) == Setting(system=CONVERTED_AR, dtype="bfloat16", threads=1)
+    assert fastest_ar(passes, "float32") == Setting(system=PARENT_TRANSFORMERS, dtype="float32", threads=1)
+
+
+def test_where_drafts_take_part_every_system_does_at_each_dtype() -> None:
+    rates = {("a", "float32", 1): 1.0, ("a", "float32", 2): 2.0, ("a", "bfloat16", 1): 3.0, ("a", "bfloat16", 2): 1.0}
+    trials = [
+        Trial(setting=Setting(system=name, dtype=dtype, threads=count), tokens_per_second=rate)
+        for (_, dtype, count), rate in rates.items()
+        for name in (VERIFIED, PARENT_ENGINE)
+    ]
+    found = measured_settings(trials, [VERIFIED, PARENT_ENGINE], ["float32", "bfloat16"])
+    assert [(each.system, each.dtype, each.threads) for each in found] == [
+        (VERIFIED, "float32", 2), (PARENT_ENGINE, "float32", 2), (VERIFIED, "bfloat16", 1),
+        (PARENT_ENGINE, "bfloat16", 1),
+    ]  # fmt: skip
+    assert [each.dtype for each in measured_settings(trials, [PARENT_ENGINE], ["float32", "bfloat16"])] == ["bfloat16"]
+
+
+def test_drafts_are_held_against_the_weights_own_text_at_the_same_dtype() -> None:
+    counts = DraftCounts(cycles=2, drafted=6, accepted=3, positions=(2, 1))
+
+    def ran(system: str, dtype: str, tokens: tuple[int, ...], seconds: float) -> tuple[Setting, list[Pass]]:
+        own = Answer(tokens, 5, 0, 4, 0, drafts=counts if system == VERIFIED else None)
+        same = Answer((7,), 1, 0, 1, 0, drafts=DraftCounts() if system == VERIFIED else None)
+        return Setting(system=system, dtype=dtype, threads=1), [Pass((own, same), seconds)]
+
+    passes = dict(
+        [
+            ran(VERIFIED, "float32", (1, 2), 1.0),
+            ran(CONVERTED_AR, "float32", (1, 2), 2.0),
+            ran(PARENT_ENGINE, "float32", (3, 4), 3.0),
+            ran(VERIFIED, "bfloat16", (1, 2), 1.0),
+            ran(PARENT_ENGINE, "bfloat16", (1, 3), 0.5),
+        ]
+    )
+    baseline = fastest_ar(passes)
+    rows = [row_of(setting, passes, baseline) for setting in passes]
+    assert [row.equal for row in rows] == [1.0, None, None, 0.5, None]
+    assert [row.ratio for row in rows] == [0.5, 0.25, pytest.approx(1 / 6), 0.5, 1.0]
+    assert [row.same_dtype_ratio for row in rows] == [2.0, 1.0, pytest.approx(2 / 3), 0.5, 1.0]
+    assert rows[0].drafts == Drafts(cycles=2, drafted=6, accepted=3, tokens_per_cycle=3.0, acceptance=(1.0, 0.5))
+    assert rows[1].drafts is None
+    assert drafts_of([Answer((), 1, 0, 1, 0, drafts=DraftCounts())]) is None
+
+
+def test_a_drafter_stands_beside_its_parent_and_writes_its_text(drafted: DecodeBench) -> None:
+    rows = {(row.setting.system, row.setting.dtype): row for row in drafted.rows}
+    systems = (CONVERTED, VERIFIED, CONVERTED_AR, PARENT_ENGINE, PARENT_TRANSFORMERS)
+    assert list(rows) == [(system, dtype) for dtype in ("float32", "bfloat16") for system in systems]
+    row = rows[VERIFIED, "float32"]
+    assert row.equal == 1.0
+    assert row.drafts is not None
+    assert 0.0 < row.drafts.acceptance[0] <= 1.0
+    assert row.drafts.tokens_per_cycle == row.tokens / row.drafts.cycles
+    assert rows[drafted.baseline, drafted.baseline_dtype].ratio == 1.0
+    for dtype in ("float32", "bfloat16"):
+        ratios = [rows[system, dtype].same_dtype_ratio or 0.0 for system in systems[2:]]
+        assert max(ratios) == 1.0
+    assert drafted.same_ar_answers == 2
 
 
 def test_threads_are_restored() -> None:
