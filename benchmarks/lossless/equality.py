@@ -157,9 +157,11 @@ def summary(rows: Sequence[Row]) -> str:
         away = sum(row["margin"] >= TIE for row in differ)
         cycles, drafted = (sum(row.get(name, 0) for row in mine) for name in ("cycles", "drafted"))
         tokens, accepted = sum(row["tokens"] for row in mine), sum(row.get("accepted", 0) for row in mine)
+        largest = max((row["margin"] for row in differ), default=None)
         line = [mode, len(mine), tokens, share(len(mine) - len(differ), len(mine)), away]
+        line.append(largest if largest is None else f"{largest:.2e}")
         lines.append([*line, tokens / cycles if cycles else None, share(accepted, drafted) if drafted else None])
-    head = ["against", "prompts", "tokens", "equal", f"different away from ties (margin >= {TIE:g})"]
+    head = ["against", "prompts", "tokens", "equal", f"different away from ties (margin >= {TIE:g})", "largest margin"]
     parts = [table([*head, "tokens per cycle", "drafts accepted"], lines)]
     differences = [
         [row["mode"], row["prompt"], row["first"], f"{row['margin']:.2e}"] for row in found if not row["same"]

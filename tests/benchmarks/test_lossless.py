@@ -122,7 +122,7 @@ def test_a_difference_of_clear_logits_is_told_from_a_tie() -> None:
     rows = [{"kind": "answer", "mode": "greedy", "prompt": str(each), "same": True, "tokens": 4} for each in range(2)]
     rows += [{**rows[0], "same": False, "first": 1, "margin": margin} for margin in (1e-5, 0.5)]
     lines = equality.summary(rows).splitlines()
-    assert lines[2] == "| greedy | 4 | 16 | 2/4 | 1 |  |  |"
+    assert lines[2] == "| greedy | 4 | 16 | 2/4 | 1 | 5.00e-01 |  |  |"
     assert lines[-1] == "| greedy | 0 | 1 | 5.00e-01 |"
 
 
