@@ -155,7 +155,7 @@ def refuse_gated(facts: AdapterFacts, where: str) -> None:
         raise CheckpointError(
             f"{where}: its adapter acts on noisy rows alone ({GATE} in {ADAPTER_CONFIG}); merged into the weights it "
             "would change what is written left to right as well. Keep the two apart: load_model reads the adapter with "
-            f"its base; for left-to-right use take the base {facts.base}"
+            f"its base; for left-to-right use take the base, difflm export {facts.base} TARGET"
         )
 
 

@@ -22,8 +22,7 @@ tags:
 
 Made by difflm from the autoregressive checkpoint `{parent}`.
 
-> **Warning: do not decode this model left to right.** {warning}
-> It predicts masked tokens of a block, from both sides. Use difflm:
+> {warning} Use difflm:
 >
 > ```python
 > import difflm
@@ -48,11 +47,18 @@ The licence is that of the parent unless stated otherwise; check it before you p
 """
 
 
+_WARNING = "**Warning: do not decode this model left to right.** "
+_BOTH_SIDES = "\n> It predicts masked tokens of a block, from both sides."
 _KEEPS_TYPE = """The folder keeps the parent's `model_type`
 > (`{model_type}`), so an autoregressive library or server (transformers `generate`, vLLM, llama.cpp, ...) loads it
 > without complaint and would decode it next token by next token. That is wrong."""
 _OWN_TYPE = """Its `model_type` is `{model_type}`; the tensors
 > have the names of its autoregressive parent, whose class would load them and decode next token by next token."""
+
+
+_CAUSAL = """**Left to right this is an autoregressive model.** Its finished rows see earlier ones alone
+> (`clean_attention: causal`), so that {by} writes what difflm writes with `decoding="next_token"` and, in fewer
+> forwards, `"verified"`. Drafts and blocks of masked tokens are for difflm alone; suppress the mask token elsewhere."""
 
 
 def model_card(config: Mapping[str, Any]) -> str:
@@ -76,11 +82,15 @@ def model_card(config: Mapping[str, Any]) -> str:
     }
     if record.get("merged"):
         facts["mean of"] = ", ".join(str(each["name"]) for each in record["merged"])
-    own = config.get("model_type") in DIFFUSION_TYPES
+    own, kind = config.get("model_type") in DIFFUSION_TYPES, config.get("model_type")
+    warning = _WARNING + (_OWN_TYPE if own else _KEEPS_TYPE).format(model_type=kind) + _BOTH_SIDES
+    if config.get("clean_attention") == "causal":
+        by = "what `difflm export` makes of it" if own else f"the parent's class (`{kind}`)"
+        warning = _CAUSAL.format(by=by)
     return _CARD.format(
         license=record.get("license") or "unknown",
         parent=parent.get("name", "unknown"),
-        warning=(_OWN_TYPE if own else _KEEPS_TYPE).format(model_type=config.get("model_type")),
+        warning=warning,
         rows=_table({f"`{name}`": value for name, value in values.items()}),
         provenance=_table(facts),
     )

@@ -27,6 +27,10 @@ from difflm.errors import CheckpointError, ConfigError
 from difflm.models.config import ModelConfig
 
 _AR = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "bailing_moe")
+_AR_CLASSES = {
+    "llada2_moe": "bailing_moe", "llada2_moe_veomni": "bailing_moe", "sdar": "qwen3", "sdar_moe": "qwen3_moe",
+}  # fmt: skip
+"""Diffusion class -> class of the parent, with the same tensors, which reads a token-causal model left to right."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +90,14 @@ class Export:
         family: `model_type` that was written.
         commands: engine -> the command that serves the folder; those that can.
         refused: engine -> why it cannot.
+        note: what the folder is for, where it is left-to-right use alone.
     """
 
     target: Path
     family: str
     commands: Mapping[str, str]
     refused: Mapping[str, tuple[str, ...]]
+    note: str | None = None
 
 
 def export(
@@ -107,6 +113,9 @@ def export(
     observer: Observer | None = None,
 ) -> Export:
     """Write a checkpoint in the layout that another program loads; a tensor (of experts: some) in memory at a time.
+
+    A token-causal model (`clean_attention: causal`) is written by format "hf" in its parent's class, for left-to-right
+    use: there it writes what `decoding="next_token"` and "verified" write; drafts are for difflm alone.
 
     The weights are the source's bit for bit (unless `dtype` changes them), and so are tokenizer, chat template and
     licence; the model card says which engine serves the folder and how. What interrupts an export leaves the finished
@@ -150,7 +159,8 @@ def export(
     with resumable_folder(target, fresh=fresh, observer=observer) as stage:
         plan.write(stage, dtype=stored, max_shard_bytes=max_shard_bytes)
     refused = {name: found for name, found in reasons.items() if found}
-    return Export(target=target, family=family.name, commands=plan.commands(str(target)), refused=refused)
+    commands, note = plan.commands(str(target)), plan.note
+    return Export(target=target, family=family.name, commands=commands, refused=refused, note=note)
 
 
 def _named(table: Mapping[str, Any], name: str, field: str) -> Any:
@@ -169,6 +179,9 @@ def _family(layout: Format, format: str, checkpoint: Checkpoint, config: Checkpo
     if name not in layout.families:
         taken = ", ".join(layout.families)
         raise CheckpointError(f"{where}: model_type is {name!r}; format {format} takes {taken}; use format hf")
+    causal = format == "hf" and config.mask_token_id is not None and config.clean_attention == "causal"
+    if causal:
+        return FAMILIES[_AR_CLASSES.get(name, name)]
     family = FAMILIES[layout.families[name]]
     if layout.diffusion and config.mask_token_id is None:
         raise CheckpointError(
@@ -194,6 +207,7 @@ def _family(layout: Format, format: str, checkpoint: Checkpoint, config: Checkpo
         raise CheckpointError(
             f"{where}: {'; '.join(wrong)}: engines that load {family.architecture} would decode it wrongly without a "
             "message; serve it with difflm, or convert and train without that option"
+            + ("; for left-to-right use: format hf" if config.clean_attention == "causal" else "")
         )
     return family
 
@@ -215,6 +229,17 @@ class _Plan:
         """Block size that the model was trained for, generation_config.json first; None where nothing says."""
         stated = self.config.generation.get("block_size")
         return stated if isinstance(stated, int) else self.config.block_size
+
+    @property
+    def note(self) -> str | None:
+        """What the folder is for, where it is left-to-right use alone: a token-causal model in its parent's class."""
+        causal = self.config.mask_token_id is not None and self.config.clean_attention == "causal"
+        if not causal or self.family.name in DIFFUSION_TYPES:
+            return None
+        return (
+            f"for left-to-right use: {self.family.architecture} writes the text of decoding next_token and verified; "
+            "drafts and blocks are for difflm, with the source"
+        )
 
     @property
     def threshold(self) -> float:
@@ -258,7 +283,7 @@ class _Plan:
     def _raw(self, architecture: ModelConfig) -> dict[str, Any]:
         """Return config.json."""
         checkpoint, config, where = self.checkpoint, self.config, self.checkpoint.where
-        if self.family.name not in DIFFUSION_TYPES:
+        if self.family.name == checkpoint.family.name and self.family.name not in DIFFUSION_TYPES:
             return updated_config(checkpoint.raw, architecture, where)
         raw = rewritten_config(checkpoint.raw, architecture, self.family, where)
         stated = {
@@ -278,7 +303,7 @@ class _Plan:
         raw["torch_dtype"] = raw.pop("dtype", raw.get("torch_dtype"))  # the name that every version reads
         record = dict(raw.get("difflm") or {})
         raw["difflm"] = record | {"export": {"format": self.format, "version": difflm.__version__}}
-        return raw
+        return raw if self.note is None else raw | {"use_cache": True}
 
     def _write_texts(self, stage: Path, raw: Mapping[str, Any]) -> None:
         """Write everything but weights and config.json."""
@@ -287,6 +312,9 @@ class _Plan:
         if config.mask_token_id is not None and config.eos_token_ids:
             # Engines stop at these, and at no other id.
             generation["eos_token_id"] = list(config.eos_token_ids)
+        if self.note is not None and config.mask_token_id is not None:
+            # Other libraries know nothing of MASK: it must not be written there either.
+            generation["suppress_tokens"] = sorted({*(generation.get("suppress_tokens") or ()), config.mask_token_id})
         if generation:
             write_json(stage / "generation_config.json", generation)
         write_tokenizer(stage, checkpoint.path, self.tokenizer)

@@ -36,6 +36,9 @@ def export(
     SOURCE is a checkpoint, TARGET an absent or empty folder. Weights, tokenizer, chat template and licence stay as
     they are. The launch command of each engine that serves TARGET is printed, and why another does not. If it is
     interrupted, the same command continues after the last finished weight file.
+
+    A model that writes left to right as well (clean_attention causal) gets its parent's class in format hf, for that
+    use. An adapter that only drafts is refused, as no weights can hold it: export its base.
     """
     from difflm.checkpoints.export import export as export_checkpoint
     from difflm.display import copy_observer
@@ -52,6 +55,8 @@ def export(
             observer=observer,
         )
     click.echo(f"{done.target}: {done.family}, format {format}")
+    if done.note is not None:
+        click.echo(done.note)
     for name, command in done.commands.items():
         click.echo(f"{name}: {command}")
     for name, reasons in done.refused.items():

@@ -46,6 +46,15 @@ def test_card(tmp_path: Path) -> None:
     assert licence_of_card(tmp_path) == "mit"
 
 
+def test_a_token_causal_model_may_be_decoded_left_to_right() -> None:
+    card = model_card(CONFIG | {"clean_attention": "causal"})
+    assert "Warning" not in card
+    assert "Left to right this is an autoregressive model" in card
+    assert 'so that the parent\'s class (`llama`) writes what difflm writes with `decoding="next_token"`' in card
+    own = model_card(CONFIG | {"clean_attention": "causal", "model_type": "llada2_moe"})
+    assert "so that what `difflm export` makes of it writes" in own
+
+
 def test_unknown_origins_are_said_to_be_unknown() -> None:
     card = model_card({"model_type": "llama", "mask_token_id": 3})
     assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"

@@ -128,7 +128,7 @@ def test_everything_is_carried_and_recorded(tmp_path: Path) -> None:
     assert read_json(tmp_path / "b" / "generation_config.json") == read_json(source / "generation_config.json")
     card = (tmp_path / "b" / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\nbase_model: parent-model\n")
-    for part in (digest, "do not decode this model left to right", "That is wrong", "wsd", "`causal`", f"`{mask_id}`"):
+    for part in (digest, "Left to right this is an autoregressive model", "wsd", "`causal`", f"`{mask_id}`"):
         assert part.replace("`causal`", '`"causal"`') in card
     loaded = load_model(tmp_path / "b")
     assert loaded.config.eos_token_ids == (tokenizer.eos_token_id, 0)

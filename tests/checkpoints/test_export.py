@@ -333,6 +333,53 @@ def test_what_would_be_decoded_wrongly_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+CAUSAL = {"clean_attention": "causal", "noisy_attention": "causal", "logit_shift": True}
+
+
+@pytest.mark.parametrize(("family", "written"), [("qwen3", "qwen3"), ("llama", "llama"), ("llada2_moe", "bailing_moe")])
+def test_a_token_causal_model_is_written_in_its_parent_s_class(
+    family: str, written: str, sources: Path, tmp_path: Path
+) -> None:
+    source = changed(sources / family, tmp_path / "source", **CAUSAL)
+    done = export(source, tmp_path / "out")
+    assert done.family == written
+    assert done.note is not None
+    assert done.note.startswith(f"for left-to-right use: {FAMILIES[written].architecture} writes the text of decoding ")
+    raw, parent = read_json(tmp_path / "out" / "config.json"), read_json(sources / f"{family} parent" / "config.json")
+    assert raw["architectures"] == parent["architectures"] == [FAMILIES[written].architecture]
+    assert raw.get("use_cache", True) is True
+    mask_id = raw["mask_token_id"]
+    assert read_json(tmp_path / "out" / "generation_config.json")["suppress_tokens"] == [mask_id]
+    assert "Left to right this is an autoregressive model" in (tmp_path / "out" / "README.md").read_text()
+    ours, again = difflm.load_model(source), difflm.load_model(tmp_path / "out")
+    params = difflm.SamplingParams(max_new_tokens=8, ignore_eos=True, decoding="next_token")
+    prompt = tokens(50)[0].tolist()
+    expected = difflm.generate(ours, [prompt], params)[0].tokens
+    assert difflm.generate(again, [prompt], params)[0].tokens == expected
+    verified = difflm.SamplingParams(max_new_tokens=8, ignore_eos=True, decoding="verified")
+    assert difflm.generate(again, [prompt], verified)[0].tokens == expected, "nothing that drafts need is lost"
+
+
+def test_the_parent_s_class_in_other_hands_writes_the_same_and_no_mask(sources: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = changed(sources / "llama", tmp_path / "source", **CAUSAL)
+    export(source, tmp_path / "out", dtype="float32")
+    prompt = tokens(50)[0].tolist()
+    params = difflm.SamplingParams(max_new_tokens=8, ignore_eos=True, decoding="verified")
+    expected = difflm.generate(difflm.load_model(tmp_path / "out"), [prompt], params)[0].tokens
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    assert model.generation_config.suppress_tokens == [read_json(source / "config.json")["mask_token_id"]]
+    written = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert written[0, len(prompt) :].tolist() == expected
+
+
+def test_blocks_alone_have_no_note(exports: Callable[[str, str], Path]) -> None:
+    assert "suppress_tokens" not in (exports("llama", "hf") / "generation_config.json").read_text()
+    assert "do not decode this model left to right" in (exports("llama", "hf") / "README.md").read_text()
+
+
 def test_options_are_named(sources: Path, tmp_path: Path) -> None:
     wrong: tuple[tuple[dict[str, Any], str], ...] = (
         ({"format": "gguf"}, "format is 'gguf'; expected one of hf, stacked, sdar"),

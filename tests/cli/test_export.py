@@ -9,6 +9,7 @@ import pytest
 import difflm
 from difflm.cli.main import run
 from tests.checkpoints.tiny import hf_folder, make_tokenizer
+from tests.drafters import write_drafters
 
 
 @pytest.fixture
@@ -29,6 +30,26 @@ def test_every_engine_has_a_line(converted: Path, tmp_path: Path, capsys: pytest
         for engine in ("sglang", "lmdeploy")
     ]
     assert [line.split(":")[0] for line in lines[3:]] == ["dinfer", "vllm"]
+
+
+def test_a_token_causal_model_says_what_its_export_is_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_drafters(tmp_path)
+    assert run(["export", str(tmp_path / "base"), str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"{tmp_path / 'out'}: llama, format hf",
+        "for left-to-right use: LlamaForCausalLM writes the text of decoding next_token and verified; drafts and "
+        "blocks are for difflm, with the source",
+    ]
+    for command in (
+        ["export", str(tmp_path / "drafter"), str(tmp_path / "no")],
+        ["merge", str(tmp_path / "drafter"), "--output", str(tmp_path / "no")],
+    ):
+        assert run(command) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "its adapter acts on noisy rows alone (difflm_adapter_rows in adapter_config.json)" in said
+        assert said.endswith(f"for left-to-right use take the base, difflm export {tmp_path / 'base'} TARGET")
+        assert not (tmp_path / "no").exists()
 
 
 def test_a_refusal_is_one_line_and_writes_nothing(
