@@ -179,8 +179,8 @@ def _family(layout: Format, format: str, checkpoint: Checkpoint, config: Checkpo
     if name not in layout.families:
         taken = ", ".join(layout.families)
         raise CheckpointError(f"{where}: model_type is {name!r}; format {format} takes {taken}; use format hf")
-    causal = format == "hf" and config.mask_token_id is not None and config.clean_attention == "causal"
-    if causal:
+    causal = config.mask_token_id is not None and config.clean_attention == "causal"
+    if causal and format == "hf":
         return FAMILIES[_AR_CLASSES.get(name, name)]
     family = FAMILIES[layout.families[name]]
     if layout.diffusion and config.mask_token_id is None:
@@ -207,7 +207,7 @@ def _family(layout: Format, format: str, checkpoint: Checkpoint, config: Checkpo
         raise CheckpointError(
             f"{where}: {'; '.join(wrong)}: engines that load {family.architecture} would decode it wrongly without a "
             "message; serve it with difflm, or convert and train without that option"
-            + ("; for left-to-right use: format hf" if config.clean_attention == "causal" else "")
+            + ("; for left-to-right use: format hf" if causal else "")
         )
     return family
 
