@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from benchmarks.lossless.adapters import random_drafter
 from benchmarks.lossless.records import Results, Row
 from difflm import Engine, LoadedModel, SamplingParams, load_model, policy
 from difflm.checkpoints.hf_generate import TransformersGenerator
-from difflm.decode.events import Completion, Denoised, Drafted, Event, Finished
+from difflm.decode.events import Completion, Event, Finished
 from difflm.errors import ConfigError, DifflmError
 
 NEXT_TOKEN, TRANSFORMERS, VERIFIED = "next token", "transformers", "verified"
@@ -67,7 +67,7 @@ class Item:
 
 
 def systems(dtypes: Sequence[str], windows: Sequence[int], fused: Sequence[str], *, others: bool) -> list[System]:
-    """Return the grid of systems; the engine puts no adapter on 8-bit weights, so "int8" is next token alone.
+    """Return the grid of systems; transformers has no 8-bit weights of ours.
 
     Args:
         dtypes: "float32", "bfloat16", "int8".
@@ -78,9 +78,7 @@ def systems(dtypes: Sequence[str], windows: Sequence[int], fused: Sequence[str],
     found: list[System] = []
     for dtype in dtypes:
         found.append(System(way=NEXT_TOKEN, dtype=dtype))
-        if dtype == "int8":
-            continue
-        if others:
+        if others and dtype != "int8":
             found.append(System(way=TRANSFORMERS, dtype=dtype))
         found += [System(way=VERIFIED, dtype=dtype, window=size, fused=each) for size in windows for each in fused]
     return found
@@ -106,19 +104,20 @@ class Decoders:
     _others: dict[str, TransformersGenerator] = field(default_factory=dict[str, TransformersGenerator])
 
     def loaded(self, dtype: str) -> LoadedModel:
-        """Return the model in a dtype: base and adapter, or of int8 the base alone.
+        """Return base and adapter in a dtype; "int8": in float32, the base's linear maps in 8 bits.
 
         Raises:
             ConfigError: 8-bit weights that this machine does not have.
             DifflmError: folders that cannot be used.
         """
         if dtype not in self._loaded:
-            if dtype == "int8":
-                self._loaded[dtype] = load_model(self._base(), dtype="float32", weights="int8")
-            elif self.drafter is None:
-                self._loaded[dtype] = random_drafter(self._base(), dtype=dtype)
+            weights, kind = ("int8", "float32") if dtype == "int8" else ("float", dtype)
+            if self.drafter is not None:
+                self._loaded[dtype] = load_model(self.drafter, dtype=kind, weights=weights)  # type: ignore[arg-type]
+            elif dtype == "int8":
+                raise ConfigError("a random adapter on 8-bit weights is not made; give a trained one")
             else:
-                self._loaded[dtype] = load_model(self.drafter, dtype=dtype)
+                self._loaded[dtype] = random_drafter(self._base(), dtype=dtype)
         return self._loaded[dtype]
 
     def _base(self) -> Path:
@@ -170,11 +169,7 @@ class Decoders:
 
 
 def facts_of(events: Sequence[Event]) -> Row:
-    """Return what is recorded of a request's events: tokens with their EOS, forwards, what became of drafts.
-
-    "checked" and "accepted" count drafts by their place behind the token that the drafting forward wrote; "drafting"
-    counts the forwards that drafted and had nothing to verify.
-    """
+    """Return what is recorded of a request's events: tokens with their EOS, forwards, what became of drafts."""
     last = events[-1]
     assert isinstance(last, Finished), "a request that nobody cancels is finished"
     done: Completion = last.completion
@@ -186,26 +181,8 @@ def facts_of(events: Sequence[Event]) -> Row:
         "forwards": done.forwards.prefill + done.forwards.denoise + done.forwards.commit,
     }
     if done.drafts is not None:
-        lengths = [len(event.tokens) for event in events if isinstance(event, Drafted)]
-        row |= {"cycles": done.drafts.cycles, "accepted": list(done.drafts.positions), "checked": by_place(lengths)}
-        row["drafting"] = drafting_alone(events)
+        row["drafts"] = asdict(done.drafts)
     return row
-
-
-def drafting_alone(events: Sequence[Event]) -> int:
-    """Return the number of forwards that drafted without verifying drafts."""
-    count, waiting, verified = 0, False, False
-    for event in events:
-        if isinstance(event, Denoised):
-            waiting, verified = False, waiting
-        elif isinstance(event, Drafted):
-            count, waiting = count + (not verified), True
-    return count
-
-
-def by_place(lengths: Sequence[int]) -> list[int]:
-    """Return how many runs of these lengths reach the first, the second, ... place."""
-    return [sum(length > place for length in lengths) for place in range(max(lengths, default=0))]
 
 
 @torch.inference_mode()

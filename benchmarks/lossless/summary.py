@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.lossless.records import Row, share, table
 from benchmarks.lossless.speed import NEXT_TOKEN, VERIFIED
+from difflm.decode.events import DraftCounts
 
 SLOWER = 1 / 1.05
 """Ratio below which a request took more than 5 % longer than without drafts."""
@@ -54,14 +55,16 @@ def same_answers(items: Items, name: str) -> str | None:
     return share(sum(reference[each]["tokens"] == rows[each]["tokens"] for each in both), len(both)) if both else None
 
 
-def per_cycle(rows: Collection[Row]) -> float | None:
-    """Return tokens per cycle: a forward that verifies, and the one that drafted for it where that did nothing else.
+def drafts_of(rows: Collection[Row]) -> DraftCounts:
+    """Return what became of the drafts of all rows together."""
+    given = (row["drafts"] for row in rows if row.get("drafts"))
+    each = (DraftCounts(**one | {key: tuple(one[key]) for key in ("verified_at", "accepted_at")}) for one in given)
+    return sum(each, DraftCounts())
 
-    Tokens of forwards in which a request rests from drafting are not counted. None without any cycle.
-    """
-    cycles = sum(row.get("cycles", 0) for row in rows)
-    more = sum(sum(row["accepted"]) + row["drafting"] for row in rows if row.get("cycles"))
-    return 1 + more / cycles if cycles else None
+
+def per_cycle(rows: Collection[Row]) -> float | None:
+    """Return tokens per cycle; None without any cycle."""
+    return drafts_of(rows).tokens_per_cycle or None
 
 
 def per_forward(rows: Collection[Row]) -> float | None:
@@ -70,15 +73,9 @@ def per_forward(rows: Collection[Row]) -> float | None:
     return sum(row["num_tokens"] for row in counted) / sum(row["forwards"] for row in counted) if counted else None
 
 
-def acceptance(rows: Collection[Row]) -> list[float]:
+def acceptance(rows: Collection[Row]) -> tuple[float, ...]:
     """Return by place of a draft the share of drafts there that were accepted."""
-    checked: dict[int, int] = defaultdict(int)
-    accepted: dict[int, int] = defaultdict(int)
-    for row in rows:
-        for counts, found in ((checked, row.get("checked", [])), (accepted, row.get("accepted", []))):
-            for place, count in enumerate(found):
-                counts[place] += count
-    return [accepted[place] / checked[place] for place in sorted(checked) if checked[place]]
+    return drafts_of(rows).acceptance_at
 
 
 def speed_table(rows: Sequence[Row]) -> str:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -33,6 +32,7 @@ from difflm.bench.systems import (
     System,
     opened,
 )
+from difflm.decode.events import DraftCounts
 from difflm.decode.request import SamplingParams
 from difflm.errors import RequestError
 
@@ -57,24 +57,6 @@ class Trial:
 
     setting: Setting
     tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drafts:
-    """What became of drafts.
-
-    Attributes:
-        cycles: forwards that verified some.
-        drafted, accepted: tokens that were verified, and that were written.
-        tokens_per_cycle: generated tokens / cycles.
-        acceptance: for the first, second, ... draft: share of the cycles in which it was accepted.
-    """
-
-    cycles: int
-    drafted: int
-    accepted: int
-    tokens_per_cycle: float
-    acceptance: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +89,7 @@ class Row:
     ratio: float
     ratio_range: tuple[float, float]
     same_dtype_ratio: float | None = None
-    drafts: Drafts | None = None
+    drafts: DraftCounts | None = None
     equal: float | None = None
 
 
@@ -330,20 +312,10 @@ def row_of(setting: Setting, passes: Mapping[Setting, list[Pass]], baseline: Set
     return replace(row, drafts=drafts_of(answers), equal=equal / len(answers))
 
 
-def drafts_of(answers: Sequence[Answer]) -> Drafts | None:
+def drafts_of(answers: Sequence[Answer]) -> DraftCounts | None:
     """Return what became of the drafts of all answers; None where none were verified."""
-    counts = [answer.drafts for answer in answers if answer.drafts is not None]
-    cycles = sum(each.cycles for each in counts)
-    if not cycles:
-        return None
-    accepted = map(sum, zip_longest(*(each.positions for each in counts), fillvalue=0))
-    return Drafts(
-        cycles=cycles,
-        drafted=sum(each.drafted for each in counts),
-        accepted=sum(each.accepted for each in counts),
-        tokens_per_cycle=sum(answer.num_tokens for answer in answers) / cycles,
-        acceptance=tuple(count / cycles for count in accepted),
-    )
+    counts = sum((answer.drafts for answer in answers if answer.drafts is not None), DraftCounts())
+    return counts if counts.cycles else None
 
 
 def summarise(setting: Setting, passes: Sequence[Pass], baseline: Sequence[Pass]) -> Row:

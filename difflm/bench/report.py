@@ -97,10 +97,10 @@ def drafts_line(row: Row, prompts: int) -> str:
     if row.drafts is None:
         return f"{line}; nothing was drafted"
     drafts = row.drafts
-    places = " ".join(f"{share:.2f}" for share in drafts.acceptance)
+    places = " ".join(f"{share:.2f}" for share in drafts.acceptance_at)
     return (
         f"{line}; {drafts.accepted} of {drafts.drafted} drafts accepted in {drafts.cycles} cycles of "
-        f"{drafts.tokens_per_cycle:.2f} tokens, share of cycles by place of the draft: {places}"
+        f"{drafts.tokens_per_cycle:.2f} tokens, share accepted by place: {places}"
     )
 
 

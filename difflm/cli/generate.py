@@ -158,7 +158,7 @@ def describe(completion: Completion) -> str:
     if drafts is not None and drafts.cycles:
         verified = (
             f"drafts: {drafts.accepted} of {drafts.drafted} accepted in {drafts.cycles} cycles of "
-            f"{completion.tokens_per_cycle:.2f} tokens, "
+            f"{drafts.tokens_per_cycle:.2f} tokens, "
         )
     return (
         f"{completion.num_tokens} tokens in {completion.seconds:.1f} s ({completion.tokens_per_second:.1f} tokens/s), "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Literal
 
 FinishReason = Literal["stop", "length", "stuck"]
@@ -55,36 +56,69 @@ class Forwards:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftCounts:
-    """What became of the drafts of one request.
+    """What became of the drafts of one request, or of several together.
 
     Attributes:
         cycles: forwards that verified drafts.
-        drafted: tokens that were verified.
-        accepted: those of them that were written.
-        positions: for the first, second, ... draft of a cycle: how often it was accepted.
+        tokens: written by them, and by the forwards that drafted for them; not those that were written without drafts.
+        verified_at: for the first, second, ... draft of a cycle: how often there was one.
+        accepted_at: how often it was written.
     """
 
     cycles: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    positions: tuple[int, ...] = ()
+    tokens: int = 0
+    verified_at: tuple[int, ...] = ()
+    accepted_at: tuple[int, ...] = ()
 
-    def adding(self, *, checked: int, accepted: int) -> DraftCounts:
-        """Return the counts with one more forward.
+    @property
+    def drafted(self) -> int:
+        """Tokens that were verified."""
+        return sum(self.verified_at)
+
+    @property
+    def accepted(self) -> int:
+        """Those of them that were written."""
+        return sum(self.accepted_at)
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Tokens for each forward that verified: with a draft forward before each, those of two forwards; 0 without."""
+        return self.tokens / self.cycles if self.cycles else 0.0
+
+    @property
+    def acceptance_at(self) -> tuple[float, ...]:
+        """For the first, second, ... draft of a cycle: share that was written, of those that there were."""
+        pairs = zip(self.accepted_at, self.verified_at, strict=True)
+        return tuple(accepted / verified for accepted, verified in pairs)
+
+    def __add__(self, other: DraftCounts) -> DraftCounts:
+        """Return the counts of both together."""
+        return DraftCounts(
+            cycles=self.cycles + other.cycles,
+            tokens=self.tokens + other.tokens,
+            verified_at=_added(self.verified_at, other.verified_at),
+            accepted_at=_added(self.accepted_at, other.accepted_at),
+        )
+
+    @staticmethod
+    def of(*, checked: int, accepted: int, written: int) -> DraftCounts:
+        """Return the counts of one forward that drafted or verified.
 
         Args:
             checked: drafts that it verified; 0 where it did not.
             accepted: those of them that were written, the first ones.
+            written: tokens.
         """
-        if not checked:
-            return self
-        counts = [*self.positions, *([0] * (checked - len(self.positions)))]
         return DraftCounts(
-            cycles=self.cycles + 1,
-            drafted=self.drafted + checked,
-            accepted=self.accepted + accepted,
-            positions=tuple(count + (number < accepted) for number, count in enumerate(counts)),
+            cycles=int(checked > 0),
+            tokens=written,
+            verified_at=(1,) * checked,
+            accepted_at=tuple(int(place < accepted) for place in range(checked)),
         )
+
+
+def _added(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(map(sum, zip_longest(one, other, fillvalue=0)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,11 +151,6 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
     reused_tokens: int = 0
     drafts: DraftCounts | None = None
-
-    @property
-    def tokens_per_cycle(self) -> float:
-        """Tokens for each forward that verified: with a draft forward before each, those of two forwards; 0 without."""
-        return self.num_tokens / self.drafts.cycles if self.drafts is not None and self.drafts.cycles else 0.0
 
     @property
     def tokens_per_forward(self) -> float:

@@ -122,8 +122,10 @@ class LeftToRightDecoding:
         ended = self._append(proposal, final)
         written = len(self.tokens) - first
         if self.pace is not None:
-            self.pace.absorb(masks=len(work.tokens) - work.num_clean, checked=len(given), accepted=accepted)
-            self.counts = self.counts.adding(checked=len(given), accepted=min(accepted, written))
+            masks = len(work.tokens) - work.num_clean
+            self.pace.absorb(masks=masks, checked=len(given), accepted=accepted)
+            if given or masks:
+                self.counts += DraftCounts.of(checked=len(given), accepted=min(accepted, written), written=written)
         if ended:
             self._finish()
         events = self._told(work, proposal, written)

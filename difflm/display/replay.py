@@ -53,7 +53,7 @@ def step_lines(step_map: StepMap) -> list[str]:
 
 def _drafts_line(counts: DraftCounts, verifying: int) -> str:
     """Return what became of the drafts, by their place in a cycle."""
-    places = " ".join(f"{taken / counts.cycles:.2f}" for taken in counts.positions) if counts.cycles else "-"
+    places = " ".join(f"{share:.2f}" for share in counts.acceptance_at) or "-"
     return (
         f"{verifying} forwards only verified; {counts.accepted} of {counts.drafted} drafts accepted in {counts.cycles} "
         f"cycles, by place: {places}"

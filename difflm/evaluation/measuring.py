@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from difflm.decode.engine import Engine
@@ -101,8 +100,8 @@ class Measured:
 
     @property
     def tokens_per_cycle(self) -> float | None:
-        """Tokens for each forward that verified; None where none did."""
-        return self.num_tokens / self.drafts.cycles if self.drafts.cycles else None
+        """Tokens for each forward that verified; None where none did. Those written without drafts do not count."""
+        return self.drafts.tokens_per_cycle if self.drafts.cycles else None
 
     @property
     def acceptance(self) -> float | None:
@@ -168,17 +167,7 @@ def measure(
         num_tokens=sum(completion.num_tokens for completion in completions),
         seconds=seconds,
         stuck=sum(completion.finish_reason == "stuck" for completion in completions),
-        drafts=summed([completion.drafts for completion in completions if completion.drafts is not None]),
-    )
-
-
-def summed(counts: Sequence[DraftCounts]) -> DraftCounts:
-    """Return the counts of several requests together."""
-    return DraftCounts(
-        cycles=sum(each.cycles for each in counts),
-        drafted=sum(each.drafted for each in counts),
-        accepted=sum(each.accepted for each in counts),
-        positions=tuple(map(sum, zip_longest(*(each.positions for each in counts), fillvalue=0))),
+        drafts=sum((each.drafts for each in completions if each.drafts is not None), DraftCounts()),
     )
 
 

@@ -286,8 +286,9 @@ def read_points(folder: Path) -> list[tuple[dict[str, Any], Measured]]:
 
 def _measured(row: dict[str, Any]) -> Measured:
     """Return what a line says; older ones say nothing of drafts."""
-    drafts = row.get("drafts", {})
-    counts = DraftCounts(**drafts | {"positions": tuple(drafts.get("positions", ()))})
+    drafts: dict[str, Any] = row.get("drafts", {})
+    given: dict[str, Any] = drafts | {key: tuple(drafts.get(key, ())) for key in ("verified_at", "accepted_at")}
+    counts = DraftCounts(**given)
     return Measured(**row | {"forwards": Forwards(**row["forwards"]), "drafts": counts})
 
 

@@ -10,7 +10,6 @@ import torch
 
 from difflm.bench.decode import (
     DecodeBench,
-    Drafts,
     Pass,
     Setting,
     Trial,
@@ -149,7 +148,7 @@ def test_where_drafts_take_part_every_system_does_at_each_dtype() -> None:
 
 
 def test_drafts_are_held_against_the_weights_own_text_at_the_same_dtype() -> None:
-    counts = DraftCounts(cycles=2, drafted=6, accepted=3, positions=(2, 1))
+    counts = DraftCounts(cycles=2, tokens=6, verified_at=(2, 2, 2), accepted_at=(2, 1, 0))
 
     def ran(system: str, dtype: str, tokens: tuple[int, ...], seconds: float) -> tuple[Setting, list[Pass]]:
         own = Answer(tokens, 5, 0, 4, 0, drafts=counts if system == VERIFIED else None)
@@ -170,7 +169,7 @@ def test_drafts_are_held_against_the_weights_own_text_at_the_same_dtype() -> Non
     assert [row.equal for row in rows] == [1.0, None, None, 0.5, None]
     assert [row.ratio for row in rows] == [0.5, 0.25, pytest.approx(1 / 6), 0.5, 1.0]
     assert [row.same_dtype_ratio for row in rows] == [2.0, 1.0, pytest.approx(2 / 3), 0.5, 1.0]
-    assert rows[0].drafts == Drafts(cycles=2, drafted=6, accepted=3, tokens_per_cycle=3.0, acceptance=(1.0, 0.5))
+    assert rows[0].drafts == counts
     assert rows[1].drafts is None
     assert drafts_of([Answer((), 1, 0, 1, 0, drafts=DraftCounts())]) is None
 
@@ -182,8 +181,8 @@ def test_a_drafter_stands_beside_its_parent_and_writes_its_text(drafted: DecodeB
     row = rows[VERIFIED, "float32"]
     assert row.equal == 1.0
     assert row.drafts is not None
-    assert 0.0 < row.drafts.acceptance[0] <= 1.0
-    assert row.drafts.tokens_per_cycle == row.tokens / row.drafts.cycles
+    assert 0.0 < row.drafts.acceptance_at[0] <= 1.0
+    assert 0.0 < row.drafts.tokens_per_cycle <= row.tokens / row.drafts.cycles
     assert rows[drafted.baseline, drafted.baseline_dtype].ratio == 1.0
     for dtype in ("float32", "bfloat16"):
         ratios = [rows[system, dtype].same_dtype_ratio or 0.0 for system in systems[2:]]

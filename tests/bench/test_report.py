@@ -41,7 +41,7 @@ def test_drafts_have_a_column_and_a_line_of_their_own(result: DecodeBench, draft
     assert " drafts accepted in " in exact
     row = next(row for row in json.loads(lines[-1])["rows"] if row["setting"]["system"] == VERIFIED)
     assert row["equal"] == 1.0
-    assert len(row["drafts"]["acceptance"]) == 7
+    assert len(row["drafts"]["accepted_at"]) == 7
 
 
 def test_answers_that_differ_are_said_by_what_is_promised(drafted: DecodeBench) -> None:

@@ -11,7 +11,6 @@ import pytest
 from benchmarks.lossless import ablation, completions, equality, prompts, speed, summary
 from benchmarks.lossless.records import Results, table
 from benchmarks.lossless.topics import TEMPLATES, TOPICS
-from difflm.decode.events import Denoised, Drafted
 from difflm.errors import DifflmError
 
 
@@ -22,12 +21,13 @@ def item(system: str, number: int, seconds: float, **more: Any) -> dict[str, Any
     return {**row, **about, **more}
 
 
+DRAFTS = {"cycles": 2, "tokens": 7, "verified_at": [2, 2], "accepted_at": [2, 1]}
 ROWS = [
     item("next token", 0, 2.0),
     item("next token", 1, 2.0),
     item("transformers", 0, 4.0, way="transformers"),
     item("transformers", 1, 4.0, way="transformers"),
-    item("verified", 0, 0.5, way="verified", cycles=2, accepted=[2, 1], checked=[2, 2], drafting=2, forwards=4),
+    item("verified", 0, 0.5, way="verified", drafts=DRAFTS, forwards=4),
 ]
 
 
@@ -71,28 +71,14 @@ def test_a_request_more_than_5_percent_slower_is_counted() -> None:
 
 
 def test_tokens_of_rests_are_no_tokens_of_cycles() -> None:
-    row = {"cycles": 2, "accepted": [2, 1], "drafting": 1, "num_tokens": 100}
-    assert summary.per_cycle([row]) == 1 + 4 / 2
+    assert summary.per_cycle([{"drafts": DRAFTS, "num_tokens": 100}]) == 3.5
     assert summary.per_cycle([{"num_tokens": 5}]) is None
 
 
-def test_a_place_counts_the_drafts_that_reached_it() -> None:
-    assert speed.by_place([3, 1]) == [2, 1, 1]
-    assert speed.by_place([]) == []
-    rows = [{"checked": [2, 1, 1], "accepted": [1]}, {"checked": [1], "accepted": [1]}, {}]
-    assert summary.acceptance(rows) == [2 / 3, 0.0, 0.0]
-
-
-def test_forwards_that_only_draft_are_told_from_fused_ones() -> None:
-    denoised = Denoised(request_id=0, block=0, positions=(0,), tokens=(1,), confidences=(1.0,), open_positions=())
-    drafted = Drafted(request_id=0, positions=(1,), tokens=(2,), confidences=(1.0,))
-    assert speed.drafting_alone([denoised, drafted, denoised, drafted, denoised, denoised, drafted]) == 2
-
-
-def test_the_grid_has_no_adapter_on_8_bit_weights() -> None:
+def test_the_grid_has_our_8_bit_weights_in_our_engine_alone() -> None:
     found = speed.systems(["float32", "int8"], [4, 8], ["never", "auto"], others=True)
-    assert [each.key for each in found if each.dtype == "int8"] == ["next token (int8)"]
-    assert len(found) == len({each.key for each in found}) == 7
+    assert [each.way for each in found if each.dtype == "int8"] == ["next token", *["verified"] * 4]
+    assert len(found) == len({each.key for each in found}) == 11
 
 
 def test_results_go_on_and_refuse_another_subject(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_general_measure_has_a_line_per_kind(
     assert main([*said, "--no-transformers", "--threads", "1"]) == 0
     [verified, *_] = [row for row in of_kind(results, "item") if row["way"] == "verified"]
     assert verified["num_tokens"] == 40
-    assert sum(verified["accepted"]) == sum(verified["checked"][: len(verified["accepted"])])
+    assert verified["drafts"]["accepted_at"] == verified["drafts"]["verified_at"]
     out = capsys.readouterr().out
     assert all(f"| {kind} | verified, window 8, fused auto (float32) | 1 |" in out for kind in ("qa", "code", "prompt"))
     assert main(["general-measure", "--table", "--results", str(results)]) == 0

@@ -47,7 +47,7 @@ def test_a_drafter_is_held_against_its_parent(sure_drafters: Path, capsys: pytes
     assert "verified, float32: 1 of 1 answers equal to next_token's; " in printed.out
     assert run(["bench", "decode", str(sure_drafters / "drafter"), *words, "--policy", "verified:window=4"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(result["rows"][0]["drafts"]["acceptance"]) == 3
+    assert len(result["rows"][0]["drafts"]["accepted_at"]) == 3
     assert result["params"]["policy"]["window"] == 4
     assert run(["bench", "decode", str(sure_drafters / "drafter"), *words, "--decoding", "block"]) == 2
     assert "only drafts" in capsys.readouterr().err

@@ -29,19 +29,11 @@ def test_a_completion_without_a_forward_has_a_rate_of_nothing() -> None:
 
 
 def test_counts_of_drafts() -> None:
-    counts = DraftCounts().adding(checked=0, accepted=0)
-    assert counts == DraftCounts()
-    counts = counts.adding(checked=2, accepted=1).adding(checked=4, accepted=3).adding(checked=1, accepted=0)
-    assert counts == DraftCounts(cycles=3, drafted=7, accepted=4, positions=(2, 1, 1, 0))
-
-
-def test_tokens_per_cycle_count_forwards_that_verified() -> None:
-    def completion(drafts: DraftCounts | None) -> Completion:
-        forwards = Forwards(denoise=4, commit=3)
-        return Completion(
-            tokens=[1], text=None, forwards=forwards, finish_reason="length", num_tokens=12, seconds=1.0, drafts=drafts
-        )
-
-    assert completion(DraftCounts(cycles=3)).tokens_per_cycle == 4.0
-    assert completion(DraftCounts()).tokens_per_cycle == completion(None).tokens_per_cycle == 0.0
-    assert completion(None).tokens_per_forward == 12 / 7
+    assert DraftCounts.of(checked=0, accepted=0, written=1) == DraftCounts(tokens=1), "it drafted"
+    counts = DraftCounts.of(checked=2, accepted=1, written=2) + DraftCounts.of(checked=4, accepted=3, written=4)
+    counts += DraftCounts.of(checked=1, accepted=0, written=1)
+    assert counts == DraftCounts(cycles=3, tokens=7, verified_at=(3, 2, 1, 1), accepted_at=(2, 1, 1, 0))
+    assert (counts.drafted, counts.accepted) == (7, 4)
+    assert counts.acceptance_at == (2 / 3, 0.5, 1.0, 0.0)
+    assert counts.tokens_per_cycle == 7 / 3
+    assert DraftCounts().tokens_per_cycle == 0.0

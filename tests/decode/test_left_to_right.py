@@ -98,7 +98,7 @@ def test_rows_places_and_events_of_drafting_and_verifying(shift: bool) -> None:
     assert committed.tokens == (5, 6, 9)
     # Of the drafts 5 and 6 are cached; what replaced 7 is not.
     assert (state.tokens, state.committed, state.drafts) == ([1, 2, 3, 4, 5, 6, 9], 6, [])
-    assert state.counts == DraftCounts(cycles=1, drafted=4, accepted=2, positions=(1, 1, 0, 0))
+    assert state.counts == DraftCounts(cycles=1, tokens=4, verified_at=(1, 1, 1, 1), accepted_at=(1, 1, 0, 0))
     assert state.forwards == Forwards(denoise=1, commit=1)
     assert (following(state).start, following(state).kind) == (6, "denoise")
 
@@ -129,7 +129,7 @@ def test_the_last_draft_is_verified_without_a_row_of_its_own() -> None:
     state.absorb(work, proposal_of(5, 6, 7))
     assert state.outcome is not None
     assert state.outcome.tokens == [4, 5, 6, 7]
-    assert state.outcome.drafts == DraftCounts(cycles=1, drafted=3, accepted=3, positions=(1, 1, 1))
+    assert state.outcome.drafts == DraftCounts(cycles=1, tokens=4, verified_at=(1, 1, 1), accepted_at=(1, 1, 1))
 
 
 def test_what_stands_behind_an_end_is_neither_written_nor_counted() -> None:
@@ -140,7 +140,7 @@ def test_what_stands_behind_an_end_is_neither_written_nor_counted() -> None:
     events = state.absorb(following(state), said)
     assert state.outcome is not None
     assert (state.outcome.tokens, state.outcome.num_tokens, state.outcome.stopped_by) == ([4, 5], 3, 6)
-    assert state.outcome.drafts == DraftCounts(cycles=1, drafted=4, accepted=2, positions=(1, 1, 0, 0))
+    assert state.outcome.drafts == DraftCounts(cycles=1, tokens=3, verified_at=(1, 1, 1, 1), accepted_at=(1, 1, 0, 0))
     denoised, committed = events
     assert isinstance(denoised, Denoised)
     assert denoised.tokens == (5, 6)

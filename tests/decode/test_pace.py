@@ -157,5 +157,5 @@ def test_right_drafts_are_drafted_on() -> None:
         assert state.counts.accepted == state.counts.drafted
         assert state.pace is not None
         assert (state.pace.window, state.pace.rest) == (32, REST)
-        assert state.counts.positions[0] == state.counts.cycles
+        assert state.counts.accepted_at[0] == state.counts.cycles
     assert decoded(1.0, fused=None)[0] <= 1.1 * min(decoded(1.0, fused=each)[0] for each in (True, False))

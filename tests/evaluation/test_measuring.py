@@ -11,7 +11,7 @@ from difflm.decode.events import DraftCounts, Forwards
 from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
 from difflm.errors import ConfigError, RequestError
-from difflm.evaluation.measuring import Measured, Setting, answer_of, encoded, measure, summed
+from difflm.evaluation.measuring import Measured, Setting, answer_of, encoded, measure
 from difflm.evaluation.tasks import LocalFile
 from tests.evaluation.models import workshop
 
@@ -77,12 +77,9 @@ def test_no_items_are_refused(workshop: Path) -> None:
         measure(difflm.load_model(workshop / "model"), LocalFile(workshop / "items.jsonl"), [], BASE)
 
 
-def test_drafts_of_several_requests_are_counted_together() -> None:
-    one = DraftCounts(cycles=3, drafted=5, accepted=2, positions=(2, 0))
-    other = DraftCounts(cycles=1, drafted=1, accepted=1, positions=(1,))
-    assert summed([one, other]) == DraftCounts(cycles=4, drafted=6, accepted=3, positions=(3, 0))
-    assert summed([]) == DraftCounts()
-    found = Measured(scores=[1.0], answers=["a"], num_tokens=12, drafts=one)
+def test_tokens_without_drafts_are_no_part_of_cycles() -> None:
+    one = DraftCounts(cycles=3, tokens=12, verified_at=(3, 2), accepted_at=(2, 0))
+    found = Measured(scores=[1.0], answers=["a"], num_tokens=50, drafts=one)
     assert (found.tokens_per_cycle, found.acceptance) == (4.0, 0.4)
     assert (Measured(scores=[], answers=[]).tokens_per_cycle, Measured(scores=[], answers=[]).acceptance) == (
         None,

@@ -179,8 +179,8 @@ def test_drafts_are_counted_and_kept(sure_drafters: Path, tmp_path: Path) -> Non
     assert plain.measured.scores == drafted.measured.scores == [1.0, 0.0]
     assert (plain.row()["tokens_per_cycle"], plain.row()["acceptance"]) == (None, None)
     # Two forwards write 5 tokens, three times; the last token has a forward of its own.
-    assert (drafted.row()["tokens_per_cycle"], drafted.row()["acceptance"]) == (pytest.approx(16 / 3), 1.0)
-    assert drafted.measured.drafts.positions == (6, 6, 6)
+    assert (drafted.row()["tokens_per_cycle"], drafted.row()["acceptance"]) == (5.0, 1.0)
+    assert drafted.measured.drafts.accepted_at == (6, 6, 6)
     assert sweep(loaded, settings, plan, tmp_path / "out") == [plain, drafted]
     rows = list(csv.DictReader((tmp_path / "out" / "sweep.csv").open()))
     assert [row["acceptance"] for row in rows] == ["", "1.0"]

@@ -239,7 +239,7 @@ def test_a_drafter_decodes_by_what_is_written_beside_its_adapter(sure_drafters: 
     assert loaded.config.generation["verified"] == {"window": 4, "row_cost": 0.03}
     done = difflm.generate(loaded, ["one"], params)[0]
     assert done.drafts is not None
-    assert len(done.drafts.positions) == 3, "a window of 4 drafts 3 tokens behind the first"
+    assert len(done.drafts.verified_at) == 3, "a window of 4 drafts 3 tokens behind the first"
     assert difflm.load_model(sure_drafters / "base").config.generation == {}
     # Another choice replaces what is chosen, and keeps the rest.
     assert written(folder, Setting(policy="next_token")) == {

@@ -234,7 +234,8 @@ def test_right_drafts_give_a_window_and_one_for_two_forwards_or_a_window_for_eac
     fused = completions_with(window, fused=True, drafter=oracle)
     assert fused.tokens_per_forward == pytest.approx(window, rel=0.15)
     assert fused.forwards.commit <= 1
-    assert fused.tokens_per_cycle >= 0.9 * window
+    assert fused.drafts is not None
+    assert fused.drafts.tokens_per_cycle >= 0.9 * window
     assert completions_with(window, fused=None, drafter=oracle).tokens_per_forward > 0.8 * (window + 1) / 2
 
 
@@ -242,7 +243,7 @@ def test_drafts_that_are_never_right_cost_rows_and_nothing_else() -> None:
     for fused in (True, False, None):
         found = completions_with(4, fused=fused, drafter=wrong)
         assert found.drafts is not None
-        assert (found.drafts.accepted, set(found.drafts.positions)) == (0, {0})
+        assert (found.drafts.accepted, set(found.drafts.acceptance_at)) == (0, {0.0})
         assert found.tokens_per_forward == 1.0
         assert found.drafts.cycles < 10, "it stops drafting"
 
