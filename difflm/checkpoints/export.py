@@ -114,8 +114,7 @@ def export(
 ) -> Export:
     """Write a checkpoint in the layout that another program loads; a tensor (of experts: some) in memory at a time.
 
-    A token-causal model (`clean_attention: causal`) is written by format "hf" in its parent's class, for left-to-right
-    use: there it writes what `decoding="next_token"` and "verified" write; drafts are for difflm alone.
+    Format "hf" writes a token-causal model (`clean_attention: causal`) in its parent's class, for left-to-right use.
 
     The weights are the source's bit for bit (unless `dtype` changes them), and so are tokenizer, chat template and
     licence; the model card says which engine serves the folder and how. What interrupts an export leaves the finished
@@ -158,9 +157,8 @@ def export(
     plan = _Plan(checkpoint, config, tokenizer, format, layout, family, reasons)
     with resumable_folder(target, fresh=fresh, observer=observer) as stage:
         plan.write(stage, dtype=stored, max_shard_bytes=max_shard_bytes)
-    refused = {name: found for name, found in reasons.items() if found}
-    commands, note = plan.commands(str(target)), plan.note
-    return Export(target=target, family=family.name, commands=commands, refused=refused, note=note)
+    told = {name: found for name, found in reasons.items() if found}
+    return Export(target=target, family=family.name, commands=plan.commands(str(target)), refused=told, note=plan.note)
 
 
 def _named(table: Mapping[str, Any], name: str, field: str) -> Any:
