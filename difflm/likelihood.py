@@ -30,7 +30,7 @@ from difflm.types import PADDING, Batch, ModelInput, TokenScores
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
 
-LikelihoodKind = Literal["elbo", "chain"]
+LikelihoodKind = Literal["elbo", "chain", "next_token"]
 BATCH_TOKENS = 8192
 
 
@@ -62,7 +62,7 @@ class Likelihood:
         standard_error: of the estimate, over its samples, nats; 0 where the value is exact, None for one sample.
         num_tokens: scored tokens: one less than given where nothing stands before the first one and the model reads
             each token at the row before it.
-        greedy: of kind "chain": each scored token is the most probable one; None for "elbo".
+        greedy: of kinds "chain" and "next_token": each scored token is the most probable one; None for "elbo".
         forwards: rows that went through the model for it.
     """
 
@@ -74,16 +74,17 @@ class Likelihood:
 
 
 def measure(
-    model: Transformer, inputs: ModelInput, *, backend: AttentionChoice = "auto"
+    model: Transformer, inputs: ModelInput, *, suppressed: tuple[int, ...] = (), backend: AttentionChoice = "auto"
 ) -> tuple[tuple[TokenScores, ...], Tensor]:
     """Return (scores of each term, weighted negative log-likelihood of the first term in each row, float64 [B], nats).
 
     Args:
         model: any dtype and device.
         inputs: of an objective's `prepare` or `given`.
+        suppressed: ids that get probability 0.
         backend: of the attention.
     """
-    scores = score_input(model, inputs, backend=backend)
+    scores = score_input(model, inputs, suppressed_id=suppressed, backend=backend)
     return scores, row_sums(inputs, scores[0])
 
 
@@ -114,9 +115,10 @@ def likelihoods(
     Args:
         loaded: a model.
         continuations: texts to score.
-        kind: "elbo" (Eq. 5 at `block_size`: a bound, over all orders in which a block could be filled) or "chain" (left
-            to right at block size 1: exact; for a model without a mask token its next-token likelihood). None: "elbo"
-            for a model with a mask token.
+        kind: "elbo" (Eq. 5 at `block_size`: a bound, over all orders in which a block could be filled), "chain" (left
+            to right at block size 1: exact; for a model without a mask token its next-token likelihood) or "next_token"
+            (left to right without masks: exact, the probability with which decoding "next_token" or "verified" draws
+            the text, ids that are never written left out). None: see `likelihood_kind`.
         block_size: of "elbo", tokens; None: the model's (of generation_config.json, config.json, or 32).
         samples: masks per text at most; where a text has no more of them altogether, all are used and the bound is
             exact.
@@ -127,7 +129,7 @@ def likelihoods(
         RequestError: a kind that the model does not have, ids that it does not know, nothing to score, more tokens
             than its context, or a number that is out of its range.
     """
-    kind = _kind(loaded, kind)
+    kind = likelihood_kind(loaded, kind)
     for name, value, least in (
         ("samples", samples, 1),
         ("batch_tokens", batch_tokens, 1),
@@ -136,9 +138,9 @@ def likelihoods(
     ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise RequestError(f"{name}: {value!r} cannot be used; give an integer >= {least}")
-    scorer = _Scorer(loaded, kind, 1 if kind == "chain" else block_size or model_block_size(loaded), samples, seed)
+    scorer = _Scorer(loaded, kind, block_size or model_block_size(loaded) if kind == "elbo" else 1, samples, seed)
     for number, each in enumerate(continuations):
-        _check(loaded, number, each)
+        _check(loaded, kind, number, each)
     # Texts of one prompt go together and share its rows, then those of like length, so that little is padded.
     order = sorted(range(len(continuations)), key=lambda number: _order(continuations[number]))
     rows = (row for number in order for row in scorer.rows(number, continuations[number]))
@@ -153,16 +155,34 @@ def model_block_size(loaded: LoadedModel) -> int:
     return int(own) if own is not None else loaded.config.block_size or 32
 
 
-def _kind(loaded: LoadedModel, kind: LikelihoodKind | None) -> LikelihoodKind:
+def likelihood_kind(loaded: LoadedModel, kind: LikelihoodKind | None = None) -> LikelihoodKind:
+    """Return the kind of likelihood that a model is asked for: the one given, else what it is decoded with.
+
+    Args:
+        loaded: a model.
+        kind: None: "next_token" for a model that is decoded left to right by itself (an adapter that drafts, or
+            generation_config.json says so), else "elbo" for one with a mask token, else "chain".
+
+    Raises:
+        RequestError: a kind that the model does not have.
+    """
     masked = loaded.config.mask_token_id is not None
-    if kind is not None and kind not in get_args(LikelihoodKind):
-        raise RequestError(f"kind: {kind!r} is unknown; choose 'elbo' or 'chain'")
+    if kind is None:
+        left_to_right = loaded.model.adapter_gate == "noisy" or loaded.default_decoding() != "block"
+        return "next_token" if left_to_right else "elbo" if masked else "chain"
+    if kind not in get_args(LikelihoodKind):
+        raise RequestError(f"kind: {kind!r} is unknown; choose 'elbo', 'chain' or 'next_token'")
+    if kind != "next_token" and loaded.model.adapter_gate == "noisy":
+        raise RequestError(
+            f"kind: '{kind}' reads the rows of masks, with which the adapter on {loaded.path} only drafts (its gate is "
+            "'noisy'); use 'next_token', or load the base alone"
+        )
     if kind == "elbo" and not masked:
         raise RequestError(f"kind: 'elbo' needs a mask token and {loaded.path} has none; use 'chain', or convert it")
-    return kind or ("elbo" if masked else "chain")
+    return kind
 
 
-def _check(loaded: LoadedModel, number: int, given: Continuation) -> None:
+def _check(loaded: LoadedModel, kind: LikelihoodKind, number: int, given: Continuation) -> None:
     where = f"continuations[{number}]"
     model, length = loaded.config.model, _row_length(given)
     if not given.tokens:
@@ -173,6 +193,9 @@ def _check(loaded: LoadedModel, number: int, given: Continuation) -> None:
         if not 0 <= token < model.vocab_size or token == loaded.config.mask_token_id:
             known = f"0..{model.vocab_size - 1}, without the mask {loaded.config.mask_token_id}"
             raise RequestError(f"{where}: id {token} is no token of a text ({known}); remove it")
+    for token in given.tokens if kind == "next_token" else ():
+        if token in loaded.config.suppressed_token_ids:
+            raise RequestError(f"{where}: id {token} is never written (the tokenizer has no token of it); remove it")
 
 
 def _row_length(given: Continuation) -> int:
@@ -213,7 +236,9 @@ class _Scorer:
         parametrisation = loaded.config.parametrisation
         self.objective = BlockDiffusion(block_size=block_size, parametrisation=parametrisation)
         self.mask_id = loaded.config.mask_token_id
-        self.reads_before = parametrisation.logit_shift or self.mask_id is None
+        self.clean_only = kind == "next_token" or self.mask_id is None
+        self.suppressed = loaded.config.suppressed_token_ids if kind == "next_token" else ()
+        self.reads_before = parametrisation.logit_shift or self.clean_only
         self.values: dict[int, list[float]] = {}
         self.greedy: dict[int, bool] = {}
         self.scored: dict[int, tuple[int, bool]] = {}
@@ -240,7 +265,7 @@ class _Scorer:
             )
 
     def _views(self, given: Continuation, place_N: Tensor) -> Views:
-        if self.kind == "chain":
+        if self.kind != "elbo":
             one_1N = torch.ones(1, len(place_N), dtype=torch.float64)
             return Views(one_1N > 0, one_1N, exact=True)
         block_N = place_N // self.block_size
@@ -269,7 +294,7 @@ class _Scorer:
             row_B=torch.arange(len(rows)),
             epoch_B=torch.zeros(len(rows), dtype=torch.int64),
         )
-        if self.mask_id is None:
+        if self.clean_only:
             inputs = NextToken().prepare(batch, mask_id=None, noise=self.noise)
         else:
             assert bool((scorable(batch, self.objective.parametrisation) == wanted_BL).all()), "an unscorable place"
@@ -278,7 +303,7 @@ class _Scorer:
             scores = score_read(self.loaded.model, inputs)
             total_B = row_sums(inputs, scores)
         else:
-            (scores, *_), total_B = measure(self.loaded.model, inputs)
+            (scores, *_), total_B = measure(self.loaded.model, inputs, suppressed=self.suppressed)
         wrong = (inputs.terms[0].place_M.cpu() // longest)[~scores.correct_M.cpu()].unique().tolist()
         for index, (row, value) in enumerate(zip(rows, total_B.tolist(), strict=True)):
             self.values[row.number].append(-value)
@@ -296,7 +321,7 @@ class _Scorer:
             log_likelihood=mean,
             standard_error=error,
             num_tokens=count,
-            greedy=self.greedy.get(number, True) if self.kind == "chain" else None,
+            greedy=None if self.kind == "elbo" else self.greedy.get(number, True),
             forwards=len(values),
         )
 

@@ -108,7 +108,7 @@ def score_input(
     *,
     entropy: bool = False,
     chunk: int = 512,
-    suppressed_id: int | None = None,
+    suppressed_id: int | tuple[int, ...] | None = None,
     backend: AttentionChoice = "auto",
     embedding_noise_BND: Tensor | None = None,
     activation_checkpointing: bool = False,
@@ -122,7 +122,7 @@ def score_input(
         inputs: of `Objective.prepare`.
         entropy: also compute the entropy of each prediction.
         chunk: rows that meet the head at once.
-        suppressed_id: token that gets probability 0 (MASK); None scores raw logits.
+        suppressed_id: token, or tokens, that get probability 0 (MASK); None scores raw logits.
         backend: see `attention_for`.
         embedding_noise_BND: see `Transformer.forward`.
         activation_checkpointing: see `Transformer.forward`.
@@ -161,10 +161,12 @@ def _adapter_rows(model: Transformer, *, noisy: bool, layout: Layout) -> Adapter
     return noisy if single else None
 
 
-def _suppressed(model: Transformer, token_id: int | None) -> Tensor | None:
-    if token_id is None:
+def _suppressed(model: Transformer, token_id: int | tuple[int, ...] | None) -> Tensor | None:
+    if token_id is None or token_id == ():
         return None
-    return torch.arange(model.config.vocab_size, device=model.embedding.weight.device) == token_id
+    suppressed_V = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.embedding.weight.device)
+    suppressed_V[[token_id] if isinstance(token_id, int) else list(token_id)] = True
+    return suppressed_V
 
 
 def _documents(token_BL: Tensor, document_BL: Tensor | None) -> Tensor:

@@ -22,6 +22,8 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 CleanAttention = Literal["block", "causal"]
 NoisyAttention = Literal["bidirectional", "causal"]
 BlockOrigin = Literal["document", "row"]
+Decoding = Literal["block", "next_token", "verified"]
+"""Blocks of masks; left to right; left to right with drafts that are verified, which is the same text."""
 Divergence = Literal["kl", "tv"]
 """Of two distributions p (the teacher's) and q: KL(p || q) = sum p (ln p - ln q) in nats, or half of sum |p - q|."""
 

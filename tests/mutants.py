@@ -229,6 +229,30 @@ MUTANTS = (
         "tests/test_likelihood.py::test_greedy_says_whether_every_token_is_the_best",
     ),
     Mutant(
+        "difflm/likelihood.py",
+        'config.suppressed_token_ids if kind == "next_token" else ()',
+        "config.suppressed_token_ids[:0]",
+        "tests/test_likelihood.py::test_next_token_is_what_left_to_right_decoding_draws_from",
+    ),
+    Mutant(
+        "difflm/likelihood.py",
+        'if kind != "next_token" and loaded.model.adapter_gate == "noisy"',
+        'if kind == "elbo" and loaded.model.adapter_gate == "noisy"',
+        "tests/test_likelihood.py::test_the_default_kind_is_that_of_the_model_s_decoding",
+    ),
+    Mutant(
+        "difflm/evaluation/answers.py",
+        'or self.likelihood == "next_token"',
+        "or False",
+        "tests/evaluation/test_answers.py::test_left_to_right_a_text_without_context_has_a_row_before_it",
+    ),
+    Mutant(
+        "difflm/evaluation/answers.py",
+        'decoding="block",',
+        "decoding=None,",
+        "tests/evaluation/test_answers.py::test_the_bound_of_a_left_to_right_model_decodes_blocks",
+    ),
+    Mutant(
         "difflm/diffusion/acceptance.py",
         "if confidence > threshold]",
         "if confidence >= threshold]",

@@ -6,21 +6,25 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from difflm.checkpoints.loading import LoadedModel
+import difflm
+from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.data.packing import pack
 from difflm.data.tokens import TokenDocument
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion
 from difflm.errors import RequestError
-from difflm.likelihood import Continuation, likelihoods, measure, model_block_size
+from difflm.likelihood import Continuation, likelihood_kind, likelihoods, measure, model_block_size
 from difflm.scoring import logits, score, score_input
 from difflm.training.validation import validate
 from tests.decode.reference import FILLER, layout_logits
 from tests.decode.tiny import MASK, tiny
+from tests.drafters import drafters as drafters
 from tests.rows import batch_of
 
 COMBINATIONS = list(itertools.product((False, True), ("block", "causal"), ("bidirectional", "causal")))
@@ -111,6 +115,70 @@ def test_the_chain_of_a_converted_model_is_its_parent_s() -> None:
     assert likelihoods(parent, given)[1].num_tokens == len(TEXT) - 1
 
 
+@pytest.mark.parametrize(("shift", "clean", "noisy"), COMBINATIONS)
+def test_next_token_is_what_left_to_right_decoding_draws_from(shift: bool, clean: str, noisy: str) -> None:
+    loaded = tiny(logit_shift=shift, clean=clean, noisy=noisy, unassigned=(10, 11))  # type: ignore[arg-type]
+    spans = [(5, 14), (0, 6), (1, 2), (4, 5), (9, 14)]
+    given = [Continuation(prompt=TEXT[:start], tokens=TEXT[start:stop]) for start, stop in spans]
+    written = likelihoods(loaded, given, kind="next_token")
+    for (start, stop), found in zip(spans, written, strict=True):
+        line_LV = logits(loaded, torch.tensor([TEXT[:stop]]), attention="causal")[0].double()
+        line_LV[:, [10, 11, MASK]] = -math.inf
+        places = range(max(start, 1), stop)
+        total = sum(float(line_LV[place - 1].log_softmax(-1)[TEXT[place]]) for place in places)
+        assert found.log_likelihood == pytest.approx(total, abs=1e-5)
+        assert found.greedy is all(int(line_LV[place - 1].argmax()) == TEXT[place] for place in places)
+        assert (found.standard_error, found.num_tokens, found.forwards) == (0, len(places), 1)
+    params = difflm.SamplingParams(decoding="next_token", max_new_tokens=5, ignore_eos=True, logprobs=0)
+    [completion] = difflm.generate(loaded, [TEXT[:4]], params)
+    [found] = likelihoods(loaded, [Continuation(prompt=TEXT[:4], tokens=completion.tokens)], kind="next_token")
+    assert found.greedy
+    assert completion.logprobs is not None
+    assert found.log_likelihood == pytest.approx(sum(each.logprob for each in completion.logprobs), abs=1e-4)
+
+
+def test_a_drafter_s_likelihood_is_its_parent_s_and_that_of_transformers(drafters: Path) -> None:
+    loaded = {name: load_model(drafters / name) for name in ("parent", "base", "drafter")}
+    reference = AutoModelForCausalLM.from_pretrained(drafters / "parent").eval()
+    pairs = [("It was ", "a word"), ("It was ", "light"), ("a" * 40, "b" * 20), ("x", "y")]
+    given = [Continuation(prompt=loaded["base"].encode(p), tokens=loaded["base"].encode(t)) for p, t in pairs]
+    assert {name: likelihood_kind(each) for name, each in loaded.items()} == {
+        "parent": "chain", "base": "elbo", "drafter": "next_token",
+    }  # fmt: skip
+    drafted = likelihoods(loaded["drafter"], given)
+    for name in ("parent", "base"):
+        for one, other in zip(drafted, likelihoods(loaded[name], given, kind="next_token"), strict=True):
+            assert one == replace(other, log_likelihood=pytest.approx(other.log_likelihood, abs=1e-5))
+    for each, found in zip(given, drafted, strict=True):
+        row = torch.tensor([[*each.prompt, *each.tokens]])
+        with torch.no_grad():
+            line_LV = reference(row).logits[0].log_softmax(-1)
+        places = torch.arange(len(each.prompt), row.shape[1])
+        assert found.log_likelihood == pytest.approx(float(line_LV[places - 1, row[0, places]].sum()), abs=1e-3)
+        assert found.num_tokens == len(each.tokens)
+    [written] = difflm.generate(loaded["drafter"], ["It was "], difflm.SamplingParams(max_new_tokens=8))
+    assert likelihoods(loaded["drafter"], [replace(given[0], tokens=written.tokens)])[0].greedy
+
+
+def test_the_default_kind_is_that_of_the_model_s_decoding(drafters: Path) -> None:
+    for decoding, kind in (("block", "elbo"), ("next_token", "next_token"), ("verified", "next_token")):
+        assert likelihood_kind(tiny(clean="causal", generation={"decoding": decoding})) == kind
+        assert likelihood_kind(tiny(clean="causal", generation={"decoding": decoding}), "elbo") == "elbo"
+    assert likelihood_kind(tiny(mask_id=None)) == "chain"
+    with pytest.raises(RequestError, match=r"generation_config.json: decoding: 'fast' is unknown"):
+        likelihood_kind(tiny(generation={"decoding": "fast"}))
+    drafter = load_model(drafters / "drafter")
+    blocks = replace(drafter, config=replace(drafter.config, generation={"decoding": "block"}))
+    assert likelihood_kind(blocks) == "next_token", "whatever its base is decoded with"
+    for kind in ("elbo", "chain"):
+        with pytest.raises(RequestError) as refused:
+            likelihoods(drafter, [Continuation(prompt=[1], tokens=[2])], kind=kind)
+        assert f"kind: '{kind}' reads the rows of masks, with which the adapter on" in str(refused.value)
+        assert str(refused.value).endswith(
+            "only drafts (its gate is 'noisy'); use 'next_token', or load the base alone"
+        )
+
+
 def test_greedy_says_whether_every_token_is_the_best() -> None:
     loaded, row = tiny(logit_shift=True), TEXT[:3]
     with torch.no_grad():
@@ -124,7 +192,7 @@ def test_greedy_says_whether_every_token_is_the_best() -> None:
     assert [each.greedy for each in likelihoods(loaded, given, kind="chain")] == [False, True, True, False]
 
 
-@pytest.mark.parametrize("kind", ["elbo", "chain"])
+@pytest.mark.parametrize("kind", ["elbo", "chain", "next_token"])
 def test_a_value_does_not_depend_on_batch_or_order(kind: str) -> None:
     loaded = tiny(logit_shift=True)
     spans = [(0, 5), (3, 14), (5, 6), (1, 9), (8, 14), (0, 14)]
@@ -234,10 +302,11 @@ def test_block_sizes_come_from_the_model() -> None:
 
 
 def test_what_cannot_be_scored_is_refused() -> None:
-    loaded, parent, given = tiny(), tiny(mask_id=None), [Continuation(tokens=[1])]
+    loaded, parent, given = tiny(unassigned=[11]), tiny(mask_id=None), [Continuation(tokens=[1])]
+    padded = [Continuation(prompt=[11], tokens=[1]), Continuation(prompt=[1], tokens=[2, 11])]
     refusals = [
         (lambda: likelihoods(parent, given, kind="elbo"), "kind: 'elbo' needs a mask token and tiny has none"),
-        (lambda: likelihoods(loaded, given, kind="ar"), "kind: 'ar' is unknown; choose 'elbo' or 'chain'"),  # type: ignore[arg-type]
+        (lambda: likelihoods(loaded, given, kind="ar"), "kind: 'ar' is unknown; choose 'elbo', 'chain' or"),  # type: ignore[arg-type]
         (lambda: likelihoods(loaded, given, samples=0), "samples: 0 cannot be used"),
         (lambda: likelihoods(loaded, given, samples=2.5), "samples: 2.5 cannot be used"),  # type: ignore[arg-type]
         (lambda: likelihoods(loaded, given, block_size=0), "block_size: 0 cannot be used"),
@@ -247,6 +316,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         (lambda: likelihoods(loaded, given, seed=True), "seed: True cannot be used"),
         (lambda: likelihoods(loaded, [*given, Continuation(tokens=[])]), r"continuations\[1\]: it has no tokens"),
         (lambda: likelihoods(loaded, [Continuation(tokens=[1] * 97)]), "97 tokens do not fit the context of 96"),
+        (lambda: likelihoods(loaded, padded, kind="next_token"), r"continuations\[1\]: id 11 is never written"),
         (lambda: likelihoods(loaded, [Continuation(tokens=[13])]), "id 13 is no token of a text"),
         (lambda: likelihoods(loaded, [Continuation(tokens=[1], prompt=[MASK])]), f"id {MASK} is no token of a text"),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -18,10 +18,11 @@ from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.rules import stored_dtype
 from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokenizer_facts, with_adapters
 from difflm.checkpoints.tokens import SafeEncoder
-from difflm.errors import CheckpointError, ConfigError
+from difflm.errors import CheckpointError, ConfigError, RequestError
 from difflm.models.config import ModelConfig
 from difflm.models.quantised import Weights, check_weights, quantise
 from difflm.models.transformer import Transformer
+from difflm.types import Decoding
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -109,6 +110,22 @@ class LoadedModel:
             CheckpointError: the checkpoint has no tokenizer.
         """
         return self.require_tokenizer().decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def default_decoding(self) -> Decoding:
+        """Return how text is decoded where a request says nothing: as generation_config.json says, else as it was made.
+
+        That is "verified" under an adapter that drafts, and "block" otherwise.
+
+        Raises:
+            RequestError: generation_config.json names none that there is.
+        """
+        own = self.config.generation.get("decoding")
+        if own is None:
+            return "verified" if self.model.adapter_gate == "noisy" else "block"
+        if own not in get_args(Decoding):
+            known = ", ".join(map(repr, get_args(Decoding)))
+            raise RequestError(f"generation_config.json: decoding: {own!r} is unknown; write one of {known}")
+        return own
 
     def require_tokenizer(self) -> Any:
         """Return the tokenizer.

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--likelihood",
-    type=click.Choice(["elbo", "chain"]),
-    show_default="elbo; chain for a model without a mask token",
-    help="The bound at --block-size, or left to right at block size 1, exact.",
+    type=click.Choice(["elbo", "chain", "next_token"]),
+    show_default="elbo; next_token if MODEL drafts or says so; chain without a mask token",
+    help="The bound at --block-size; exact, left to right: at block size 1, or without masks.",
 )
 @click.option(
     "--samples",
@@ -66,7 +66,7 @@ def evaluate(
     limit: int | None,
     num_fewshot: int | None,
     chat_template: bool,
-    likelihood: Literal["elbo", "chain"] | None,
+    likelihood: Literal["elbo", "chain", "next_token"] | None,
     samples: int,
     batch_tokens: int,
     max_requests: int,

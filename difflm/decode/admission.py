@@ -5,16 +5,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from difflm.decode.policies.base import Policy
 from difflm.decode.policies.named import drafting_settings
 from difflm.decode.policies.native import Native
 from difflm.decode.policies.verified import Verified
-from difflm.decode.request import DEFAULT_BLOCK_SIZE, Decoding, Request, SamplingParams
+from difflm.decode.request import DEFAULT_BLOCK_SIZE, Request, SamplingParams
 from difflm.decode.stopping import StopStrings
 from difflm.diffusion.acceptance import ThresholdAcceptance
 from difflm.errors import RequestError
+from difflm.types import Decoding
 
 if TYPE_CHECKING:
     from difflm.checkpoints.config import CheckpointConfig
@@ -93,15 +94,7 @@ def decoding_for(loaded: LoadedModel, params: SamplingParams) -> Decoding:
     """
     if params.policy is not None:
         return "verified" if isinstance(params.policy, Verified) else "block"
-    if params.decoding is not None:
-        return params.decoding
-    own = loaded.config.generation.get("decoding")
-    if own is None:
-        return "verified" if loaded.model.adapter_gate == "noisy" else "block"
-    if own not in get_args(Decoding):
-        known = ", ".join(map(repr, get_args(Decoding)))
-        raise RequestError(f"generation_config.json: decoding: {own!r} is unknown; write one of {known}")
-    return own
+    return params.decoding or loaded.default_decoding()
 
 
 def _check_editing(params: SamplingParams, decoding: Decoding) -> None:

@@ -6,10 +6,11 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from difflm.decode.checks import check_bias, check_ids, check_integer, check_number, check_strings
 from difflm.errors import RequestError
+from difflm.types import Decoding
 
 if TYPE_CHECKING:
     from difflm.decode.policies.base import Policy
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from difflm.decode.sampling import Rule
     from difflm.decode.stopping import StopStrings
 
-Decoding = Literal["block", "next_token", "verified"]
 
 DEFAULT_BLOCK_SIZE = 32
 DEFAULT_THRESHOLD = 0.95

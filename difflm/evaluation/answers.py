@@ -23,6 +23,7 @@ from difflm.likelihood import (
     Continuation,
     Likelihood,
     LikelihoodKind,
+    likelihood_kind,
     likelihoods,
     model_block_size,
 )
@@ -59,7 +60,7 @@ class AnswerSettings:
     Attributes:
         params: of generation, where the task does not say otherwise. Block size and seed are the bound's as well; with
             the number of a request in its task, the seed is that of its draws at a temperature above 0.
-        likelihood: see `difflm.likelihoods`.
+        likelihood: kind, see `difflm.likelihoods`.
         samples: masks per likelihood at most.
         batch_tokens: tokens of a likelihood's forward at most.
         max_requests: requests that are decoded together at most.
@@ -79,6 +80,9 @@ class Answers:
         loaded: model and tokenizer.
         settings: how.
         say: is told what is being done, a line at a time.
+
+    Raises:
+        RequestError: a kind of likelihood that the model does not have.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Answers:
     ) -> None:
         loaded.require_tokenizer()
         self.loaded, self.settings, self.say = loaded, settings, say
+        self.likelihood: LikelihoodKind = likelihood_kind(loaded, settings.likelihood)
         self.usage: dict[str, Usage] = {}
         self.room = loaded.config.model.max_positions
 
@@ -168,12 +173,12 @@ class Answers:
 
     def _likelihoods(self, task: str, given: Sequence[Continuation]) -> list[Likelihood]:
         settings, usage = self.settings, self._usage(task)
-        self.say(f"{task}: {len(given)} likelihoods")
+        self.say(f"{task}: {len(given)} likelihoods ({self.likelihood})")
         start = time.perf_counter()
         found = likelihoods(
             self.loaded,
             given,
-            kind=settings.likelihood,
+            kind=self.likelihood,
             block_size=self.block_size,
             samples=settings.samples,
             seed=settings.params.seed,
@@ -185,13 +190,17 @@ class Answers:
         return found
 
     def _greedy(self, given: Sequence[Continuation], found: Sequence[Likelihood]) -> list[bool]:
-        """Return whether greedy decoding writes each text: the chain knows it, for the bound it is decoded."""
+        """Return whether greedy decoding writes each text: an exact kind knows it, for the bound it is decoded."""
         params, wanted = self.settings.params, dict[tuple[tuple[int, ...], int], None]()
         for each, value in zip(given, found, strict=True):
             if value.greedy is None:
                 wanted[tuple(each.prompt), len(each.tokens)] = None
         greedy = SamplingParams(
-            block_size=self.block_size, threshold=params.threshold, min_accept=params.min_accept, ignore_eos=True
+            decoding="block",
+            block_size=self.block_size,
+            threshold=params.threshold,
+            min_accept=params.min_accept,
+            ignore_eos=True,
         )
         asked = [(list(prompt), replace(greedy, max_new_tokens=count)) for prompt, count in wanted]
         written = dict(zip(wanted, (each.tokens for each in self._decode(asked)), strict=True))
@@ -234,7 +243,7 @@ class Answers:
         config = self.loaded.config
         if config.bos_token_id is not None:
             return [config.bos_token_id]
-        reads_before = config.logit_shift or config.mask_token_id is None
+        reads_before = config.logit_shift or config.mask_token_id is None or self.likelihood == "next_token"
         return list(config.eos_token_ids[:1]) if reads_before else []
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:

@@ -213,7 +213,7 @@ def _results(loaded: LoadedModel, evaluation: Evaluation, answers: Answers, foun
         "settings": {
             "sampling": asdict(settings.params),
             "policy": type(settings.params.policy).__name__ if settings.params.policy is not None else "native",
-            "likelihood": settings.likelihood or ("chain" if config.mask_token_id is None else "elbo"),
+            "likelihood": answers.likelihood,
             "block_size": answers.block_size,
             "samples": settings.samples,
             "seed": settings.params.seed,

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 import difflm
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.decode.request import SamplingParams
-from difflm.errors import CheckpointError, ConfigError
+from difflm.errors import CheckpointError, ConfigError, RequestError
 from difflm.evaluation.answers import Answers, AnswerSettings, noise_key, request_params, windows
 from difflm.likelihood import Continuation, likelihoods
 from tests.decode.tiny import tiny
+from tests.drafters import drafters as drafters
 from tests.standins import EOS, word_tokenizer, write_parent
 
 PARAMS = SamplingParams(max_new_tokens=6, threshold=0.01, ignore_eos=True)
@@ -100,6 +101,47 @@ def test_a_parent_is_measured_by_its_chain(models: dict[str, LoadedModel]) -> No
     [(again, _)] = chain.loglikelihood([Asked(("one two", " three"))])
     # The same weights and one more id, that of the mask.
     assert value == pytest.approx(again, abs=0.2)
+
+
+def test_a_drafter_is_measured_left_to_right(drafters: Path) -> None:
+    loaded, parent = load_model(drafters / "drafter"), load_model(drafters / "parent")
+    lines: list[str] = []
+    answers = Answers(loaded, SETTINGS, say=lines.append)
+    asked = [Asked(pair, doc_id=number) for number, pair in enumerate(PAIRS)]
+    found = answers.loglikelihood(asked)
+    assert lines == ["task: 5 likelihoods (next_token)"]
+    whole = answers.loglikelihood_rolling([Asked(("one two",))])[0]
+    again = Answers(parent, replace(SETTINGS, likelihood="next_token"))
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in again.loglikelihood(asked)], abs=1e-4)
+    assert whole == pytest.approx(again.loglikelihood_rolling([Asked(("one two",))])[0], abs=1e-4)
+    usage = answers.usage["task"].as_dict()["likelihood"]
+    assert (usage["texts"], usage["exact"], usage["forwards"]) == (6, 6, 6)
+    with pytest.raises(RequestError, match="kind: 'elbo' reads the rows of masks"):
+        Answers(loaded, replace(SETTINGS, likelihood="elbo"))
+
+
+def test_left_to_right_a_text_without_context_has_a_row_before_it(models: dict[str, LoadedModel]) -> None:
+    loaded = models["paper"]
+    assert Answers(loaded, SETTINGS).opening == []
+    answers = Answers(loaded, replace(SETTINGS, likelihood="next_token"))
+    assert answers.opening == [loaded.config.eos_token_ids[0]]
+    answers.loglikelihood_rolling([Asked(("abc",))])
+    assert answers.usage["task"].scored_tokens == 3
+
+
+def test_the_bound_of_a_left_to_right_model_decodes_blocks(drafters: Path) -> None:
+    base = load_model(drafters / "base")
+    left_to_right = replace(base, config=replace(base.config, generation={"decoding": "next_token"}))
+    prompt = base.encode("one two")
+    params = replace(PARAMS, decoding="block", max_new_tokens=6)
+    [blocks], [line] = (
+        difflm.generate(base, [prompt], replace(params, decoding=decoding)) for decoding in ("block", "next_token")
+    )
+    assert blocks.tokens != line.tokens, "the two decodings have to differ here"
+    given = [Continuation(prompt=prompt, tokens=each.tokens) for each in (blocks, line)]
+    for kind, greedy in (("elbo", [True, False]), ("next_token", [False, True])):
+        answers = Answers(left_to_right, replace(SETTINGS, likelihood=kind))  # type: ignore[arg-type]
+        assert answers._greedy(given, answers._likelihoods("task", given)) == greedy
 
 
 def test_whole_texts_go_in_windows(models: dict[str, LoadedModel]) -> None:

@@ -27,6 +27,7 @@ from difflm.errors import ConfigError
 from difflm.evaluation.answers import Answers, AnswerSettings, noise_key
 from difflm.evaluation.harness import Evaluation, evaluate, metrics
 from difflm.likelihood import Continuation, likelihoods
+from tests.drafters import drafters as drafters
 
 ROOT = Path(__file__).parents[2]
 with_harness = pytest.mark.skipif(
@@ -148,6 +149,18 @@ def test_results_say_what_led_to_them_and_repeat(loaded: LoadedModel, folder: Pa
         assert one["tasks"][name]["num_fewshot"] == 1
         assert one["tasks"][name]["questions"] == 2
         assert one["tasks"][name]["metrics"] == other["tasks"][name]["metrics"]
+
+
+@pytest.mark.slow
+@with_harness
+def test_results_of_a_drafter_are_its_parent_s_and_name_the_kind(drafters: Path, folder: Path) -> None:
+    settings = replace(SETTINGS, likelihood="next_token")
+    drafted = evaluate(load_model(drafters / "drafter"), asked(folder, "choose", "text"))
+    parent = evaluate(load_model(drafters / "parent"), asked(folder, "choose", "text", settings=settings))
+    assert drafted["settings"]["likelihood"] == "next_token"
+    for task, metric in (("choose", "acc"), ("text", "bits_per_byte")):
+        values = [each["tasks"][task]["metrics"][metric]["value"] for each in (drafted, parent)]
+        assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
 @pytest.mark.slow
