@@ -1,5 +1,5 @@
 # Needs make and Python 3.11 or newer; each target sets up .venv by itself, once.
-#   make demo        the whole path on a real checkpoint (about half an hour on two cores); resumes when interrupted
+#   make demo        the whole path on a real checkpoint (about forty minutes on two cores); resumes when interrupted
 #   make demo-quick  the same, shortened (minutes)
 #   make test        the fast test suite
 #   make test-full   the slow tests as well (clean installs, killed runs, the faults of `make mutants`)

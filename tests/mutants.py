@@ -2474,14 +2474,14 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/left_to_right.py",
-        "checked = self.drafts[: left - 1]",
+        "checked = self.drafts[: min(left, len(self.drafts) + 1 - ends) - 1]",
         "checked = self.drafts",
         "tests/decode/test_left_to_right.py::test_the_last_draft_is_verified_without_a_row_of_its_own",
     ),
     Mutant(
         "difflm/decode/left_to_right.py",
-        "self.drafts = list(said[clean:]) if accepted == len(given) else []",
-        "self.drafts = list(said[clean:])",
+        "self.drafts = self._up_to_an_end(said[clean:]) if accepted == len(given) else []",
+        "self.drafts = self._up_to_an_end(said[clean:])",
         "tests/decode/test_left_to_right.py::test_a_fused_forward_drafts_behind_its_drafts_and_they_fall_with_them",
     ),
     Mutant(
@@ -2495,6 +2495,12 @@ MUTANTS = (
         "final = min(accepted + 1, clean)",
         "final = clean",
         "tests/decode/policies/test_verified.py::test_every_window",
+    ),
+    Mutant(
+        "difflm/decode/left_to_right.py",
+        "return list(tokens[:count])",
+        "return list(tokens)",
+        "tests/decode/test_left_to_right.py::test_nothing_is_drafted_behind_an_eos_and_its_row_is_left_out",
     ),
     Mutant(
         "difflm/decode/left_to_right.py",

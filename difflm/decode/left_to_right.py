@@ -7,6 +7,7 @@ first one that is not is replaced by it. So the text is that of one token per fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from difflm.decode.events import Committed, Denoised, DraftCounts, Drafted, Event, ForwardKind, Forwards, TokenLogprob
@@ -65,10 +66,12 @@ class LeftToRightDecoding:
         if unread > room:
             return self._piece(room) if room > 0 else None
         known, left = len(self.tokens), self.request.limit - len(self.tokens)
-        # The row of a draft at the last place would predict what is not asked for.
-        checked = self.drafts[: left - 1]
+        # The row of a draft at the last place, or of an EOS, would predict what is not asked for.
+        ends = bool(self.drafts) and self.drafts[-1] in self.request.eos_ids
+        checked = self.drafts[: min(left, len(self.drafts) + 1 - ends) - 1]
         first = known + len(checked) + 1  # the first place that only a MASK row can predict
-        drafted = 0 if self.pace is None else self.pace.places(len(self.drafts), self.request.limit - first)
+        room = 0 if ends else self.request.limit - first
+        drafted = 0 if self.pace is None else self.pace.places(len(self.drafts), room)
         masks = drafted + (not self.request.noisy_shift) if drafted else 0
         kind: ForwardKind = "denoise" if masks or not checked else "commit"
         mask_id = self.request.mask_id
@@ -117,7 +120,7 @@ class LeftToRightDecoding:
         final = min(accepted + 1, clean)
         self.committed = work.start + work.num_clean - (clean - final)
         # What MASK rows propose stands behind the drafts, and is of no use behind others.
-        self.drafts = list(said[clean:]) if accepted == len(given) else []
+        self.drafts = self._up_to_an_end(said[clean:]) if accepted == len(given) else []
         first = len(self.tokens)
         ended = self._append(proposal, final)
         written = len(self.tokens) - first
@@ -132,12 +135,18 @@ class LeftToRightDecoding:
         if self.drafts and self.outcome is None:
             drafted = Drafted(
                 request_id=self.request.id,
-                positions=work.places[clean:],
+                positions=work.places[clean : clean + len(self.drafts)],
                 tokens=tuple(self.drafts),
-                confidences=tuple(proposal.confidences[clean:]),
+                confidences=tuple(proposal.confidences[clean : clean + len(self.drafts)]),
             )
             events.append(drafted)
         return events
+
+    def _up_to_an_end(self, tokens: Sequence[int]) -> list[int]:
+        """Return the tokens up to the first EOS: what is drafted behind one could never be written."""
+        ends = self.request.eos_ids
+        count = next((number for number, token in enumerate(tokens, start=1) if token in ends), len(tokens))
+        return list(tokens[:count])
 
     def _append(self, proposal: Proposal, final: int) -> bool:
         """Append the first tokens of a proposal, one after the other; return whether one of them ends the answer."""

@@ -28,6 +28,7 @@ from difflm.decode.policies.verified import Verified
 from difflm.decode.request import SamplingParams
 from difflm.decode.runner import Runner
 from difflm.decode.sequences import decoding_of
+from difflm.decode.stopping import StopStrings
 from difflm.decode.work import Work
 from tests.decode.drafting import answer, causal, check_same, mixed, oracle, pair, redrafting
 from tests.decode.test_options import lettered
@@ -133,19 +134,40 @@ def test_the_last_draft_is_verified_without_a_row_of_its_own() -> None:
 
 
 def test_what_stands_behind_an_end_is_neither_written_nor_counted() -> None:
-    state = verified_state(eos_ids=frozenset({6}), logprobs=0)
+    stops = StopStrings(("g",), lambda tokens: "".join(chr(ord("a") + token) for token in tokens))
+    state = verified_state(stops=stops, logprobs=0)
     state.absorb(following(state), proposal_of(4, 5, 6, 7, 8))
     scores = [TokenLogprob(token=token, logprob=-1.0) for token in (5, 6, 7, 8, 9)]
     said = Proposal(tokens=(5, 6, 7, 8, 9), confidences=(0.5,) * 5, scores=scores)
     events = state.absorb(following(state), said)
     assert state.outcome is not None
-    assert (state.outcome.tokens, state.outcome.num_tokens, state.outcome.stopped_by) == ([4, 5], 3, 6)
+    assert (state.outcome.tokens, state.outcome.num_tokens, state.outcome.stopped_by) == ([4, 5], 3, "g")
     assert state.outcome.drafts == DraftCounts(cycles=1, tokens=3, verified_at=(1, 1, 1, 1), accepted_at=(1, 1, 0, 0))
     denoised, committed = events
     assert isinstance(denoised, Denoised)
     assert denoised.tokens == (5, 6)
     assert isinstance(committed, Committed)
     assert committed.tokens == (5,)
+
+
+def test_nothing_is_drafted_behind_an_eos_and_its_row_is_left_out() -> None:
+    state = verified_state(eos_ids=frozenset({6}), drafts_fused=True)
+    drafted = state.absorb(following(state), proposal_of(4, 5, 6, 7, 6))[-1]
+    assert isinstance(drafted, Drafted)
+    assert (drafted.positions, drafted.tokens, len(drafted.confidences)) == ((4, 5), (5, 6), 2)
+    work = following(state)
+    assert (work.kind, work.tokens, work.drafts, work.places) == ("commit", (4, 5), (5,), (4, 5))
+    state.absorb(work, proposal_of(5, 6))
+    assert state.outcome is not None
+    assert (state.outcome.tokens, state.outcome.num_tokens, state.outcome.stopped_by) == ([4, 5], 3, 6)
+    assert state.outcome.drafts == DraftCounts(cycles=1, tokens=3, verified_at=(1, 1), accepted_at=(1, 1))
+
+
+def test_another_token_than_a_drafted_eos_goes_on() -> None:
+    state = verified_state(eos_ids=frozenset({6}))
+    state.absorb(following(state), proposal_of(4, 5, 6, 7, 8))
+    state.absorb(following(state), proposal_of(5, 9))
+    assert (state.outcome, state.tokens[3:], state.committed, state.drafts) == (None, [4, 5, 9], 5, [])
 
 
 def test_pieces_of_the_prompt_are_read_before_anything_is_drafted() -> None:
