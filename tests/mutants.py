@@ -2456,7 +2456,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/admission.py",
-        'if loaded.model.adapter_gate == "noisy":',
+        'if policy is not None and loaded.model.adapter_gate == "noisy":',
         "if False:",
         "tests/training/test_drafts.py::test_an_adapter_for_noisy_rows_leaves_the_base_as_it_is",
     ),

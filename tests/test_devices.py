@@ -127,6 +127,7 @@ def request(**changes: Any) -> Request:
         "logit_shift": True,
         "clean_causal": False,
         "noisy_causal": False,
+        "noisy_shift": False,
     }
     return Request(**(values | changes))
 

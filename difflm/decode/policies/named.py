@@ -42,7 +42,7 @@ LEAST_INTEGER = {
 BOOLEANS = frozenset({"eos_early_stop", "early_stop", "use_credit", "fused", "fallback"})
 SIGNED = frozenset({"presence_penalty", "frequency_penalty"})
 """Settings that are numbers of either sign."""
-CHOICES = {
+CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": ("LowConfidence", "JointThreshold"),
     "parallel_decoding": ("threshold", "hierarchy"),
     "check": get_args(Check),
