@@ -314,8 +314,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/forwards.py",
-        "        nowhere = [[0] * missing, [0] * missing, [last] * missing]",
-        "        nowhere = [[0] * missing, [0] * missing, [0] * missing]",
+        "nowhere = [0] * (len(columns) - 1) + [last]",
+        "nowhere = [0] * len(columns)",
         "tests/decode/test_forwards.py::test_padded_and_recorded_forwards_answer_as_plain_ones",
     ),
     Mutant(
@@ -2594,8 +2594,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/packing.py",
-        "rows.noisy.extend(number >= work.num_clean",
-        "rows.noisy.extend(number > work.num_clean",
+        "int(number >= work.num_clean)",
+        "int(number > work.num_clean)",
         "tests/decode/test_packing.py::test_drafting_rows_see_the_drafts_and_each_other_and_nothing_sees_them",
     ),
     Mutant(
@@ -2606,8 +2606,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/forwards.py",
-        "body = self.gated if drafts(self.model, works) else self.body",
-        "body = self.body",
+        "gated = drafts(self.model, works)\n        columns = [rows.tokens, rows.positions, *(",
+        "gated = False\n        columns = [rows.tokens, rows.positions, *(",
         "tests/decode/test_forwards.py::test_padded_forwards_keep_an_adapter_for_noisy_rows_to_these",
     ),
     Mutant(

@@ -163,8 +163,7 @@ def segment_inputs(probe: Probe, *, sequences: int, cached: int) -> tuple[Tensor
     first_S1 = torch.arange(sequences + 1, device=device, dtype=torch.int32) * BLOCK
     base_S1 = torch.arange(sequences + 1, device=device, dtype=torch.int32) * span
     count_S = torch.full((sequences,), span, device=device, dtype=torch.int32)
-    noisy_N = torch.ones_like(probe.token_BN[0], dtype=torch.bool)
-    return probe.token_BN[0], probe.position_BN[0], noisy_N, probe.attend.entry_N, first_S1, base_S1, count_S
+    return probe.token_BN[0], probe.position_BN[0], probe.attend.entry_N, first_S1, base_S1, count_S
 
 
 def loaded_of(model: Transformer) -> LoadedModel:

@@ -9,14 +9,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
 from difflm.bench.systems import VERIFIED
+from difflm.decode.policies.verified import EXACT
 
 if TYPE_CHECKING:
     from difflm.bench.decode import DecodeBench, Row
     from difflm.bench.train import TrainBench
-
-
-EXACT = ("float32", "float64")
-"""Types of the weights in which verified answers are promised to equal those of a token per forward."""
 
 
 def table(headings: tuple[str, ...], rows: list[tuple[str, ...]], *, left: tuple[int, ...] = (0,)) -> str:

@@ -175,6 +175,7 @@ def chosen_decoding(loaded: LoadedModel, params: SamplingParams) -> str | None:
         params: as asked for.
     """
     from difflm.decode.admission import decoding_for
+    from difflm.decode.policies.verified import EXACT
 
     if params.decoding is not None or params.policy is not None:
         return None
@@ -186,6 +187,6 @@ def chosen_decoding(loaded: LoadedModel, params: SamplingParams) -> str | None:
         return f"decoding: next_token, as {by}"
     gated = loaded.model.adapter_gate == "noisy"
     whose = f"the text is that of the base {loaded.path}" if gated else "the text is that of the weights left to right"
-    exact = str(loaded.model.embedding.weight.dtype).removeprefix("torch.")
-    near = "" if exact in ("float32", "float64") else f", up to near-ties in {exact}"
+    dtype = str(loaded.model.embedding.weight.dtype).removeprefix("torch.")
+    near = "" if dtype in EXACT else f", up to near-ties in {dtype}"
     return f"decoding: verified, as {by}; {whose}{near} (--decoding next_token writes it without drafts)"

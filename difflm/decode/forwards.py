@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor
 
-from difflm.decode.packing import Packed, parts_of, segments_of
+from difflm.decode.packing import Packed, noisy_rows, parts_of, segments_of
 from difflm.decode.work import Work
 from difflm.errors import ConfigError, RequestError
 from difflm.models.cache import CachePool, PackedAttention
@@ -55,15 +55,17 @@ class PlainForward:
 
     def __call__(self, works: Sequence[Work], rows: Packed) -> Tensor:
         """Return the final hidden states, [N, D]."""
-        device = self.pool.key.device
-        # One transfer for all three.
-        token_N, position_N, entry_N = torch.tensor([rows.tokens, rows.positions, rows.entries], device=device)
+        device, columns = self.pool.key.device, [rows.tokens, rows.positions, rows.entries]
+        gated = drafts(self.model, works)
+        # One transfer for all of them.
+        token_N, position_N, entry_N, *noisy = torch.tensor(
+            [*columns, noisy_rows(works)] if gated else columns, device=device
+        )
         parts = [part for work, first in zip(works, rows.firsts, strict=True) for part in parts_of(work, first, device)]
         attend = PackedAttention(self.pool, entry_N, parts)
-        if not drafts(self.model, works):
+        if not gated:
             return self.model(token_N[None], position_N[None], attend)[0]
-        noisy_N = torch.tensor(rows.noisy, device=device)
-        return self.model(token_N[None], position_N[None], attend, adapter=noisy_N[None])[0]
+        return self.model(token_N[None], position_N[None], attend, adapter=noisy[0][None].bool())[0]
 
 
 def drafts(model: Transformer, works: Sequence[Work]) -> bool:
@@ -72,7 +74,7 @@ def drafts(model: Transformer, works: Sequence[Work]) -> bool:
 
 
 Body = Callable[..., Tensor]
-"""Tokens, positions, noisy rows and the tensors of `Segments` to hidden states: the same for the same shapes."""
+"""Tokens, positions and the tensors of `Segments` to hidden states: the same computation for the same shapes."""
 
 
 def body_of(model: Transformer, pool: CachePool, *, gated: bool = False) -> Body:
@@ -81,16 +83,17 @@ def body_of(model: Transformer, pool: CachePool, *, gated: bool = False) -> Body
     Args:
         model: the transformer.
         pool: the cache; must not grow any more.
-        gated: whether the model's adapter acts on the noisy rows, instead of where it does by itself.
+        gated: whether the model's adapter acts on the noisy rows, which are then the third input (1, else 0), instead
+            of where it does by itself.
     """
     kernel = kernel_for(pool.key.device, pool.key.dtype)
     key, value = pool.key, pool.value
 
-    def body(token_N: Tensor, position_N: Tensor, noisy_N: Tensor, *segments: Tensor) -> Tensor:
-        attend = SegmentAttention(key, value, Segments(*segments), kernel)
-        if gated:
-            return model(token_N[None], position_N[None], attend, adapter=noisy_N[None])[0]
-        return model(token_N[None], position_N[None], attend)[0]
+    def body(token_N: Tensor, position_N: Tensor, *more: Tensor) -> Tensor:
+        attend = SegmentAttention(key, value, Segments(*more[gated:]), kernel)
+        if not gated:
+            return model(token_N[None], position_N[None], attend)[0]
+        return model(token_N[None], position_N[None], attend, adapter=more[0][None].bool())[0]
 
     return body
 
@@ -119,8 +122,10 @@ class PaddedForward:
         """Return the final hidden states of the rows without the padding, [N, D]."""
         count, last = len(rows.tokens), self.entries - 1
         missing = padded_count(count) - count
-        nowhere = [[0] * missing, [0] * missing, [last] * missing]
-        columns = [own + more for own, more in zip((rows.tokens, rows.positions, rows.entries), nowhere, strict=True)]
+        gated = drafts(self.model, works)
+        columns = [rows.tokens, rows.positions, *([noisy_rows(works)] if gated else []), rows.entries]
+        nowhere = [0] * (len(columns) - 1) + [last]
+        padded = [own + [filler] * missing for own, filler in zip(columns, nowhere, strict=True)]
         segments = [each for work in works for each in segments_of(work)] + [(missing, last, 1)]
         # Blocks make few segments, single rows (causal attention) as many as there are rows: two shapes, no more.
         few = (count + missing) // 4
@@ -129,11 +134,10 @@ class PaddedForward:
         for size, _, _ in segments:
             firsts.append(firsts[-1] + size)
         bases, seen = [base for _, base, _ in segments], [number for _, _, number in segments]
-        token_N, position_N, entry_N = torch.tensor(columns, device=self.device)
+        inputs = torch.tensor(padded, device=self.device).unbind()
         table = torch.tensor([firsts, [*bases, self.entries], [*seen, 1]], device=self.device, dtype=torch.int32)
-        noisy_N = torch.tensor(rows.noisy + [False] * missing, device=self.device)
-        body = self.gated if drafts(self.model, works) else self.body
-        hidden_ND = body(token_N, position_N, noisy_N, entry_N, table[0], table[1], table[2, :-1])
+        body = self.gated if gated else self.body
+        hidden_ND = body(*inputs, table[0], table[1], table[2, :-1])
         return hidden_ND[:count]
 
 
@@ -266,5 +270,5 @@ def padded_forward(
     pool.ensure(entries, most=entries)
     for stored in (pool.key, pool.value):
         stored.zero_()  # a mask multiplies what it hides by 0, which not even hidden NaN may survive
-    plain, gated = (wrap(body_of(model, pool, gated=each)) for each in (False, True))
+    gated, plain = (wrap(body_of(model, pool, gated=each)) for each in (True, False))
     return PaddedForward(model, plain, gated, entries, pool.key.device)

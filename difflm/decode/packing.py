@@ -29,28 +29,30 @@ class Packed:
         tokens: input ids.
         positions: of each row, from the start of its sequence.
         entries: of the cache, where each row's keys and values are kept.
-        noisy: which rows are.
         firsts: first row of each work.
     """
 
     tokens: list[int]
     positions: list[int]
     entries: list[int]
-    noisy: list[bool]
     firsts: list[int]
 
 
 def packed(works: Sequence[Work]) -> Packed:
     """Return the rows of the works, in their order."""
-    rows = Packed(tokens=[], positions=[], entries=[], noisy=[], firsts=[])
+    rows = Packed(tokens=[], positions=[], entries=[], firsts=[])
     for work in works:
         stop = work.start + len(work.tokens)
         rows.firsts.append(len(rows.tokens))
         rows.tokens.extend(work.tokens)
         rows.positions.extend(range(work.start, stop))
         rows.entries.extend(range(work.base + work.start, work.base + stop))
-        rows.noisy.extend(number >= work.num_clean for number in range(len(work.tokens)))
     return rows
+
+
+def noisy_rows(works: Sequence[Work]) -> list[int]:
+    """Return 1 for every noisy row of the works, in their order, and 0 for every clean one."""
+    return [int(number >= work.num_clean) for work in works for number in range(len(work.tokens))]
 
 
 def parts_of(work: Work, first: int, device: torch.device | str) -> Iterator[Part]:

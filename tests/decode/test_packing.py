@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from difflm.decode.packing import packed, parts_of, segments_of
+from difflm.decode.packing import noisy_rows, packed, parts_of, segments_of
 from difflm.decode.work import Work
 from tests.decode.reference import training_layout_mask
 from tests.decode.test_runner import request_of
@@ -65,7 +65,7 @@ def test_drafting_rows_see_the_drafts_and_each_other_and_nothing_sees_them(
     assert torch.equal(found, expected)
     seen = [(base, stop - start) for count, base, stop in segments_of(work) for _ in range(count)]
     assert seen == [(9, int(row.sum())) for row in expected]
-    assert packed([work]).noisy == [False] * clean + [True] * noisy
+    assert noisy_rows([work]) == [0] * clean + [1] * noisy
 
 
 def test_rows_of_many_works_stand_one_behind_another_and_know_their_places() -> None:

@@ -12,6 +12,8 @@ from difflm.decode.sampling import Rule
 Check = Literal["same", "ratio"]
 """How drawn tokens are verified."""
 DraftTokens = Literal["drawn", "best"]
+EXACT = ("float32", "float64")
+"""Types of the weights in which the text is promised to be that of a token per forward; elsewhere up to near-ties."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
