@@ -20,6 +20,7 @@ from difflm.decode.request import SamplingParams
 from difflm.decode.sampling import Proposed, Rows
 from tests.decode.drafting import causal
 from tests.decode.reference import DenseAttend
+from tests.decode.test_drawing import keyed
 from tests.decode.tiny import MASK
 
 P = (0.5, 0.2, 0.15, 0.1, 0.05)
@@ -44,16 +45,7 @@ def unlikely(statistic: float, freedom: int) -> bool:
 
 
 def rows_of(seed: int, positions: Sequence[int], memory: dict[str, Tensor], drafts: Sequence[int] = ()) -> Rows:
-    return Rows(
-        places=(0,) * len(positions),
-        block_length=1,
-        left=(-1,) * len(positions),
-        generator=torch.Generator(),
-        seed=seed,
-        positions=positions,
-        memory=memory,
-        drafts=drafts,
-    )
+    return keyed(tuple(positions), seed=seed, memory=memory, drafts=drafts)
 
 
 def logits(*rows: Sequence[float]) -> Tensor:
