@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -32,6 +33,24 @@ PADDING = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pairs:
+    """Which tokens of packed rows belong to which preference pair, P pairs in all, numbered from 0 over the rows.
+
+    Ids and labels are the batch's own: `token_BL`, and `trainable_BL` for what is learnt of either answer. Both
+    answers repeat their prompt, which is given.
+
+    Attributes:
+        chosen_BL: int64, the pair whose chosen document a token belongs to, its prompt included; PADDING elsewhere.
+        rejected_BL: int64, the pair whose rejected document a token belongs to; PADDING elsewhere.
+        count: P.
+    """
+
+    chosen_BL: Tensor
+    rejected_BL: Tensor
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """Packed rows, as the data layer hands them to an objective.
 
@@ -42,6 +61,8 @@ class Batch:
         trainable_BL: bool, False for prompt and padding.
         row_B: int64 number of the row in the data; with seed and epoch it decides the row's noise.
         epoch_B: int64 pass over the data in which the row was drawn (a batch may cross the end of an epoch).
+        paired: the rows hold preference pairs: documents 2k and 2k + 1 of a row are the chosen and the rejected answer
+            to one prompt.
     """
 
     token_BL: Tensor
@@ -50,6 +71,19 @@ class Batch:
     trainable_BL: Tensor
     row_B: Tensor
     epoch_B: Tensor
+    paired: bool = False
+
+    def pairs(self) -> Pairs:
+        """Return which tokens belong to which answer of which preference pair; the rows hold pairs."""
+        assert self.paired, "only rows of preference pairs have two answers each"
+        counts_B = torch.div(self.document_BL.amax(dim=1) + 1, 2, rounding_mode="floor")
+        pair_BL = torch.div(self.document_BL, 2, rounding_mode="floor") + (counts_B.cumsum(0) - counts_B)[:, None]
+        is_token_BL, second_BL = self.document_BL != PADDING, self.document_BL % 2 == 1
+        return Pairs(
+            chosen_BL=pair_BL.where(is_token_BL & ~second_BL, PADDING),
+            rejected_BL=pair_BL.where(is_token_BL & second_BL, PADDING),
+            count=int(counts_B.sum()),
+        )
 
     def take(self, index_R: Tensor) -> Batch:
         """Return the rows `index_R` (repeats allowed)."""
@@ -60,6 +94,7 @@ class Batch:
             trainable_BL=self.trainable_BL[index_R],
             row_B=self.row_B[index_R],
             epoch_B=self.epoch_B[index_R],
+            paired=self.paired,
         )
 
     def where(self, kept_B: Tensor) -> Batch:

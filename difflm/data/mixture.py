@@ -129,7 +129,14 @@ def mix(parts: Sequence[PackedRows], names: Sequence[str], weights: Sequence[flo
         parts: rows of each source, made with the same options.
         names: of the sources.
         weights: of the sources, in proportion; none draws every row once an epoch.
+
+    Raises:
+        DataError: some of them hold preference pairs and others do not.
     """
+    if len({part.store.paired for part in parts}) > 1:
+        raise DataError(
+            f"data: preference pairs beside other documents in one mixture ({', '.join(names)}); train on them apart"
+        )
     document_base = np.cumsum([0, *(len(part.store) for part in parts)])
     piece_base = np.cumsum([0, *(len(part.document) for part in parts)])
     starts = [part.row_start[:-1] + base for part, base in zip(parts, piece_base, strict=False)]

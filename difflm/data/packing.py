@@ -8,6 +8,8 @@ Rules, in one place:
   ends in EOS.
 - A prompt with its completion is never cut (an answer without its prompt teaches the wrong thing): one longer
   than a row is dropped and counted, or refused. The same goes for rows of ids with labels.
+- The two answers of a preference pair stand in one row, the chosen one first; a pair that does not fit is dropped
+  and counted, or refused.
 - `fill_multiple` extends a prompt + completion document by EOS tokens, supervised, up to a multiple counted from
   the document's start, so that its last block looks like the one that is decoded. What is left of the row is
   padding: document -1, position 0, not trainable, hence neither masked nor supervised.
@@ -87,10 +89,11 @@ def pack_store(store: TokenStore, options: PackOptions, chosen: Array | None = N
     rooms = _Rooms(options)
     pieces = _cut(given.length, given.dropped, rooms)
     added = _fill(pieces.length, given.is_filled[pieces.document], options.fill_multiple)
-    order, row_start = row_table(_assign(pieces, added, rooms))
+    units = _units(pieces.length + added, paired=store.paired)
+    order, row_start = row_table(_assign(pieces, units, rooms))
     document, start = given.index[pieces.document][order], pieces.start[order]
     length, fill = pieces.length[order], added[order]
-    best, greedy = _rows_of_both(pieces.length + added, options.row_length)
+    best, greedy = _rows_of_both(units, options.row_length)
     split = int((given.length > options.row_length).sum() - given.dropped.sum())
     counts = PackCounts(
         documents=len(given.index),
@@ -140,26 +143,31 @@ def _given(store: TokenStore, options: PackOptions, index: Array) -> _Given:
         raise DataError("data: there is no document to pack; give at least one")
     length = store.column("length").astype(np.int64)[index]
     flags = store.column("flags")[index]
-    is_answer = (flags & ANSWER) != 0
-    over = length > options.row_length
+    is_answer, is_filled = (flags & ANSWER) != 0, (flags & FILLED) != 0
+    size = length
+    if store.paired:
+        both = _units(length + _fill(length, is_filled, options.fill_multiple), paired=True)
+        size = np.repeat(both, 2)
+    over = size > options.row_length
     if options.overlong == "refuse" and (over & is_answer).any():
         refused = int(np.argmax(over & is_answer))
+        what = "a pair's two answers, each with its prompt," if store.paired else "prompt and completion"
         raise DataError(
-            f"{store.where(int(index[refused]))}: prompt and completion have {length[refused]} tokens, more than a "
+            f"{store.where(int(index[refused]))}: {what} have {size[refused]} tokens, more than a "
             f"row; raise row_length ({options.row_length}) or shorten the document"
         )
     dropped = over & (is_answer | (options.long_text == "drop"))
     first_dropped = store.where(int(index[np.argmax(dropped)])) if dropped.any() else ""
     if dropped.all():
+        kind = f"{len(index) // 2} preference pairs" if store.paired else f"{len(index)} {_kinds(is_answer)} documents"
         raise DataError(
-            f"{first_dropped}: none of the {len(index)} {_kinds(is_answer)} documents fits into a row; "
-            f"raise row_length ({options.row_length} tokens)"
+            f"{first_dropped}: none of the {kind} fits into a row; raise row_length ({options.row_length} tokens)"
         )
     return _Given(
         index=index,
         length=length,
         is_answer=is_answer,
-        is_filled=(flags & FILLED) != 0,
+        is_filled=is_filled,
         dropped=dropped,
         first_dropped=first_dropped,
     )
@@ -232,14 +240,21 @@ def _fill(length: Array, is_filled: NDArray[np.bool_], multiple: int | None) -> 
     return np.where(is_filled, -length % multiple, 0) if multiple else np.zeros_like(length)
 
 
-def _assign(pieces: _Pieces, fill: Array, rooms: _Rooms) -> Array:
+def _units(length: Array, *, paired: bool) -> Array:
+    """Return the tokens of what shares a row whatever happens: a document, or the two answers of a pair."""
+    return length.reshape(-1, 2).sum(axis=1) if paired else length
+
+
+def _assign(pieces: _Pieces, units: Array, rooms: _Rooms) -> Array:
     """Return the row of each piece; pieces that were cut at the room of their row have one to themselves."""
     row_length = rooms.options.row_length
     fit = best_fit_rows if rooms.options.packing == "best_fit" else next_fit_rows
+    if len(units) < len(pieces.length):  # answers of pairs are never cut
+        rows = fit(units.tolist(), row_length=row_length, capacity=rooms.capacity)
+        return np.repeat(np.array(rows, dtype=np.int64), 2)
     is_open = ~pieces.closed
     row_of = np.zeros(len(pieces.length), dtype=np.int64)
-    lengths = (pieces.length + fill)[is_open].tolist()
-    row_of[is_open] = fit(lengths, row_length=row_length, capacity=rooms.capacity)
+    row_of[is_open] = fit(units[is_open].tolist(), row_length=row_length, capacity=rooms.capacity)
     row_of[pieces.closed] = len(pieces.length) + np.arange(int(pieces.closed.sum()))
     return row_of
 

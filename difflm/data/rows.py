@@ -176,6 +176,7 @@ class PackedRows:
             trainable_BL=torch.from_numpy(trainable),
             row_B=row_B,
             epoch_B=torch.zeros_like(row_B) if epochs is None else torch.tensor(list(epochs), dtype=torch.int64),
+            paired=self.store.paired,
         )
 
     def fill_of(self, row: int) -> NDArray[np.bool_]:

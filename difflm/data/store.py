@@ -35,8 +35,9 @@ DOCUMENT = np.dtype(
 """One document: first token and number of tokens, leading tokens that are given, tokens that are learnt, flags, file
 and record it came from, where its trainable bits begin, hash of what it says (it decides the validation split), hash
 of its ids."""
-ANSWER, FILLED, BITS = 1, 2, 4
-"""Flags: never cut; filled with EOS up to a block; which tokens are learnt stands in bits, not in `prompt`."""
+ANSWER, FILLED, BITS, CHOSEN, REJECTED = 1, 2, 4, 8, 16
+"""Flags: an answer to a prompt; filled with EOS up to a block; which tokens are learnt stands in bits, not in `prompt`;
+the sides of a preference pair, which follow one another."""
 _SCAN = 1 << 22
 _RECORD = struct.Struct("<qiiiiiqq32s16s")
 assert _RECORD.size == DOCUMENT.itemsize, "the two descriptions of a record differ"
@@ -78,6 +79,12 @@ class TokenStore:
         """Return one field of every document's record."""
         parts = [shard.document[name] for shard in self.shards]
         return np.concatenate(parts) if parts else np.empty(0, dtype=DOCUMENT[name])
+
+    @property
+    def paired(self) -> bool:
+        """Return whether the documents are preference pairs, chosen and rejected in turn."""
+        first = next((shard.document["flags"][0] for shard in self.shards if len(shard.document)), 0)
+        return bool(first & CHOSEN)
 
     def where(self, index: int) -> str:
         """Return "file:line" of a document, for messages."""
@@ -142,7 +149,8 @@ class RecordMaker:
         bits = (
             b"" if document.trainable is None else np.packbits(np.array(document.trainable, dtype=np.bool_)).tobytes()
         )
-        flags = ANSWER * document.is_answer | (BITS if bits else 0)
+        side = 0 if document.side is None else CHOSEN if document.side == "chosen" else REJECTED
+        flags = ANSWER * document.is_answer | (BITS if bits else 0) | side
         learnt = len(token) - document.num_prompt if document.trainable is None else sum(document.trainable)
         ends_learnt = learnt > 0 if document.trainable is None else document.trainable[-1]
         if document.is_answer and ends_learnt and token[-1] == self.eos_id:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from difflm.data.documents import Document
 from difflm.errors import DataError
 
+Side = Literal["chosen", "rejected"]
+"""Which answer of a preference pair a document is; the rejected one directly follows the chosen one."""
 EncodeBatch = Callable[[list[str]], list[list[int]]]
 """Texts -> ids of each, without added special tokens."""
 
@@ -25,7 +28,9 @@ class TokenDocument:
         is_answer: the document is an answer to a prompt; such a document is never split, and may be
             filled to a block multiple.
         trainable: which ids are learnt, where that is not a prompt and the rest; None otherwise.
-        content: hash of what the document says, 32 bytes; empty where nobody splits by it.
+        side: which answer of a preference pair it is; None for a document of its own.
+        content: hash of what the document says, 32 bytes, that of the pair for both its sides; empty where nobody
+            splits by it.
         where: "file:line", for messages.
     """
 
@@ -33,6 +38,7 @@ class TokenDocument:
     num_prompt: int = 0
     is_answer: bool = False
     trainable: Sequence[bool] | None = None
+    side: Side | None = None
     content: bytes = b""
     where: str = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -121,3 +122,12 @@ def test_mixed_rows_are_the_rows_of_the_parts_numbered_on() -> None:
 def test_sources_without_rows_are_refused(sizes: tuple[int, ...], weights: tuple[float, ...]) -> None:
     with pytest.raises(DataError, match="cannot be drawn from"):
         MixtureOrder(sizes=sizes, weights=weights)
+
+
+def test_pairs_and_other_documents_do_not_mix() -> None:
+    plain = TokenDocument(token=[5, EOS], is_answer=True)
+    sides = [replace(plain, side="chosen"), replace(plain, side="rejected")]
+    parts = [pack(documents, row_length=8, pad_id=0, eos_id=EOS) for documents in ([plain], sides)]
+    with pytest.raises(DataError, match=r"preference pairs beside other documents in one mixture \(a, b\)"):
+        mix(parts, ["a", "b"], [1.0, 1.0])
+    assert mix([parts[1]] * 2, ["a", "b"], [1.0, 1.0]).batch([0, 1]).pairs().count == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -256,3 +257,65 @@ def test_pieces_of_labelled_rows_read_the_right_bits() -> None:
     assert batch.trainable_BL[batch.document_BL != PADDING].tolist() == [
         each for document in given_documents for each in document.trainable or ()
     ]
+
+
+def pair(num_prompt: int, chosen: int, rejected: int, first: int = 10, where: str = "f:1") -> list[TokenDocument]:
+    """Return a pair whose answers have so many tokens, EOS included."""
+    return [
+        replace(answer(num_prompt, num_prompt + length, first, where), side=side)
+        for side, length in (("chosen", chosen), ("rejected", rejected))
+    ]
+
+
+def test_a_pair_stands_in_one_row_and_each_answer_is_a_document() -> None:
+    rows = pack_small([*pair(1, 2, 3), *pair(2, 2, 2, first=30)], row_length=16, fill_multiple=4)
+    batch = rows.batch([0])
+    assert batch.paired
+    assert batch.token_BL[0].tolist() == [10, 11, EOS, EOS, 10, 11, 12, EOS, 30, 31, 32, EOS, 30, 31, 32, EOS]
+    assert batch.trainable_BL[0].tolist() == [False, *[True] * 3] * 2 + [False, False, True, True] * 2
+    assert batch.pairs().chosen_BL[0].tolist() == [0] * 4 + [-1] * 4 + [1] * 4 + [-1] * 4
+    assert len(rows) == 1
+    assert (rows.counts.documents, rows.counts.fill, rows.counts.pieces) == (4, 1, 4)
+
+
+def test_a_pair_that_does_not_fit_is_dropped_whole() -> None:
+    """Filled, the second pair takes 12 tokens, though each of its answers fits by itself."""
+    given_documents = [*pair(1, 2, 3), *pair(2, 3, 2, first=30, where="f:2")]
+    rows = pack_small(given_documents, fill_multiple=4)
+    counts = rows.counts
+    assert (len(rows), counts.dropped, counts.dropped_tokens, counts.first_dropped) == (1, 2, 9, "f:2")
+    message = (
+        r"f:2: a pair's two answers, each with its prompt, have 12 tokens, more than a row; raise row_length \(8\)"
+    )
+    with pytest.raises(DataError, match=message):
+        pack_small(given_documents, fill_multiple=4, overlong="refuse")
+    with pytest.raises(DataError, match="f:2: none of the 1 preference pairs fits into a row"):
+        pack_small(given_documents[2:], fill_multiple=4)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=20),
+    st.sampled_from([None, 4]),
+    st.sampled_from(["best_fit", "greedy"]),
+    st.sampled_from([0.0, 0.5]),
+)
+@settings(max_examples=40)
+def test_no_pair_is_torn(sizes: list[tuple[int, int, int]], fill: int | None, packing: str, random: float) -> None:
+    given_documents = [each for number, size in enumerate(sizes) for each in pair(*size, first=100 * number + 10)]
+    try:
+        rows = pack_small(
+            given_documents, row_length=24, fill_multiple=fill, packing=packing, random_length=random, seed=3
+        )
+    except DataError:
+        return
+    batch = rows.batch(range(len(rows)))
+    pairs = batch.pairs()
+    for number in range(pairs.count):
+        sides = [batch.token_BL[side == number].tolist() for side in (pairs.chosen_BL, pairs.rejected_BL)]
+        learnt = [int(batch.trainable_BL[side == number].sum()) for side in (pairs.chosen_BL, pairs.rejected_BL)]
+        assert (pairs.chosen_BL == number).any(dim=1).tolist() == (pairs.rejected_BL == number).any(dim=1).tolist()
+        assert sides[0][0] == sides[1][0]
+        size = sizes[sides[0][0] // 100]
+        assert fill or learnt == list(size[1:])
+    assert pairs.count == len(sizes) - rows.counts.dropped // 2
+    assert (batch.document_BL != PADDING).sum() == rows.counts.tokens

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from difflm.data import store as store_module
-from difflm.data.store import ANSWER, BITS, DOCUMENT, FILLED, MemoryStore, RecordMaker, TokenStore, joined
+from difflm.data.store import (
+    ANSWER,
+    BITS,
+    CHOSEN,
+    DOCUMENT,
+    FILLED,
+    REJECTED,
+    MemoryStore,
+    RecordMaker,
+    TokenStore,
+    joined,
+)
 from difflm.data.tokens import TokenDocument
 
 EOS = 1
@@ -41,6 +53,15 @@ def test_documents_come_out_as_they_went_in() -> None:
     assert store.column("learnt").tolist() == [3, 2, 1, 1]
     assert store.column("flags").tolist() == [0, ANSWER | FILLED, ANSWER | BITS, ANSWER | BITS]
     assert bytes(store.column("content")[0]) == b"a" * 32
+
+
+def test_sides_of_a_pair_are_told_apart() -> None:
+    sides = [replace(DOCUMENTS[1], side="chosen"), replace(DOCUMENTS[1], side="rejected")]
+    store = store_of(*sides)
+    assert store.column("flags").tolist() == [ANSWER | FILLED | CHOSEN, ANSWER | FILLED | REJECTED]
+    assert [each.paired for each in (store, joined([store_of(), store]), store_of(*DOCUMENTS), joined([]))] == [
+        *(True, True, False, False)
+    ]
 
 
 def test_joined_stores_number_on() -> None:
