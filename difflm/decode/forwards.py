@@ -56,16 +56,27 @@ class PlainForward:
     def __call__(self, works: Sequence[Work], rows: Packed) -> Tensor:
         """Return the final hidden states, [N, D]."""
         device, columns = self.pool.key.device, [rows.tokens, rows.positions, rows.entries]
-        gated = drafts(self.model, works)
+        adapter = self._adapter(works, rows)
         # One transfer for all of them.
         token_N, position_N, entry_N, *noisy = torch.tensor(
-            [*columns, noisy_rows(works)] if gated else columns, device=device
+            [*columns, adapter] if isinstance(adapter, list) else columns, device=device
         )
         parts = [part for work, first in zip(works, rows.firsts, strict=True) for part in parts_of(work, first, device)]
         attend = PackedAttention(self.pool, entry_N, parts)
-        if not gated:
+        if adapter is None:
             return self.model(token_N[None], position_N[None], attend)[0]
-        return self.model(token_N[None], position_N[None], attend, adapter=noisy[0][None].bool())[0]
+        acts = noisy[0][None].bool() if isinstance(adapter, list) else adapter
+        return self.model(token_N[None], position_N[None], attend, adapter=acts)[0]
+
+    def _adapter(self, works: Sequence[Work], rows: Packed) -> slice | list[int] | None:
+        """Return the rows that the adapter acts on: a run, a flag for each, or None, what it does by itself."""
+        if not drafts(self.model, works):
+            return None
+        with_some = [number for number, work in enumerate(works) if len(work.tokens) > work.num_clean]
+        if len(with_some) > 1:
+            return noisy_rows(works)
+        first, work = rows.firsts[with_some[0]], works[with_some[0]]
+        return slice(first + work.num_clean, first + len(work.tokens))
 
 
 def drafts(model: Transformer, works: Sequence[Work]) -> bool:

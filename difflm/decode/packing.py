@@ -70,6 +70,8 @@ def parts_of(work: Work, first: int, device: torch.device | str) -> Iterator[Par
         device: of the masks.
     """
     request, count, clean = work.request, len(work.tokens), work.num_clean
+    if request.clean_causal and request.noisy_causal:
+        clean = count  # each row sees the rows before it, of whatever kind
     if request.clean_causal and work.start == 0 and clean:
         # A prompt: the kernel skips what no row sees.
         yield Part(first=first, count=clean, base=work.base, stop=clean, causal=True)

@@ -19,6 +19,7 @@ from difflm.decode.predicting import Slot, predict
 from difflm.decode.request import Request
 from difflm.decode.work import Reuse, Work
 from difflm.models.cache import CachePool
+from difflm.models.stacking import stack_maps
 from difflm.models.transformer import Transformer
 
 
@@ -36,6 +37,7 @@ class Runner:
 
     def __init__(self, model: Transformer, *, max_tokens: int, execution: Execution = "plain") -> None:
         self.model = model
+        stack_maps(model)
         self.device = model.embedding.weight.device
         self.max_tokens = max_tokens
         self.pool = CachePool(model.config, device=self.device, dtype=model.embedding.weight.dtype)

@@ -8,14 +8,16 @@ Shape legend: see `difflm.types`; R rank, P pairs of a token and one of its expe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-AdapterRows = bool | Tensor
-"""Which rows an adapter acts on: all, none (bit for bit the model without it), or those of a bool tensor [B, N]."""
+AdapterRows = bool | slice | Tensor
+"""Which rows an adapter acts on: all, none (bit for bit the model without it), a run of places, or those of a bool
+tensor [B, N]."""
 AdapterGate = Literal["all", "noisy"]
 """Which rows an adapter is for: every row, or those of a noisy stream alone, so that clean rows stay the base's."""
 
@@ -61,7 +63,36 @@ def with_delta(out: Tensor, delta: Tensor, rows: AdapterRows) -> Tensor:
         rows: True, or bool of the shape of `out` without its last dimension.
     """
     added = out + delta
-    return added if isinstance(rows, bool) else torch.where(rows[..., None], added, out)
+    return torch.where(rows[..., None], added, out) if isinstance(rows, Tensor) else added
+
+
+def adapted(out: Tensor, pair: Callable[[Tensor], Tensor], hidden: Tensor, rows: AdapterRows) -> Tensor:
+    """Return the output of a linear map with what a pair adds on its rows; of a run of places in place, and only there.
+
+    Args:
+        out: [B, N, out], which nobody else has.
+        pair: rows of the input to what is added.
+        hidden: input of the map.
+        rows: not False.
+    """
+    if not isinstance(rows, slice):
+        return with_delta(out, pair(hidden), rows)
+    out[:, rows] += pair(hidden[:, rows])
+    return out
+
+
+def row_mask(rows: AdapterRows, token_BN: Tensor) -> bool | Tensor:
+    """Return the rows an adapter acts on without a run of places: it becomes bool [B, N].
+
+    Args:
+        rows: of tokens.
+        token_BN: anything of their shape, on their device.
+    """
+    if not isinstance(rows, slice):
+        return rows
+    mask_BN = torch.zeros(token_BN.shape[:2], dtype=torch.bool, device=token_BN.device)
+    mask_BN[:, rows] = True
+    return mask_BN
 
 
 class Linear(nn.Linear):
@@ -76,7 +107,7 @@ class Linear(nn.Linear):
         out = F.linear(hidden, self.weight, self.bias)
         if self.lora is None or adapter is False:
             return out
-        return with_delta(out, self.lora(hidden), adapter)
+        return adapted(out, self.lora, hidden, adapter)
 
 
 class TokenRows(nn.Module):
@@ -93,10 +124,11 @@ class TokenRows(nn.Module):
 
     def forward(self, hidden_BND: Tensor, token_BN: Tensor, adapter: AdapterRows) -> Tensor:
         """Return the embedded tokens with the rows put in, [B, N, D]."""
+        rows = row_mask(adapter, token_BN)
         for token_id, row_D in zip(self.token_ids, self.weight, strict=True):
             chosen_BN = token_BN == token_id
-            if not isinstance(adapter, bool):
-                chosen_BN = chosen_BN & adapter
+            if not isinstance(rows, bool):
+                chosen_BN = chosen_BN & rows
             # Not an indexed lookup: the gradient of that is added up in any order on CUDA.
             hidden_BND = torch.where(chosen_BN[..., None], row_D, hidden_BND)
         return hidden_BND

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from difflm.models.lora import AdapterRows, Linear
+from difflm.models.stacking import SharedInput
 
 
-class MLP(nn.Module):
+class MLP(SharedInput):
     """Gated feed-forward: down(silu(gate x) * up x).
 
     Args:
@@ -22,7 +23,12 @@ class MLP(nn.Module):
         self.up = Linear(hidden_size, inner_size, bias=bias)
         self.down = Linear(inner_size, hidden_size, bias=bias)
 
+    @property
+    def maps(self) -> tuple[Linear, ...]:
+        """Return the maps of the branch's input."""
+        return self.gate, self.up
+
     def forward(self, hidden_BND: Tensor, adapter: AdapterRows = True) -> Tensor:
         """Return the feed-forward branch, [B, N, D]; `adapter`: see `Transformer.forward`."""
-        inner_BNI = F.silu(self.gate(hidden_BND, adapter)) * self.up(hidden_BND, adapter)
-        return self.down(inner_BNI, adapter)
+        gate_BNI, up_BNI = self.mapped(hidden_BND, adapter)
+        return self.down(F.silu(gate_BNI) * up_BNI, adapter)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from difflm.models.config import ModelConfig, MoEConfig
-from difflm.models.lora import AdapterRows, LowRank, with_delta
+from difflm.models.lora import AdapterRows, LowRank, row_mask, with_delta
 from difflm.models.mlp import MLP
 
 
@@ -122,7 +122,7 @@ class Experts(nn.Module):
         self.gate_up_lora: LowRank | None = None
         self.down_lora: LowRank | None = None
 
-    def forward(self, hidden_ND: Tensor, weight_NK: Tensor, expert_NK: Tensor, adapter: AdapterRows = True) -> Tensor:
+    def forward(self, hidden_ND: Tensor, weight_NK: Tensor, expert_NK: Tensor, adapter: bool | Tensor = True) -> Tensor:
         """Return the weighted sum of each token's experts, [N, D]; summed in the dtype of the weights, then cast.
 
         Args:
@@ -144,7 +144,7 @@ class Experts(nn.Module):
         return (out_NKD * weight_NK[..., None]).sum(1).to(hidden_ND.dtype)
 
 
-def _adapted(rows: Tensor, weight: Tensor, stops: Tensor, lora: LowRank | None, adapter: AdapterRows) -> Tensor:
+def _adapted(rows: Tensor, weight: Tensor, stops: Tensor, lora: LowRank | None, adapter: bool | Tensor) -> Tensor:
     """Return `grouped_linear`, plus the part of a low-rank pair per expert on the adapter's rows."""
     out = grouped_linear(rows, weight, stops)
     if lora is None or adapter is False:
@@ -173,7 +173,8 @@ class MoE(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return (feed-forward branch [B, N, D], what the probe measured: nothing without one)."""
         hidden_ND = hidden_BND.flatten(0, 1)
-        adapter_N = adapter if isinstance(adapter, bool) else adapter.flatten()
+        rows = row_mask(adapter, hidden_BND)
+        adapter_N = rows.flatten() if isinstance(rows, Tensor) else rows
         logit_NE = self.router.logits(hidden_ND)
         weight_NK, expert_NK = self.router.choose(logit_NE)
         out_BND = self.experts(hidden_ND, weight_NK, expert_NK, adapter_N).view_as(hidden_BND)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from difflm.errors import ConfigError
 from difflm.models.config import ModelConfig
-from difflm.models.lora import AdapterGate, AdapterRows, Linear, with_delta
+from difflm.models.lora import AdapterGate, AdapterRows, Linear, adapted
 from difflm.models.transformer import Transformer
 
 Weights = Literal["float", "int8"]
@@ -66,7 +66,7 @@ class QuantisedLinear(nn.Module):
         if self.bias is not None:
             out_NO += self.bias
         out = out_NO.to(hidden.dtype).view(*hidden.shape[:-1], len(self.scale_O))
-        return out if self.lora is None or adapter is False else with_delta(out, self.lora(hidden), adapter)
+        return out if self.lora is None or adapter is False else adapted(out, self.lora, hidden, adapter)
 
 
 def _scales(wide_NI: Tensor) -> Tensor:

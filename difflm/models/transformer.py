@@ -19,6 +19,7 @@ from difflm.models.lora import AdapterGate, AdapterRows, Linear, LowRank, TokenR
 from difflm.models.mlp import MLP
 from difflm.models.moe import MoE, RouterProbe
 from difflm.models.rope import rotary_frequencies, rotary_scale, rotary_table, rotate
+from difflm.models.stacking import SharedInput
 
 
 class Attend(Protocol):
@@ -44,7 +45,7 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(hidden.dtype)
 
 
-class Attention(nn.Module):
+class Attention(SharedInput):
     """Grouped-query attention with rotary positions and optional query/key norms."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
@@ -59,14 +60,19 @@ class Attention(nn.Module):
         self.query_norm = norm(config.head_dim, config.norm_eps) if norm else nn.Identity()
         self.key_norm = norm(config.head_dim, config.norm_eps) if norm else nn.Identity()
 
+    @property
+    def maps(self) -> tuple[Linear, ...]:
+        """Return the maps of the layer's input."""
+        return self.query, self.key, self.value
+
     def forward(
         self, hidden_BND: Tensor, table: tuple[Tensor, Tensor], attend: Attend, adapter: AdapterRows = True
     ) -> Tensor:
         """Return the attention branch, [B, N, D]."""
-        shape = (*hidden_BND.shape[:2], -1, self.head_dim)
-        query = self.query_norm(self.query(hidden_BND, adapter).view(shape)).transpose(1, 2)
-        key = self.key_norm(self.key(hidden_BND, adapter).view(shape)).transpose(1, 2)
-        value = self.value(hidden_BND, adapter).view(shape).transpose(1, 2)
+        shape = (-1, self.head_dim)
+        query, key, value = (each.unflatten(-1, shape) for each in self.mapped(hidden_BND, adapter))
+        query, key = self.query_norm(query).transpose(1, 2), self.key_norm(key).transpose(1, 2)
+        value = value.transpose(1, 2)
         mixed = attend(self.layer, rotate(query, table), rotate(key, table), value)
         return self.output(mixed.transpose(1, 2).flatten(2), adapter)
 
@@ -173,8 +179,9 @@ class Transformer(nn.Module):
                 the same loss and gradients, less memory, about a third more time.
             probe: measures every router, once.
             adapter: rows on which the model's low-rank adapter acts, if it has one: True is all of them, False none,
-                bool [B, N] some; on the others every map is bit for bit that of the model without adapter. None: all
-                rows, or none under an adapter for noisy rows, which acts only where rows are said to be noisy.
+                a slice those places of every row of the batch, bool [B, N] some; on the others every map is bit for
+                bit that of the model without adapter. None: all rows, or none under an adapter for noisy rows, which
+                acts only where rows are said to be noisy.
         """
         adapter = self.adapter_gate == "all" if adapter is None else adapter
         hidden_BND = self.embedding(token_BN)
