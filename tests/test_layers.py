@@ -17,7 +17,7 @@ LAYERS = [
     {"diffusion", "models"},
     {"checkpoints", "data", "likelihood", "reading", "scoring", "plots", "plots_decoding"},
     {"training", "decode"},
-    {"bench", "display", "doctor", "estimate", "evaluation", "inspection", "reporting", "runs"},
+    {"bench", "display", "doctor", "estimate", "evaluation", "inspection", "reporting", "runs", "serving"},
     {"recipes", "cli"},
     {"__main__"},
 ]
