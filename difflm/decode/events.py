@@ -241,11 +241,13 @@ class Committed:
         block: number of the block, counted from the start of the prompt.
         tokens: its generated tokens, without prompt tokens and what is not returned (natively EOS and anything behind
             it); never empty.
+        logprobs: of these tokens, if asked for; joined, they are the completion's.
     """
 
     request_id: int
     block: int
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

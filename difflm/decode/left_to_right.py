@@ -194,5 +194,6 @@ class LeftToRightDecoding:
         else:
             final = len(generated) if stops is None else stops.settled(generated)
         tokens = tuple(generated[self.streamed : final])
+        scores = None if self.request.logprobs is None else tuple(self.scores[self.streamed : final])
         self.streamed = max(self.streamed, final)
-        return [Committed(request_id=self.request.id, block=place, tokens=tokens)] if tokens else []
+        return [Committed(request_id=self.request.id, block=place, tokens=tokens, logprobs=scores)] if tokens else []

@@ -135,6 +135,8 @@ class Recorder:
         """Take in an event of the request."""
         if isinstance(event, Finished):
             event = replace(event, completion=replace(event.completion, logprobs=None))
+        if isinstance(event, Committed):
+            event = replace(event, logprobs=None)
         self.events.append(event)
 
     def watching(self, events: Iterable[Event]) -> Iterator[Event]:
@@ -218,6 +220,7 @@ def _line(each: StepMap) -> dict[str, Any]:
         kind = next(name for name, known in KINDS.items() if isinstance(event, known))
         told = asdict(event)
         del told["request_id"]
+        told.pop("logprobs", None)
         events.append({"event": kind, **told})
     completion = asdict(each.completion)
     del completion["logprobs"]

@@ -256,13 +256,19 @@ class BlockDecoding:
 
     def _commit(self, generated: Sequence[int]) -> list[Event]:
         tokens = tuple(generated[self.streamed :])
+        scores = None if self.request.logprobs is None else tuple(self._scores(generated)[self.streamed :])
         self.streamed = max(self.streamed, len(generated))
-        return [Committed(request_id=self.request.id, block=self.block, tokens=tokens)] if tokens else []
+        if not tokens:
+            return []
+        return [Committed(request_id=self.request.id, block=self.block, tokens=tokens, logprobs=scores)]
+
+    def _scores(self, generated: Sequence[int]) -> list[TokenLogprob]:
+        """Return the logprobs of generated tokens; -inf for what was left open, or is the limit's."""
+        never = (TokenLogprob(token=token, logprob=-math.inf) for token in generated)
+        return [self.scores.get(self.draft.num_prompt + i, each) for i, each in enumerate(never)]
 
     def _end(self, verdict: Verdict, reason: FinishReason | None) -> list[Event]:
         result = self.policy.result(self.draft, verdict)
         generated = result.tokens[result.num_prompt :]
-        never = (TokenLogprob(token=token, logprob=-math.inf) for token in generated)  # left open, or the limit's
-        scores = [self.scores.get(self.draft.num_prompt + i, each) for i, each in enumerate(never)]
-        self.outcome = outcome_of(self.request, result, self.forwards, scores, reason)
+        self.outcome = outcome_of(self.request, result, self.forwards, self._scores(generated), reason)
         return self._commit(self.outcome.tokens[result.num_prompt :])

@@ -166,6 +166,33 @@ def test_logprobs_under_other_policies_and_strategies() -> None:
         assert [score.token for score in completion.logprobs] == completion.tokens
 
 
+@pytest.mark.parametrize("eos", [(), (3,)])
+@pytest.mark.parametrize("stop", [(), ("ab",), ("l", "ca")])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"decoding": "block"},
+        {"decoding": "block", "editing_threshold": 0.2, "threshold": 0.2},
+        {"decoding": "next_token"},
+        {"decoding": "verified"},
+        {"policy": policy("hf20", gen_length=9, block_length=4)},
+    ],
+    ids=str,
+)
+def test_logprobs_of_a_stream_joined_are_the_completions(
+    settings: dict[str, Any], stop: tuple[str, ...], eos: tuple[int, ...]
+) -> None:
+    for seed in range(4):
+        loaded = lettered(tiny(seed, clean="causal", eos=eos))
+        params = SamplingParams(max_new_tokens=9, logprobs=1, stop=stop, **settings)
+        events = list(stream(loaded, [1, 2], params))
+        told = [score for event in events if isinstance(event, Committed) for score in event.logprobs or ()]
+        assert isinstance(events[-1], Finished)
+        assert tuple(told) == events[-1].completion.logprobs
+        plain = stream(loaded, [1, 2], SamplingParams(max_new_tokens=9, stop=stop, **settings))
+        assert all(event.logprobs is None for event in plain if isinstance(event, Committed))
+
+
 def changing(first: list[int], later: list[int]) -> LoadedModel:
     """Return a model that proposes `first` while it has seen masks, and `later` once it has not."""
     loaded = scripted(lambda position: certain(5))

@@ -11,7 +11,7 @@ import pytest
 
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.decode.engine import Engine, stream
-from difflm.decode.events import Denoised, Drafted, Edited, Event, Finished
+from difflm.decode.events import Committed, Denoised, Drafted, Edited, Event, Finished
 from difflm.decode.policies.named import policy
 from difflm.decode.policies.verified import Verified
 from difflm.decode.recorder import Cell, StepMap, append_step_maps, read_step_maps, recorder_of
@@ -35,6 +35,8 @@ def alone(event: Event) -> Event:
     """Return the event as a file gives it back."""
     if isinstance(event, Finished):
         event = replace(event, completion=replace(event.completion, logprobs=None))
+    if isinstance(event, Committed):
+        event = replace(event, logprobs=None)
     return replace(event, request_id=0)
 
 
