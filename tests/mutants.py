@@ -55,6 +55,36 @@ MUTANTS = (
         "tests/training/test_config.py::test_row_length_that_a_stage_does_not_divide_names_both",
     ),
     Mutant(
+        "difflm/checkpoints/chats.py",
+        "if not whole.startswith(prompt):",
+        "if not whole.startswith(prompt[:1]):",
+        "tests/checkpoints/test_chats.py::test_a_template_that_does_not_show_the_answer_is_refused",
+    ),
+    Mutant(
+        "difflm/checkpoints/chats.py",
+        "conversation, number, open_turn=True)",
+        "conversation, number, open_turn=False)",
+        "tests/checkpoints/test_chats.py::test_each_answer_has_the_prompt_of_use_and_ends_in_eos",
+    ),
+    Mutant(
+        "difflm/checkpoints/chats.py",
+        "ids = ids[: ends[0] + 1]",
+        "ids = ids[: ends[0]]",
+        "tests/checkpoints/test_chats.py::test_each_answer_has_the_prompt_of_use_and_ends_in_eos",
+    ),
+    Mutant(
+        "difflm/checkpoints/chats.py",
+        'if message.get("role") == "assistant" else None',
+        'if message.get("role") == "user" else None',
+        "tests/checkpoints/test_chats.py::test_what_a_user_types_never_becomes_a_control_token",
+    ),
+    Mutant(
+        "difflm/checkpoints/literals.py",
+        "        if self.control & set(ids):  # a",
+        "        if not ids:  # a",
+        "tests/checkpoints/test_literals.py::test_a_vocabulary_of_whole_words_has_no_spelling",
+    ),
+    Mutant(
         "difflm/training/config_io.py",
         "yaml.dump(config_to_tree(config), Dumper=_Dumper,",
         "yaml.dump(config_to_tree(config), Dumper=yaml.SafeDumper,",

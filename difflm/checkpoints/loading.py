@@ -11,9 +11,9 @@ import torch
 
 from difflm.checkpoints.adapter import AdapterFacts, put_adapter
 from difflm.checkpoints.adapter_config import ADAPTER_CONFIG, is_adapter
+from difflm.checkpoints.chats import ChatEncoder, Message
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
 from difflm.checkpoints.families import model_config, refuse_window
-from difflm.checkpoints.fields import one_line
 from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.rules import stored_dtype
 from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokenizer_facts, with_adapters
@@ -50,6 +50,7 @@ class LoadedModel:
     path: Path
     adapter: AdapterFacts | None = None
     _encoder: SafeEncoder | None = field(default=None, init=False, repr=False)
+    _chats: ChatEncoder | None = field(default=None, init=False, repr=False)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without added special tokens.
@@ -76,28 +77,43 @@ class LoadedModel:
             self._encoder = SafeEncoder(tokenizer, self.config.mask_token, self.config.mask_token_id)
         return self._encoder
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Message], *, tools: Sequence[Any] | None = None) -> list[int]:
         """Return the ids of a conversation in the checkpoint's chat template, ready for the assistant's turn.
 
+        Control tokens that a person typed stay characters.
+
         Args:
-            messages: objects with "role" and "content".
+            messages: objects with "role" and "content" (text, or parts of text), and what else the template reads.
+            tools: descriptions of functions, as JSON schemas.
 
         Raises:
             CheckpointError: no tokenizer, or it has no chat template, or one that refuses the conversation.
+            RequestError: content that is not text.
         """
-        tokenizer = self.require_tokenizer()
-        if not tokenizer.chat_template:
-            raise CheckpointError(f"{self.path}: the tokenizer has no chat template; use a plain prompt")
-        try:
-            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        # The template is a program of the checkpoint, in a sandbox: it may refuse roles, or be broken.
-        except Exception as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise CheckpointError(
-                f"{self.path}: the chat template refuses a conversation of {roles} ({one_line(error)}); "
-                "use a plain prompt, or mend the template"
-            ) from None
-        return self.encode(text)
+        return self._chat_encoder().prompt(messages, tools)
+
+    def encode_answers(
+        self, messages: Sequence[Message], learnt: Sequence[int], *, tools: Sequence[Any] | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        """Return (prompt ids, answer ids) of some messages of the assistant in the checkpoint's chat template.
+
+        The prompt is what `encode_chat` gives for the messages before; the answer ends in EOS.
+
+        Args:
+            messages: a conversation, see `encode_chat`.
+            learnt: numbers of the messages, from 0.
+            tools: see `encode_chat`.
+
+        Raises:
+            CheckpointError: see `encode_chat`; or a template that does not show where the answer begins and ends.
+            RequestError: content that is not text.
+        """
+        return self._chat_encoder().answers(messages, learnt, tools)
+
+    def _chat_encoder(self) -> ChatEncoder:
+        if self._chats is None:
+            self._chats = ChatEncoder(self._safe_encoder(), self.config.eos_token_ids, self.path)
+        return self._chats
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `token_ids`.

@@ -123,8 +123,7 @@ class SafeEncoder:
             DataError: the text is not Unicode, or the tokenizer makes the mask id of plain text (a spelling that it
                 normalises to the token).
         """
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError(f"text: {text!r:.60} holds bytes that are not UTF-8, or half a surrogate pair; repair it")
+        refuse_half_characters(text)
         return self._safe(text, list(self.tokenizer.encode(text, add_special_tokens=False)))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -165,6 +164,16 @@ class SafeEncoder:
             for part in (*((head, tail) if number else ()), piece):
                 ids += stripped.encode(part, add_special_tokens=False).ids
         return ids
+
+
+def refuse_half_characters(text: str) -> None:
+    """Refuse text that is not Unicode.
+
+    Raises:
+        DataError: it holds half of a surrogate pair (which is also how Python holds bytes that are not UTF-8).
+    """
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f"text: {text!r:.60} holds bytes that are not UTF-8, or half a surrogate pair; repair it")
 
 
 def without_token(tokenizer: Any, token_id: int) -> Any:
