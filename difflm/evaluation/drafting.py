@@ -133,7 +133,7 @@ def windows_of(loaded: LoadedModel) -> list[int]:
 
 
 def left_to_right(windows: Sequence[int], costs: Mapping[int, float] | None = None) -> list[Setting]:
-    """Return next-token decoding, and drafts that are verified, at each window.
+    """Return next-token decoding, and drafts that are verified, at each window, the widest ones from the start, too.
 
     Args:
         windows: places that one forward drafts.
@@ -143,6 +143,8 @@ def left_to_right(windows: Sequence[int], costs: Mapping[int, float] | None = No
     for window in windows:
         cost = "" if costs is None else f",row_cost={costs[window]}"
         found.append(setting_of(f"{VERIFIED}:window={window}{cost}"))
+        if window > Verified().start:  # short answers end before a window has grown
+            found.append(setting_of(f"{VERIFIED}:window={window},start={window}{cost}"))
     return found
 
 
