@@ -25,7 +25,7 @@ from benchmarks.lossless.prompts import Prompt, bucket
 from benchmarks.lossless.records import Results, Row
 from difflm import Engine, LoadedModel, SamplingParams
 from difflm.checkpoints.folders import replace_text
-from difflm.data.documents import IGNORED_LABEL
+from difflm.data.records import IGNORED_LABEL
 from difflm.decode.events import Finished
 
 GREEDY, SAMPLED = "greedy", "sampled"
