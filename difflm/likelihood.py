@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
+from difflm.diffusion.loss_rows import scorable
 from difflm.diffusion.noise import RowNoise
-from difflm.diffusion.objectives import BlockDiffusion, NextToken, scorable
+from difflm.diffusion.objectives import BlockDiffusion, NextToken
 from difflm.diffusion.views import Views, views
 from difflm.errors import RequestError
 from difflm.models.attention import AttentionChoice

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from difflm.diffusion.divergence import score_against
+from difflm.diffusion.loss_rows import prediction_rows
 from difflm.diffusion.masks import block_numbers, document_positions
-from difflm.diffusion.objectives import prediction_rows
 from difflm.diffusion.scores import score_tokens
 from difflm.errors import ConfigError
 from difflm.models.attention import AttentionChoice, attention_for
@@ -138,7 +138,7 @@ def score_input(
         embedding_noise_BND=embedding_noise_BND,
         activation_checkpointing=activation_checkpointing,
         probe=probe,
-        adapter=_adapter_rows(model, noisy=inputs.maskable_BL is not None, layout=inputs.layout) if adapter else False,
+        adapter=_adapter_rows(model, noisy=inputs.maskable_BW is not None, layout=inputs.layout) if adapter else False,
     )
     rows = model.head_rows(adapter)
     flat = hidden_BND.flatten(0, 1)

@@ -4,7 +4,7 @@ Shape letters used all over the package:
     B rows          L tokens in a row       N tokens that enter the model (L, or 2L as [noisy | clean], or W + L)
     S block size    K blocks                V vocabulary size
     D hidden size   H heads                 M selected rows of a flattened [B * N] (masked positions)
-    W noisy rows where they are windows of a row
+    W noisy rows: L, or others where they are windows of a row or views of some of its blocks
 "Block" always means a diffusion block; a tile of an attention kernel is a tile.
 """
 
@@ -142,6 +142,10 @@ class Layout:
             clean_causal only; N = W + L): for each noisy row the last clean row that it sees, as an index into the row;
             PADDING for padding. They ascend, so padding comes first. Rows of one anchor are a window: they see each
             other and no other window.
+        place_BW, view_BW: int64, given where the noisy stream is some blocks of the row, in one or several views (two
+            streams only; N = W + L): the place in the row that each noisy row stands for, PADDING for padding, and the
+            view that it belongs to. Padding comes first, then the blocks in order, the views of a block one after
+            another, all places of it in order. A noisy row sees its own block in its own view, and no other view.
     """
 
     document_BL: Tensor
@@ -151,17 +155,27 @@ class Layout:
     clean_causal: bool = False
     lookahead: int | None = None
     anchor_BW: Tensor | None = None
+    place_BW: Tensor | None = None
+    view_BW: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check that windows have a clean stream to stand on."""
+        """Check that windows and views have a clean stream to stand on."""
         plain = self.two_streams and self.clean_causal and self.lookahead is None
         assert self.anchor_BW is None or plain, "windows see a token-causal clean stream"
+        assert (self.place_BW is None) == (self.view_BW is None), "a row of a view has a place"
+        assert self.place_BW is None or (self.two_streams and self.anchor_BW is None), "views see a clean stream"
+
+    @property
+    def stand_BW(self) -> Tensor | None:
+        """Return the clean row on which each noisy row stands (its anchor or its place); None for [noisy | clean]."""
+        return self.place_BW if self.anchor_BW is None else self.anchor_BW
 
     @property
     def noisy_length(self) -> int:
-        """Return the rows of the noisy stream, which come first: W of windows, L of two streams, 0 of a single one."""
-        if self.anchor_BW is not None:
-            return self.anchor_BW.shape[1]
+        """Return the rows of the noisy stream, which come first: W of windows or views, L of two streams, else 0."""
+        stand_BW = self.stand_BW
+        if stand_BW is not None:
+            return stand_BW.shape[1]
         return self.document_BL.shape[1] if self.two_streams else 0
 
 
@@ -204,9 +218,9 @@ class ModelInput:
         terms: the loss terms; rows outside them never pass through the head.
         masked_BN: bool, True where the input is a MASK put there by the noise (embedding noise goes there).
         row_B, epoch_B: int64, see `Batch`.
-        view_B: int64, 0, or 1 for a complementary view of the same row.
-        maskable_BL: bool, positions that the noise could have masked and that the first term counts (mask rates are
-            measured over them); None for an objective without masks.
+        view_B: int64, view of each row where every view is a row of its own; 0 where `layout.view_BW` says it.
+        maskable_BW: bool, noisy rows that the noise could have masked and that the first term counts (mask rates are
+            measured over them), W = L in a single stream; None for an objective without masks.
     """
 
     token_BN: Tensor
@@ -217,7 +231,7 @@ class ModelInput:
     row_B: Tensor
     epoch_B: Tensor
     view_B: Tensor
-    maskable_BL: Tensor | None = None
+    maskable_BW: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -691,31 +691,31 @@ MUTANTS = (
         "tests/diffusion/test_noise.py::test_weight_times_mask_averages_one_per_trainable_token",
     ),
     Mutant(
-        "difflm/diffusion/objectives.py",
+        "difflm/diffusion/loss_rows.py",
         "(term.weight_M.to(score.nll_M.device) * score.nll_M).sum()",
         "-(term.weight_M.to(score.nll_M.device) * score.nll_M).sum()",
         "tests/training/test_trainer.py::test_one_step_lowers_the_loss_of_the_same_rows",
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        'count=(counted_BL if self.weighting == "elbo" else masked_BL).sum()',
-        "count=masked_BL.sum()",
+        'return (counted_BL if self.weighting == "elbo" else masked_BL).sum()',
+        "return masked_BL.sum()",
         "tests/diffusion/test_objectives.py::test_loss_equals_a_loop_over_eq_1_2_and_5",
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        "wanted & left_U[unit_BL[position]]",
-        "wanted",
+        "counted = wanted & left_U[unit_BL[position]]",
+        "counted = wanted",
         "tests/diffusion/test_noise.py::test_tokens_of_an_empty_complement_leave_the_normaliser",
     ),
     Mutant(
-        "difflm/diffusion/objectives.py",
-        "source + length, source)",
+        "difflm/diffusion/loss_rows.py",
+        "first_M + noisy + place_M - 1, source)",
         "source, source)",
         "tests/test_scoring.py::test_score_reads_the_row_that_predicts_the_target",
     ),
     Mutant(
-        "difflm/diffusion/objectives.py",
+        "difflm/diffusion/loss_rows.py",
         "return batch.trainable_BL & (batch.position_BL > 0)",
         "return batch.trainable_BL",
         "tests/diffusion/test_objectives.py::test_loss_equals_a_loop_over_eq_1_2_and_5",
@@ -758,8 +758,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        'count=(counted_BL if self.weighting == "elbo" else masked_BL)',
-        'count=(masked_BL if self.weighting == "uniform" else counted_BL)',
+        '(counted_BL if self.weighting == "elbo" else masked_BL)',
+        '(masked_BL if self.weighting == "uniform" else counted_BL)',
         "tests/diffusion/test_context.py::test_the_objective_weighs_by_context_and_divides_by_masked_tokens",
     ),
     Mutant(
@@ -818,8 +818,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/training/tally.py",
-        "self.rates.count(bucket_P[inputs.maskable_BL.cpu().flatten()])",
-        "self.rates.count(bucket_P[term.place_M.cpu()])",
+        "self.rates.count(bucket_P[inputs.maskable_BW.cpu().flatten()])",
+        "self.rates.count(bucket_M)",
         "tests/training/test_tally.py::test_figures_by_mask_rate_equal_a_loop_over_tokens",
     ),
     Mutant(
@@ -998,8 +998,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/noise.py",
-        "out_BND[index, masked_N] = torch.randn(int(masked_N.sum()), hidden_size, generator=generator)",
-        "out_BND[index] = torch.randn(len(masked_N), hidden_size, generator=generator)",
+        "out_BND[index, own_N] = torch.randn(int(own_N.sum()), hidden_size, generator=generator)",
+        "out_BND[index] = torch.randn(len(own_N), hidden_size, generator=generator)",
         "tests/diffusion/test_noise.py::test_embedding_noise_only_at_masks_with_the_asked_deviation",
     ),
     Mutant(
@@ -1027,21 +1027,21 @@ MUTANTS = (
         "tests/diffusion/test_masks.py::test_positions_and_blocks_restart_in_each_document",
     ),
     Mutant(
-        "difflm/diffusion/objectives.py",
+        "difflm/diffusion/loss_rows.py",
         "wanted_BL[:, 1:] &= batch.document_BL[:, 1:] == batch.document_BL[:, :-1]",
         "pass",
         "tests/diffusion/test_objectives.py::test_next_token_scores_completions_and_never_crosses_documents",
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        'count=(counted_BL if self.weighting == "elbo" else masked_BL)',
-        "count=(masked_BL)",
+        '(counted_BL if self.weighting == "elbo" else masked_BL)',
+        "(masked_BL)",
         "tests/diffusion/test_noise.py::test_tokens_of_an_empty_complement_leave_the_normaliser",
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        "wanted & left_U[unit_BL[position]]))",
-        "wanted))",
+        "views.append((position, first + 1, rest, drawn.complement_weight_L, counted))",
+        "views.append((position, first + 1, rest, drawn.complement_weight_L, wanted))",
         "tests/diffusion/test_noise.py::test_tokens_of_an_empty_complement_leave_the_normaliser",
     ),
     Mutant(
@@ -1051,8 +1051,8 @@ MUTANTS = (
         "tests/diffusion/test_objectives.py::test_block_size_one_is_mask_rate_one_and_weight_one_for_any_noise",
     ),
     Mutant(
-        "difflm/diffusion/objectives.py",
-        "return torch.where(start_BL[row_M, place_M], source + length, source)",
+        "difflm/diffusion/loss_rows.py",
+        "return torch.where(noisy_starts(layout)[row_M, column_M], first_M + noisy + place_M - 1, source)",
         "return source",
         "tests/diffusion/test_objectives.py::test_loss_equals_a_loop_over_eq_1_2_and_5",
     ),
@@ -1064,8 +1064,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/objectives.py",
-        "two_streams=self._size(rows) < length or self.ar_weight > 0",
-        "two_streams=True",
+        "return self._size(batch) < batch.token_BL.shape[1] or self.ar_weight > 0",
+        "return True",
         "tests/diffusion/test_objectives.py::test_loss_equals_a_loop_over_eq_1_2_and_5",
     ),
     Mutant(
@@ -2006,7 +2006,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/training/router.py",
-        "{0 if inputs.maskable_BL is not None else 1: clean_BL}",
+        "{0 if inputs.maskable_BW is not None else 1: clean_BL}",
         "{0: clean_BL}",
         "tests/training/test_router.py::test_loads_equal_a_loop_over_tokens",
     ),
@@ -2408,8 +2408,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/models/tiles.py",
-        "torch.tensor([start, stop])",
-        "torch.tensor([start, stop - 1])",
+        "for place in (start, stop))",
+        "for place in (start, stop - 1))",
         "tests/models/test_tiles.py::test_windows_stand_on_the_tile_of_their_anchor",
     ),
     Mutant(
@@ -2687,6 +2687,66 @@ MUTANTS = (
         'if completion.get("drafts") is not None:',
         "if False:",
         "tests/decode/test_recorder.py::test_drafts_come_back_from_a_file_and_the_map_is_that_of_the_text",
+    ),
+    Mutant(
+        "difflm/diffusion/masks.py",
+        "(view_BW[row, noisy_q] == view_BW[row, noisy_k])",
+        "(view_BW[row, noisy_q] >= view_BW[row, noisy_k])",
+        "tests/diffusion/test_shared.py::test_rows_see_what_they_see_in_noisy_and_clean",
+    ),
+    Mutant(
+        "difflm/diffusion/masks.py",
+        "seen = document & torch.where(query < width, difference > 0, clean)",
+        "seen = document & torch.where(query < width, difference >= 0, clean)",
+        "tests/diffusion/test_shared.py::test_rows_see_what_they_see_in_noisy_and_clean",
+    ),
+    Mutant(
+        "difflm/models/ranges.py",
+        "(width + each.gather(1, seat) for each in (document_start, block_start))",
+        "(width + each.gather(1, seat) for each in (document_start, block_start + 1))",
+        "tests/diffusion/test_shared.py::test_one_clean_stream_equals_a_pass_for_each_view",
+    ),
+    Mutant(
+        "difflm/models/ranges.py",
+        "* (int(view_BW.max()) + 1) + view_BW, PADDING)",
+        "* (int(view_BW.max()) + 1), PADDING)",
+        "tests/models/test_ranges.py::test_ranges_of_views_equal_the_predicate",
+    ),
+    Mutant(
+        "difflm/diffusion/shared.py",
+        "needed_RU[view, unit_RL[view, place]] = True",
+        "needed_RU[view, unit_RL[view].max()] = True",
+        "tests/diffusion/test_shared.py::test_one_clean_stream_equals_a_pass_for_each_view",
+    ),
+    Mutant(
+        "difflm/diffusion/objectives.py",
+        "count=self._count(views.masked_RL, views.counted_RL),",
+        "count=self._count(masked_BW, masked_BW),",
+        "tests/diffusion/test_shared.py::test_one_clean_stream_equals_a_pass_for_each_view",
+    ),
+    Mutant(
+        "difflm/diffusion/objectives.py",
+        "weight_M=weight_RL[own_BW[row, column], place],",
+        "weight_M=weight_RL[row, place],",
+        "tests/diffusion/test_shared.py::test_one_clean_stream_equals_a_pass_for_each_view",
+    ),
+    Mutant(
+        "difflm/diffusion/objectives.py",
+        "noise.generator(row, epoch, -draw))",
+        "noise.generator(row, epoch))",
+        "tests/diffusion/test_shared.py::test_views_are_independent_draws_and_their_loss_is_a_mean",
+    ),
+    Mutant(
+        "difflm/diffusion/noise.py",
+        "own_N = masked_N & (view_N == view)",
+        "own_N = masked_N & (view_N >= view)",
+        "tests/diffusion/test_shared.py::test_embedding_noise_is_that_of_each_view",
+    ),
+    Mutant(
+        "difflm/training/config_objective.py",
+        "return (0.2, 0.8) if self.complementary else (0.3, 0.8)",
+        "return (0.3, 0.8)",
+        "tests/training/test_config_objective.py::test_the_band_follows_from_weighting_and_pairs",
     ),
 )
 

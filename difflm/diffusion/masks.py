@@ -45,6 +45,18 @@ def block_starts(document_BL: Tensor, block_BL: Tensor) -> Tensor:
     return start_BL
 
 
+def noisy_starts(layout: Layout) -> Tensor:
+    """Return bool [B, W], True on the first noisy row of each block, in each view of it; W = L in a single stream."""
+    if layout.place_BW is None or layout.view_BW is None:
+        assert layout.anchor_BW is None, "windows are no blocks"
+        return block_starts(layout.document_BL, layout.block_BL)
+    seat_BW = layout.place_BW.clamp(min=0)
+    document_BW = layout.document_BL.gather(1, seat_BW).where(layout.place_BW != PADDING, PADDING)
+    start_BW = block_starts(document_BW, layout.block_BL.gather(1, seat_BW))
+    start_BW[:, 1:] |= layout.view_BW[:, 1:] != layout.view_BW[:, :-1]
+    return start_BW
+
+
 def layout_mask(layout: Layout) -> MaskMod:
     """Return the predicate of a layout: (row, head, query, key) -> may the query see the key.
 
@@ -66,11 +78,16 @@ def layout_mask(layout: Layout) -> MaskMod:
         noisy   clean   a(q) >= k and d(a(q)) == d(k)
         clean   clean   k <= q   and d(q) == d(k)
 
+    For some blocks of the row in several views (`place_BW`, `view_BW`) it is the table of two streams, with the places
+    in q and k, and between noisy rows of one view only.
+
     Source: LLaDA2.0 (arXiv:2512.15745) Eqs. 3-4; `clean_causal` and `causal_inside` are deviations that the
     checkpoint records.
     """
     if layout.anchor_BW is not None:
         return _windows_mask(layout, layout.anchor_BW)
+    if layout.place_BW is not None and layout.view_BW is not None:
+        return _views_mask(layout, layout.place_BW, layout.view_BW)
     document_BL, block_BL = layout.document_BL, layout.block_BL
     length = document_BL.shape[1]
 
@@ -112,6 +129,29 @@ def _windows_mask(layout: Layout, anchor_BW: Tensor) -> MaskMod:
         return torch.where(key < width, (query < width) & own, real & same & (place <= last))
 
     return windows
+
+
+def _views_mask(layout: Layout, place_BW: Tensor, view_BW: Tensor) -> MaskMod:
+    document_BL, block_BL, width = layout.document_BL, layout.block_BL, place_BW.shape[1]
+    ahead = document_BL.shape[1] if layout.lookahead is None else layout.lookahead
+
+    def views(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # Indices of the other stream are clamped into the tensor; the choice below leaves their values out.
+        noisy_q, noisy_k = query.clamp(max=width - 1), key.clamp(max=width - 1)
+        place_q = torch.where(query < width, place_BW[row, noisy_q], query - width)
+        place_k = torch.where(key < width, place_BW[row, noisy_k], key - width)
+        real = (place_q >= 0) & (place_k >= 0)
+        q, k = place_q.clamp(min=0), place_k.clamp(min=0)
+        document = real & (document_BL[row, q] == document_BL[row, k])
+        difference = block_BL[row, q] - block_BL[row, k]
+        mates = document & (difference == 0) & (view_BW[row, noisy_q] == view_BW[row, noisy_k])
+        both_padding = (place_q < 0) & (place_k < 0)
+        own = (mates | both_padding) & (key - query <= (0 if layout.causal_inside else ahead))
+        clean = key <= query if layout.clean_causal else (difference > 0) | ((difference == 0) & (key - query <= ahead))
+        seen = document & torch.where(query < width, difference > 0, clean)
+        return torch.where(key < width, (query < width) & own, seen)
+
+    return views
 
 
 def materialise(mask_mod: MaskMod, rows: int, length: int, *, device: str | torch.device = "cpu") -> Tensor:

@@ -44,7 +44,8 @@ class RowNoise:
         Args:
             row: number of the row in the data.
             epoch: pass over the data; each pass draws new noise.
-            purpose: separates independent uses of one row (0: masks, 1 and up: embedding noise of a view).
+            purpose: separates independent uses of one row (0 and down: draws of masks, 1 and up: embedding noise of a
+                view).
         """
         word = _mix(self.seed)
         for part in (epoch, row, purpose):
@@ -258,8 +259,13 @@ def embedding_noise(inputs: ModelInput, noise: RowNoise, *, hidden_size: int, de
     """
     out_BND = torch.zeros(*inputs.masked_BN.shape, hidden_size)
     keys = zip(inputs.row_B.tolist(), inputs.epoch_B.tolist(), inputs.view_B.tolist(), strict=True)
-    for index, (row, epoch, view) in enumerate(keys):
+    for index, (row, epoch, only) in enumerate(keys):
         masked_N = inputs.masked_BN[index]
-        generator = noise.generator(row, epoch, purpose=1 + view)
-        out_BND[index, masked_N] = torch.randn(int(masked_N.sum()), hidden_size, generator=generator) * deviation
+        view_N = torch.full_like(masked_N, only, dtype=torch.int64)
+        if inputs.layout.view_BW is not None:
+            view_N[: inputs.layout.noisy_length] = inputs.layout.view_BW[index]
+        for view in view_N[masked_N].unique().tolist():
+            own_N = masked_N & (view_N == view)
+            generator = noise.generator(row, epoch, purpose=1 + view)
+            out_BND[index, own_N] = torch.randn(int(own_N.sum()), hidden_size, generator=generator) * deviation
     return out_BND

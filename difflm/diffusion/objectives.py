@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from difflm.diffusion.context import context_weights
+from difflm.diffusion.loss_rows import next_token_rows, prediction_rows, scorable, weighted_sums
 from difflm.diffusion.masks import block_numbers, block_starts
 from difflm.diffusion.noise import Bernoulli, ExactCount, FullMask, Noise, RowNoise, TimePer
+from difflm.diffusion.shared import RowViews, shared_places, shared_tokens, standing
 from difflm.errors import ConfigError
 from difflm.types import (
     Batch,
@@ -41,39 +43,6 @@ class Objective(Protocol):
     def loss(self, scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[Tensor, ...]:
         """Return the weighted sum of each term of `inputs.terms`; divide by the (global) counts for the loss."""
         ...
-
-
-def weighted_sums(scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[Tensor, ...]:
-    """Return sum(weight * negative log-likelihood) of each loss term, float32 scalars in nats."""
-    return tuple(
-        (term.weight_M.to(score.nll_M.device) * score.nll_M).sum()
-        for score, term in zip(scores, inputs.terms, strict=True)
-    )
-
-
-def next_token_rows(batch: Batch, *, offset: int, row_length: int, scale: float = 1.0) -> LossRows:
-    """Return the next-token term: row i predicts token i+1 of the same document where that token is trainable.
-
-    Args:
-        batch: packed rows.
-        offset: where the causal stream starts inside a model row (L for the clean half of two streams, else 0).
-        row_length: N, model rows per batch row.
-        scale: coefficient in the total loss.
-    """
-    wanted_BL = batch.trainable_BL.clone()
-    wanted_BL[:, 0] = False
-    wanted_BL[:, 1:] &= batch.document_BL[:, 1:] == batch.document_BL[:, :-1]
-    row, place = wanted_BL.nonzero(as_tuple=True)
-    target = batch.token_BL[row, place]
-    return LossRows(
-        name="ar",
-        row_M=row * row_length + offset + place - 1,
-        target_M=target,
-        weight_M=torch.ones(target.shape[0], device=target.device),
-        place_M=row * batch.token_BL.shape[1] + place,
-        count=torch.tensor(float(target.shape[0]), dtype=torch.float64),
-        scale=scale,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +93,10 @@ class BlockDiffusion:
             row without any mask left; none at block size 1. Under "elbo" a pair is an estimate of the ELBO only with
             `ExactCount`: with `Bernoulli` the first view keeps the tokens of its empty blocks, the second loses those
             of its own, so the pair weighs the loss up (by 1.1 at block 4).
+        views: draws of the noise of each row in the same batch, each with its complement if there is one. The loss is
+            their mean. At block size 1 all draws are the same, and one is made.
+        shared: the views of a row stand before one clean stream, with the blocks alone in which something is counted;
+            otherwise each view is a row [noisy | clean] of its own. Loss and gradients are the same.
         ar_weight: coefficient of the next-token loss on the clean stream (always shifted, own normaliser).
         block_origin: where blocks start counting on packed rows.
         parametrisation: logit shift and the attention inside clean and noisy streams.
@@ -138,6 +111,8 @@ class BlockDiffusion:
     cart_p: float = 0.1
     lookahead: int | None = None
     complementary: bool = False
+    views: int = 1
+    shared: bool = False
     ar_weight: float = 0.0
     block_origin: BlockOrigin = "document"
     parametrisation: Parametrisation = Parametrisation()
@@ -146,6 +121,8 @@ class BlockDiffusion:
         """Refuse combinations that would train on a leak or on a biased loss."""
         if self.block_size is not None and self.block_size < 1:
             raise ConfigError(f"objective.block_size: {self.block_size} is below 1; give the block size in tokens")
+        if self.views < 1:
+            raise ConfigError(f"objective.views: {self.views} is below 1; give a number of draws")
         if not 0.0 < self.cart_p <= 1.0:
             raise ConfigError(f"objective.cart_p: {self.cart_p} is not in (0, 1]; give a probability")
         if self.ar_weight < 0:
@@ -164,10 +141,62 @@ class BlockDiffusion:
 
     def prepare(self, batch: Batch, *, mask_id: int | None, noise: RowNoise) -> ModelInput:
         """Return [noisy | clean] rows (or noisy rows alone) and the masked rows to score."""
-        wanted_BL = scorable(batch, self.parametrisation)
-        views = self._views(batch, self._blocks(batch), wanted_BL, noise)
-        index_R, view_B, masked_BL, weight_BL, counted_BL = views
-        return self._assembled(batch.take(index_R), masked_BL, weight_BL, counted_BL, view_B, mask_id)
+        return self.laid_out(batch, self.drawn(batch, noise), mask_id=mask_id)
+
+    def laid_out(self, batch: Batch, views: RowViews, *, mask_id: int | None) -> ModelInput:
+        """Return the model input of a batch under masks that are there already."""
+        if self.shared and self._two_streams(batch):
+            places = shared_places(batch, self._blocks(batch), views.index_R, views.counted_RL)
+            # One view of all blocks is [noisy | clean] already.
+            if places[0].shape[1] < batch.token_BL.shape[1] or len(views.index_R) > len(batch.row_B):
+                return self._shared(batch, views, places, mask_id)
+        rows = batch.take(views.index_R)
+        return self._assembled(rows, views.masked_RL, views.weight_RL, views.counted_RL, views.view_R, mask_id)
+
+    def _two_streams(self, batch: Batch) -> bool:
+        return self._size(batch) < batch.token_BL.shape[1] or self.ar_weight > 0
+
+    def _layout(self, rows: Batch) -> Layout:
+        return Layout(
+            document_BL=rows.document_BL,
+            block_BL=self._blocks(rows),
+            two_streams=self._two_streams(rows),
+            causal_inside=self.parametrisation.noisy_attention == "causal",
+            clean_causal=self.parametrisation.clean_attention == "causal",
+            lookahead=self.lookahead,
+        )
+
+    def _shared(self, batch: Batch, views: RowViews, places: tuple[Tensor, Tensor], mask_id: int | None) -> ModelInput:
+        """Lay out the views of each row before its one clean stream."""
+        assert mask_id is not None, "block diffusion needs a mask token"
+        place_BW, own_BW = places
+        layout = replace(self._layout(batch), place_BW=place_BW, view_BW=views.view_R[own_BW])
+        masked_BW = standing(views.masked_RL, place_BW, own_BW, False)
+        weight_RL = self._weights(batch.take(views.index_R), views.masked_RL, views.weight_RL)
+        row, column = masked_BW.nonzero(as_tuple=True)
+        place = place_BW[row, column]
+        width, length = place_BW.shape[1], batch.token_BL.shape[1]
+        term = LossRows(
+            name="diffusion",
+            row_M=prediction_rows(layout, row, column, shift=self.parametrisation.logit_shift),
+            target_M=batch.token_BL[row, place],
+            weight_M=weight_RL[own_BW[row, column], place],
+            place_M=row * length + place,
+            count=self._count(views.masked_RL, views.counted_RL),
+        )
+        token_BN, position_BN = shared_tokens(layout, batch, masked_BW, mask_id)
+        clean = next_token_rows(batch, offset=width, row_length=width + length, scale=self.ar_weight)
+        return ModelInput(
+            token_BN=token_BN,
+            position_BN=position_BN,
+            layout=layout,
+            terms=(term, clean) if self.ar_weight > 0 else (term,),
+            masked_BN=torch.cat([masked_BW, torch.zeros_like(batch.trainable_BL)], dim=1),
+            row_B=batch.row_B,
+            epoch_B=batch.epoch_B,
+            view_B=torch.zeros_like(batch.row_B),
+            maskable_BW=standing(views.counted_RL, place_BW, own_BW, False),
+        )
 
     def given(self, batch: Batch, masked_BL: Tensor, weight_BL: Tensor, *, mask_id: int | None) -> ModelInput:
         """Return what `prepare` does for masks that are not drawn but given, one view of each row.
@@ -200,30 +229,22 @@ class BlockDiffusion:
         """Lay out the rows of all views and put together what is scored there."""
         assert mask_id is not None, "block diffusion needs a mask token"
         length = rows.token_BL.shape[1]
-        layout = Layout(
-            document_BL=rows.document_BL,
-            block_BL=self._blocks(rows),
-            two_streams=self._size(rows) < length or self.ar_weight > 0,
-            causal_inside=self.parametrisation.noisy_attention == "causal",
-            clean_causal=self.parametrisation.clean_attention == "causal",
-            lookahead=self.lookahead,
-        )
+        layout = self._layout(rows)
         terms = (self._diffusion_rows(rows, layout, masked_BL, weight_BL, counted_BL),)
         if self.ar_weight > 0:
             # One AR term per row, not per view: the clean stream of both views is the same.
             first = rows.where(view_B == 0)
             terms += (next_token_rows(first, offset=length, row_length=2 * length, scale=self.ar_weight),)
         inputs = _model_input(rows, layout, masked_BL, view_B, terms, mask_id)
-        return replace(inputs, maskable_BL=counted_BL)
+        return replace(inputs, maskable_BW=counted_BL)
 
     def loss(self, scores: tuple[TokenScores, ...], inputs: ModelInput) -> tuple[Tensor, ...]:
         """Return the weighted sums of the diffusion term and, with a co-loss, of the next-token term."""
         return weighted_sums(scores, inputs)
 
-    def _views(
-        self, batch: Batch, block_BL: Tensor, wanted_BL: Tensor, noise: RowNoise
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Draw the noise: (batch row of each view, view, masked, weight, counted), views of a row adjacent."""
+    def drawn(self, batch: Batch, noise: RowNoise) -> RowViews:
+        """Return the masks of a batch's rows, drawn from their own generators."""
+        block_BL, wanted_BL = self._blocks(batch), scorable(batch, self.parametrisation)
         source: Noise = FullMask() if self.block_size == 1 else self.noise
         unit_BL = block_starts(batch.document_BL, block_BL).long().cumsum(1) - 1
         group_BL = unit_BL if self.time_per == "block" else _document_groups(batch)
@@ -231,66 +252,46 @@ class BlockDiffusion:
         views: list[tuple[int, int, Tensor, Tensor, Tensor]] = []
         for position, (row, epoch) in enumerate(zip(batch.row_B.tolist(), batch.epoch_B.tolist(), strict=True)):
             wanted = wanted_BL[position]
-            drawn = source.draw(group_BL[position], wanted, noise.generator(row, epoch))
-            views.append((position, 0, drawn.masked_L, drawn.weight_L, wanted))
-            rest = wanted & ~drawn.masked_L
-            if pair and bool(rest.any()):
-                left_U = torch.zeros(int(unit_BL[position].max()) + 1, dtype=torch.bool)
-                left_U[unit_BL[position][rest]] = True
-                views.append((position, 1, rest, drawn.complement_weight_L, wanted & left_U[unit_BL[position]]))
+            for draw in range(1 if self.block_size == 1 else self.views):
+                first = draw * (1 + pair)
+                drawn = source.draw(group_BL[position], wanted, noise.generator(row, epoch, -draw))
+                views.append((position, first, drawn.masked_L, drawn.weight_L, wanted))
+                rest = wanted & ~drawn.masked_L
+                if pair and bool(rest.any()):
+                    left_U = torch.zeros(int(unit_BL[position].max()) + 1, dtype=torch.bool)
+                    left_U[unit_BL[position][rest]] = True
+                    counted = wanted & left_U[unit_BL[position]]
+                    views.append((position, first + 1, rest, drawn.complement_weight_L, counted))
         index, view, masked, weight, counted = zip(*views, strict=True)
-        return torch.tensor(index), torch.tensor(view), torch.stack(masked), torch.stack(weight), torch.stack(counted)
+        parts = (torch.stack(each) for each in (masked, weight, counted))
+        return RowViews(torch.tensor(index), torch.tensor(view), *parts)
+
+    def _weights(self, rows: Batch, masked_BL: Tensor, weight_BL: Tensor) -> Tensor:
+        match self.weighting:
+            case "elbo":
+                return weight_BL
+            case "uniform":
+                return torch.ones(masked_BL.shape, device=rows.token_BL.device)
+            case "cart":
+                return context_weights(rows.document_BL, self._blocks(rows), masked_BL, p=self.cart_p)
+
+    def _count(self, masked_BL: Tensor, counted_BL: Tensor) -> Tensor:
+        return (counted_BL if self.weighting == "elbo" else masked_BL).sum().double().cpu()
 
     def _diffusion_rows(
         self, rows: Batch, layout: Layout, masked_BL: Tensor, weight_BL: Tensor, counted_BL: Tensor
     ) -> LossRows:
         length = rows.token_BL.shape[1]
         row, place = masked_BL.nonzero(as_tuple=True)
-        match self.weighting:
-            case "elbo":
-                weight = weight_BL[row, place]
-            case "uniform":
-                weight = torch.ones(row.shape[0])
-            case "cart":
-                weight_BL = context_weights(rows.document_BL, layout.block_BL, masked_BL, p=self.cart_p)
-                weight = weight_BL[row, place]
+        weight_BL = self._weights(rows, masked_BL, weight_BL)
         return LossRows(
             name="diffusion",
             row_M=prediction_rows(layout, row, place, shift=self.parametrisation.logit_shift),
             target_M=rows.token_BL[row, place],
-            weight_M=weight.to(rows.token_BL.device),
+            weight_M=weight_BL[row, place].to(rows.token_BL.device),
             place_M=row * length + place,
-            count=(counted_BL if self.weighting == "elbo" else masked_BL).sum().double().cpu(),
+            count=self._count(masked_BL, counted_BL),
         )
-
-
-def scorable(batch: Batch, parametrisation: Parametrisation) -> Tensor:
-    """Return the trainable positions that the model can predict, bool [B, L].
-
-    With a logit shift the first token of a document has no row before it and is never masked nor scored.
-    """
-    if parametrisation.logit_shift:
-        return batch.trainable_BL & (batch.position_BL > 0)
-    return batch.trainable_BL
-
-
-def prediction_rows(layout: Layout, row_M: Tensor, place_M: Tensor, *, shift: bool) -> Tensor:
-    """Return the flattened model row at which each target is read.
-
-    Without shift: the target's own noisy row. With shift: the noisy row before it; for the first position of a block
-    the *clean* row before it (when decoding: the output of the prefill or commit). A single stream has no clean rows,
-    and there the first position of a block is the first of a document, or its noisy predecessor serves.
-    """
-    length = layout.document_BL.shape[1]
-    width = 2 * length if layout.two_streams else length
-    if not shift:
-        return row_M * width + place_M
-    assert bool((place_M > 0).all()), "the first token of a row has no predecessor"
-    source = row_M * width + place_M - 1
-    if not layout.two_streams:
-        return source
-    start_BL = block_starts(layout.document_BL, layout.block_BL)
-    return torch.where(start_BL[row_M, place_M], source + length, source)
 
 
 def _document_groups(batch: Batch) -> Tensor:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from difflm.diffusion.loss_rows import next_token_rows
 from difflm.diffusion.masks import block_starts
 from difflm.diffusion.noise import ExactCount, RowNoise
-from difflm.diffusion.objectives import next_token_rows
 from difflm.errors import ConfigError
 from difflm.types import PADDING, Batch, Layout, LossRows, ModelInput, Parametrisation, TokenScores
 

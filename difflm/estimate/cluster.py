@@ -340,7 +340,7 @@ def model_operations(model: ModelConfig, stage: StageWork, *, active: int, row_l
     linear = 6.0 * (active - outside) * stage.model_tokens / tokens
     scored = 6.0 * head * stage.scored_rows / tokens
     layout = stage.micro_batch.layout
-    if layout.anchor_BW is None:
+    if layout.stand_BW is None:
         pairs = visible_pairs(row_length, stage.block_size, two_streams=layout.two_streams)
     else:
         pairs = window_pairs(layout) / rows
@@ -348,7 +348,7 @@ def model_operations(model: ModelConfig, stage: StageWork, *, active: int, row_l
 
 
 def window_pairs(layout: Layout) -> int:
-    """Return the pairs of query and key that see each other in the rows of a layout of windows, counted."""
+    """Return the pairs of query and key that see each other in the rows of a layout, counted."""
     ranges = key_ranges(layout)
     own, before = ranges.own_stop_BN - ranges.own_start_BN, ranges.before_stop_BN - ranges.before_start_BN
     return int((own + before).sum(dtype=torch.int64))

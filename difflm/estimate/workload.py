@@ -151,7 +151,7 @@ def _rows(config: TrainConfig, rows: PackedRows | None, fill: float, start: int)
 
 
 def _mask_share(inputs: list[ModelInput]) -> float | None:
-    maskable = sum(int(each.maskable_BL.sum()) for each in inputs if each.maskable_BL is not None)
+    maskable = sum(int(each.maskable_BW.sum()) for each in inputs if each.maskable_BW is not None)
     return sum(int(each.masked_BN.sum()) for each in inputs) / maskable if maskable else None
 
 

@@ -10,7 +10,7 @@ Shape legend: see `difflm.types`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class KeyRanges:
     Attributes:
         own_start_BN, own_stop_BN: int32, never empty: a query sees itself.
         before_start_BN, before_stop_BN: int32, clean rows of earlier blocks (of a window: up to its anchor) for a noisy
-            query; empty (0, 0) otherwise.
+            query; empty otherwise.
         num_keys: model rows that can be seen, N; the queries may be the first of them only (`first`).
     """
 
@@ -84,6 +84,8 @@ def key_ranges(layout: Layout, *, noisy_only: bool = False) -> KeyRanges:
         return key_ranges(layout).first(layout.noisy_length)
     if layout.anchor_BW is not None:
         return _window_ranges(layout, layout.anchor_BW)
+    if layout.place_BW is not None and layout.view_BW is not None:
+        return _view_ranges(layout, layout.place_BW, layout.view_BW)
     length = layout.document_BL.shape[1]
     document_start, _ = _runs(layout.document_BL, None)
     block_start, block_stop = _runs(layout.document_BL, layout.block_BL)
@@ -120,6 +122,35 @@ def _window_ranges(layout: Layout, anchor_BW: Tensor) -> KeyRanges:
         torch.cat([stop, after_N[width:].expand_as(document_start)], dim=1).int(),
         torch.cat([torch.where(real, width + document_start.gather(1, seed), 0), none], dim=1).int(),
         torch.cat([torch.where(real, width + seed + 1, 0), none], dim=1).int(),
+        width + length,
+    )
+
+
+def _view_ranges(layout: Layout, place_BW: Tensor, view_BW: Tensor) -> KeyRanges:
+    """Return the ranges of [views of blocks | clean]."""
+    width = place_BW.shape[1]
+    # The clean stream as it stands in [noisy | clean].
+    plain = key_ranges(replace(layout, place_BW=None, view_BW=None))
+    length = layout.document_BL.shape[1]
+    clean_start, clean_stop = (each[:, length:] - length for each in (plain.own_start_BN, plain.own_stop_BN))
+    document_start, _ = _runs(layout.document_BL, None)
+    block_start, _ = _runs(layout.document_BL, layout.block_BL)
+    real, seat = place_BW != PADDING, place_BW.clamp(min=0)
+    # Block and view as one number; padding has one of its own.
+    run_BW = torch.where(real, block_start.gather(1, seat) * (int(view_BW.max()) + 1) + view_BW, PADDING)
+    start, stop = _runs(run_BW, None)
+    after_W = torch.arange(1, width + 1, device=place_BW.device)
+    if layout.causal_inside:
+        stop = torch.minimum(stop, after_W)
+    elif layout.lookahead is not None:
+        stop = torch.minimum(stop, after_W + layout.lookahead)
+    none = torch.zeros_like(clean_start)
+    before_start, before_stop = (width + each.gather(1, seat) for each in (document_start, block_start))
+    return KeyRanges(
+        torch.cat([start, width + clean_start], dim=1).int(),
+        torch.cat([stop, width + clean_stop], dim=1).int(),
+        torch.cat([torch.where(real, before_start, 0), none], dim=1).int(),
+        torch.cat([torch.where(real, before_stop, 0), none], dim=1).int(),
         width + length,
     )
 

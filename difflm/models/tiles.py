@@ -44,7 +44,7 @@ class Span:
     Attributes:
         prefix: start of the clean prefix, which ends at `start`.
         start, stop: tokens of the tile.
-        noisy: its rows of the noisy stream; empty in a single stream, or where no window stands on the tile.
+        noisy: its rows of the noisy stream; empty in a single stream, or where none stands on the tile.
     """
 
     prefix: int
@@ -63,7 +63,7 @@ def split_tiles(layout: Layout, *, tile: int = TILE, noisy_only: bool = False) -
 
     A block longer than `tile` is a tile of its own. Short documents share a tile; a tile that begins inside a
     document holds only that document (its prefix is visible to all queries of the tile). A window belongs to the tile
-    of its anchor.
+    of its anchor, a noisy block, in all its views, to that of its places.
 
     Args:
         layout: attention structure.
@@ -88,7 +88,8 @@ def split_tiles(layout: Layout, *, tile: int = TILE, noisy_only: bool = False) -
 def layout_spans(layout: Layout, *, tile: int = TILE) -> Iterator[list[Span]]:
     """Yield the spans of the tiles of each row, in order."""
     document_BL, block_BL = layout.document_BL.tolist(), layout.block_BL.tolist()
-    if layout.anchor_BW is None:
+    stand_BW = layout.stand_BW
+    if stand_BW is None:
         for document, block in zip(document_BL, block_BL, strict=True):
             spans = tile_spans(document, block, tile)
             none = slice(0, 0)
@@ -97,10 +98,11 @@ def layout_spans(layout: Layout, *, tile: int = TILE) -> Iterator[list[Span]]:
     # As many rows in a tile as with a noisy row for each token.
     length = layout.document_BL.shape[1]
     size = max(tile * 2 * length // (length + layout.noisy_length), 1)
-    for document, anchor_W in zip(document_BL, layout.anchor_BW.cpu(), strict=True):
+    for document, block, stand_W in zip(document_BL, block_BL, stand_BW.cpu(), strict=True):
         row = []
-        for prefix, start, stop in tile_spans(document, range(length), size):
-            first, end = torch.searchsorted(anchor_W.contiguous(), torch.tensor([start, stop])).tolist()
+        for prefix, start, stop in tile_spans(document, range(length) if layout.anchor_BW is not None else block, size):
+            # Counted, as the places of a block stand there once a view; padding is below every start.
+            first, end = (int((stand_W < place).sum()) for place in (start, stop))
             row.append(Span(prefix, start, stop, slice(first, end)))
         yield row
 

@@ -51,7 +51,7 @@ def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objec
     if chosen.noise == "bernoulli":
         schedule = LinearSchedule() if chosen.schedule == "linear" else CosineSchedule()
         noise = Bernoulli(
-            schedule=schedule, bandwidth=chosen.bandwidth, min_masks=chosen.min_masks, stratified=chosen.stratified
+            schedule=schedule, bandwidth=chosen.band, min_masks=chosen.min_masks, stratified=chosen.stratified
         )
     return BlockDiffusion(
         block_size=None,
@@ -60,6 +60,8 @@ def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objec
         weighting=chosen.weighting,
         cart_p=chosen.cart_p,
         complementary=chosen.complementary,
+        views=chosen.views,
+        shared=True,
         ar_weight=chosen.ar_weight,
         block_origin=chosen.block_origin,
         parametrisation=parametrisation,

@@ -29,10 +29,13 @@ class BlockDiffusionConfig:
         time_per: positions that share one draw of k or t: a "block" (stratified over a row's blocks) or a
             "sequence" (document). Default "block".
         schedule: mask probability over t, bernoulli only: "linear" (t) or "cosine". Default "linear".
-        bandwidth: [low, high], band of mask rates that are drawn, bernoulli only, 0 <= low < high <= 1.
-            Default [0, 1].
-        complementary: train each row twice, the second time with the other trainable positions masked.
-            Default false.
+        bandwidth: [low, high], band of mask rates that are drawn, bernoulli only, 0 <= low < high <= 1. Null takes
+            [0, 1], and with weighting "uniform" [0.3, 0.8], or with `complementary` [0.2, 0.8], so that the rates of
+            the inverse masks lie in the band as well. Default null.
+        complementary: train each row twice, the second time with the other trainable positions masked. Both stand
+            before one clean stream: 3L rows instead of 4L. Default false.
+        views: draws of the noise of each row in one step, all before one clean stream; the loss is their mean.
+            Default 1.
         ar_weight: coefficient of the next-token loss on the clean stream (needs a checkpoint with
             clean_attention "causal"). Default 0.
         annealing_tokens: over this many first tokens of the run the view of a row inside its block widens from causal
@@ -53,8 +56,9 @@ class BlockDiffusionConfig:
     stratified: bool = True
     time_per: Literal["block", "sequence"] = "block"
     schedule: Literal["linear", "cosine"] = "linear"
-    bandwidth: tuple[Share, Share] = (0.0, 1.0)
+    bandwidth: tuple[Share, Share] | None = None
     complementary: bool = False
+    views: Positive = 1
     ar_weight: NonNegative = 0.0
     annealing_tokens: Count = 0
     min_masks: Count = 0
@@ -63,11 +67,11 @@ class BlockDiffusionConfig:
 
     def __post_init__(self) -> None:
         """Refuse combinations that are undefined or biased."""
-        low, high = self.bandwidth
+        low, high = self.band
         if low >= high:
             raise ConfigError(f"train.objective.bandwidth: [{low}, {high}] is empty; low must be below high")
-        if self.noise == "exact_count" and (self.bandwidth != (0.0, 1.0) or self.schedule != "linear"):
-            field_name = "bandwidth" if self.bandwidth != (0.0, 1.0) else "schedule"
+        if self.noise == "exact_count" and ((low, high) != (0.0, 1.0) or self.schedule != "linear"):
+            field_name = "bandwidth" if (low, high) != (0.0, 1.0) else "schedule"
             value = [low, high] if field_name == "bandwidth" else self.schedule
             raise ConfigError(
                 f"train.objective.{field_name}: {value} has no meaning for noise 'exact_count', which draws counts; "
@@ -83,6 +87,19 @@ class BlockDiffusionConfig:
                 f"train.objective.min_masks: {self.min_masks} needs noise: bernoulli and weighting: uniform "
                 "(forced masks bias the ELBO; exact_count never leaves a block without a mask); set it to 0"
             )
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Return the band of mask rates that are drawn.
+
+        Source: the uniform weighting's is that of the authors' trainer; the report names none. With r the inverse mask
+            has rate 1 - r, which a symmetric band holds as well.
+        """
+        if self.bandwidth is not None:
+            return self.bandwidth
+        if self.noise == "exact_count" or self.weighting != "uniform":
+            return 0.0, 1.0
+        return (0.2, 0.8) if self.complementary else (0.3, 0.8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -284,6 +284,8 @@ def _tensors(inputs: Sequence[ModelInput]) -> dict[str, Tensor]:
             "epoch_B": each.epoch_B,
             "view_B": each.view_B,
         }
+        if each.layout.place_BW is not None and each.layout.view_BW is not None:
+            fields |= {"place_BW": each.layout.place_BW, "view_BW": each.layout.view_BW}
         for term in each.terms:
             fields |= {f"{term.name}.row_M": term.row_M, f"{term.name}.target_M": term.target_M}
             fields |= {f"{term.name}.weight_M": term.weight_M}

@@ -133,8 +133,8 @@ def _streams(inputs: ModelInput, *, noisy_only: bool) -> dict[int, Tensor]:
     layout = inputs.layout
     clean_BL = layout.document_BL != PADDING
     if not layout.two_streams:
-        return {0 if inputs.maskable_BL is not None else 1: clean_BL}
-    noisy = clean_BL if layout.anchor_BW is None else layout.anchor_BW != PADDING
+        return {0 if inputs.maskable_BW is not None else 1: clean_BL}
+    noisy = clean_BL if layout.stand_BW is None else layout.stand_BW != PADDING
     return {0: noisy} if noisy_only else {0: noisy, 1: clean_BL}
 
 

@@ -4,7 +4,7 @@ A mask rate is the realised one of a block: masked positions / positions that th
 buckets, "0.0-0.1" (up to but without 0.1) to "0.9-1.0" (with 1.0). Figures of several micro-batches or steps are added
 as sums and counts and divided once: never a mean of means.
 
-Shape legend: see `difflm.types`; P flattened positions [B * L], R buckets.
+Shape legend: see `difflm.types`; P flattened noisy rows [B * W], R buckets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflm.diffusion.masks import block_starts
+from difflm.diffusion.masks import noisy_starts
 from difflm.types import LossRows, ModelInput, TokenScores
 
 RATE_BUCKETS = 10
@@ -27,23 +27,27 @@ def bucket_name(bucket: int) -> str:
 
 
 def rate_buckets(inputs: ModelInput) -> Tensor:
-    """Return the mask-rate bucket of the block of each position, int64 [B * L]; -1 where nothing could be masked.
+    """Return the mask-rate bucket of the block of each noisy row, int64 [B * W]; -1 where nothing could be masked.
 
     Args:
-        inputs: of a masked objective (`maskable_BL` is given).
+        inputs: of a masked objective (`maskable_BW` is given).
     """
-    assert inputs.maskable_BL is not None, "only masked objectives have mask rates"
-    maskable_BL = inputs.maskable_BL.cpu()
-    length = maskable_BL.shape[1]
-    start_BL = block_starts(inputs.layout.document_BL.cpu(), inputs.layout.block_BL.cpu())
-    unit_P = start_BL.flatten().long().cumsum(0) - 1
+    assert inputs.maskable_BW is not None, "only masked objectives have mask rates"
+    maskable_BW = inputs.maskable_BW.cpu()
+    unit_P = noisy_starts(inputs.layout).cpu().flatten().long().cumsum(0) - 1
     units = int(unit_P[-1]) + 1
-    masked_P = inputs.masked_BN[:, :length].cpu().flatten().long()
+    masked_P = inputs.masked_BN[:, : maskable_BW.shape[1]].cpu().flatten().long()
     masked_U = torch.zeros(units, dtype=torch.int64).index_add_(0, unit_P, masked_P)
-    size_U = torch.zeros(units, dtype=torch.int64).index_add_(0, unit_P, maskable_BL.flatten().long())
+    size_U = torch.zeros(units, dtype=torch.int64).index_add_(0, unit_P, maskable_BW.flatten().long())
     # In whole numbers: 3 of 10 is in "0.3-0.4", whatever 0.3 is in binary.
     bucket_U = (RATE_BUCKETS * masked_U // size_U.clamp(min=1)).clamp(max=RATE_BUCKETS - 1)
     return torch.where(size_U > 0, bucket_U, -1)[unit_P]
+
+
+def masked_buckets(inputs: ModelInput, bucket_P: Tensor) -> Tensor:
+    """Return the bucket of each row of the first term, int64 [M]: its rows are the masked ones, in order."""
+    assert inputs.maskable_BW is not None, "only masked objectives have mask rates"
+    return bucket_P[inputs.masked_BN[:, : inputs.maskable_BW.shape[1]].cpu().flatten()]
 
 
 @dataclass(slots=True)
@@ -92,11 +96,12 @@ class NelboTally:
 
     def add(self, inputs: ModelInput, scores: TokenScores) -> None:
         """Take in one forward: the first term of a masked objective; others are left out."""
-        if inputs.maskable_BL is None:
+        if inputs.maskable_BW is None:
             return
         term, bucket_P = inputs.terms[0], rate_buckets(inputs)
-        self.rates.add(bucket_P[term.place_M.cpu()], term.weight_M.cpu() * scores.nll_M.detach().float().cpu())
-        self.rates.count(bucket_P[inputs.maskable_BL.cpu().flatten()])
+        bucket_M = masked_buckets(inputs, bucket_P)
+        self.rates.add(bucket_M, term.weight_M.cpu() * scores.nll_M.detach().float().cpu())
+        self.rates.count(bucket_P[inputs.maskable_BW.cpu().flatten()])
 
 
 class StepTally:
@@ -136,13 +141,13 @@ class StepTally:
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
             self.correct[name] = self.correct.get(name, 0) + int(score.correct_M.sum())
             self.scored[name] = self.scored.get(name, 0) + score.correct_M.numel()
-        if inputs.maskable_BL is None:
+        if inputs.maskable_BW is None:
             return
-        bucket_M = rate_buckets(inputs)[inputs.terms[0].place_M.cpu()]
+        bucket_M = masked_buckets(inputs, rate_buckets(inputs))
         self.rates.add(bucket_M, scores[0].nll_M)
         self.rates.count(bucket_M)
         self.masked += int(inputs.masked_BN.sum())
-        self.maskable += int(inputs.maskable_BL.sum())
+        self.maskable += int(inputs.maskable_BW.sum())
 
     def losses(self) -> dict[str, float]:
         """Return the normalised loss of each term, nats per counted token, before its coefficient."""

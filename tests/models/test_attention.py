@@ -24,7 +24,7 @@ from difflm.models.attention import (
 )
 from difflm.models.flex import FlexAttention
 from difflm.types import Layout
-from tests.models.windows import window_layout
+from tests.models.windows import view_layout, window_layout
 from tests.rows import batch_of
 
 HEADS, GROUPS, WIDTH = 4, 2, 8
@@ -162,15 +162,45 @@ def test_windows_equal_dense(
     backend: Literal["split", "portable"],
 ) -> None:
     layout = window_layout(sizes, width=width, size=size, causal=causal, padding=2)
+    assert_equal_to_dense(layout, tile=tile, noisy_only=noisy_only, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["split", "portable"])
+@pytest.mark.parametrize("noisy_only", [False, True])
+@settings(max_examples=10, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 23), min_size=1, max_size=4), min_size=1, max_size=2),
+    block_size=st.integers(1, 9),
+    views=st.integers(1, 3),
+    tile=st.integers(1, 30),
+    causal=st.booleans(),
+)
+def test_views_equal_dense(
+    sizes: list[list[int]],
+    block_size: int,
+    views: int,
+    tile: int,
+    causal: bool,
+    noisy_only: bool,
+    backend: Literal["split", "portable"],
+) -> None:
+    layout = view_layout(sizes, block_size=block_size, views=views, clean_causal=causal, padding=2)
+    assert_equal_to_dense(layout, tile=tile, noisy_only=noisy_only, backend=backend)
+
+
+def assert_equal_to_dense(
+    layout: Layout, *, tile: int, noisy_only: bool, backend: Literal["split", "portable"]
+) -> None:
     rows, length = layout.document_BL.shape
+    width = layout.noisy_length
     queries = width if noisy_only else width + length
     generator = torch.Generator().manual_seed(0)
     inputs = tuple(
         torch.randn(rows, heads, count, WIDTH, generator=generator).requires_grad_()
         for heads, count in ((HEADS, queries), (GROUPS, width + length), (GROUPS, width + length))
     )
-    assert layout.anchor_BW is not None
-    real = torch.cat([layout.anchor_BW, layout.document_BL], dim=1)[:, None, :queries, None] >= 0
+    assert layout.stand_BW is not None
+    real = torch.cat([layout.stand_BW, layout.document_BL], dim=1)[:, None, :queries, None] >= 0
     mask = materialise(layout_mask(layout), rows, width + length)[:, :, :queries]
     ours = SplitAttention(
         layout,
@@ -184,7 +214,9 @@ def test_windows_equal_dense(
     results = []
     for attend in (DenseAttention(mask), ours):
         out = attend(0, *inputs) * real
-        results.append((out, *torch.autograd.grad(out.sin().sum(), inputs)))
+        # Nothing may be asked at all.
+        value = out.sin().sum() + 0 * torch.stack([each.sum() for each in inputs]).sum()
+        results.append((out, *torch.autograd.grad(value, inputs)))
     assert max(float((one - other).detach().abs().max()) for one, other in zip(*results, strict=True)) < 1e-5
 
 

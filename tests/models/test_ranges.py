@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from difflm.diffusion.masks import block_numbers, layout_mask, materialise
 from difflm.models.ranges import dense_mask, key_ranges, ranges_mask
 from difflm.types import BlockOrigin, Layout
-from tests.models.windows import window_layout
+from tests.models.windows import view_layout, window_layout
 from tests.rows import batch_of
 
 ORIGINS: tuple[BlockOrigin, ...] = ("document", "row")
@@ -71,6 +71,44 @@ def test_ranges_of_windows_equal_the_predicate(
     assert torch.equal(dense_mask(key_ranges(layout)), expected)
     assert torch.equal(dense_mask(key_ranges(layout, noisy_only=True)), expected[:, :, :width])
     assert bool(expected.any(-1).all())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 17), min_size=1, max_size=4), min_size=1, max_size=3),
+    padding=st.integers(0, 5),
+    block_size=st.integers(1, 9),
+    views=st.integers(1, 3),
+    causal=st.booleans(),
+    clean_causal=st.booleans(),
+    lookahead=st.none() | st.integers(0, 5),
+)
+def test_ranges_of_views_equal_the_predicate(
+    sizes: list[list[int]],
+    padding: int,
+    block_size: int,
+    views: int,
+    causal: bool,
+    clean_causal: bool,
+    lookahead: int | None,
+) -> None:
+    layout = view_layout(
+        sizes,
+        block_size=block_size,
+        views=views,
+        causal=causal,
+        clean_causal=clean_causal,
+        lookahead=lookahead,
+        padding=padding,
+    )
+    rows, length = layout.document_BL.shape
+    width = layout.noisy_length
+    expected = materialise(layout_mask(layout), rows, width + length)
+    real = torch.cat([torch.ones(rows, width, dtype=torch.bool), layout.document_BL >= 0], dim=1)
+    found = dense_mask(key_ranges(layout))
+    assert torch.equal(found[:, 0][real], expected[:, 0][real])
+    assert torch.equal(dense_mask(key_ranges(layout, noisy_only=True)), found[:, :, :width])
+    assert bool(found.any(-1).all())
 
 
 def test_padding_in_the_middle_of_a_row_is_not_seen() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from difflm.models.tiles import split_tiles
 from tests.models.test_attention import layout_of
-from tests.models.windows import window_layout
+from tests.models.windows import view_layout, window_layout
 
 
 def test_tiles_are_small_and_cover_every_real_token_once() -> None:
@@ -43,3 +43,18 @@ def test_windows_stand_on_the_tile_of_their_anchor() -> None:
         (part,) = tile.queries_T
         asked[tile.row, part] += 1
     assert torch.equal(asked, (layout.anchor_BW >= 0).long())
+
+
+def test_views_stand_on_the_tile_of_their_places() -> None:
+    layout = view_layout([[300, 40], [200, 90]], block_size=8, views=2, padding=3)
+    assert layout.place_BW is not None
+    width = layout.noisy_length
+    covered = torch.zeros(2, width + 343, dtype=torch.int64)
+    for tile in split_tiles(layout, tile=64):
+        for part in tile.rows_T:
+            covered[tile.row, part] += 1
+        clean = tile.rows_T[-1]
+        for part in tile.rows_T[:-1]:
+            place = layout.place_BW[tile.row, part] + width
+            assert bool(((place >= clean.start) & (place < clean.stop)).all())
+    assert torch.equal(covered, (torch.cat([layout.place_BW, layout.document_BL], dim=1) >= 0).long())

@@ -145,11 +145,16 @@ def _prepared_shapes(config: TrainConfig, *, vocabulary: int) -> set[tuple[int, 
         inputs = staged.prepare(batch, mask_id=vocabulary - 1, noise=RowNoise(config.seed))
         two_streams = stage.block_size != length or staged.ar_weight > 0
         views = 2 if objective.complementary and stage.block_size != 1 else 1
-        assert inputs.token_BN.shape == (views, 2 * length if two_streams else length)
+        noisy, place_BW = inputs.layout.noisy_length, inputs.layout.place_BW
+        rows = views if place_BW is None else 1
+        assert inputs.token_BN.shape == (rows, noisy + length)
+        assert noisy <= (1 if place_BW is None else views) * length
+        assert (noisy > 0) == two_streams
         assert int(inputs.masked_BN.sum()) > 0
-        assert not bool(inputs.masked_BN[:, :length][inputs.layout.document_BL == PADDING].any())
+        empty = inputs.layout.document_BL if place_BW is None else place_BW
+        assert not bool(inputs.masked_BN[:, : empty.shape[1]][empty == PADDING].any())
         assert inputs.terms[0].row_M.numel() == int(inputs.masked_BN.sum()), "the loss is on the masks"
-        shapes.add((views, inputs.token_BN.shape[1]))
+        shapes.add((rows, inputs.token_BN.shape[1]))
     return shapes
 
 
@@ -158,7 +163,7 @@ def test_fine_tuning_masks_complementary_pairs_of_the_answer() -> None:
     assert isinstance(config.objective, BlockDiffusionConfig)
     assert config.objective.complementary
     assert config.objective.weighting == "uniform"
-    assert sum(config.objective.bandwidth) == 1.0, "symmetric, so that both views lie in the band"
+    assert sum(config.objective.band) == 1.0, "symmetric, so that both views lie in the band"
     assert config.fill_multiple == 32
 
 

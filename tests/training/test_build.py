@@ -26,7 +26,9 @@ BASE = TrainConfig(
 def test_the_objective_does_what_its_fields_say() -> None:
 
     shifted = Parametrisation(logit_shift=True, clean_attention="causal")
-    assert objective_of(BASE, shifted) == BlockDiffusion(block_size=None, noise=ExactCount(), parametrisation=shifted)
+    assert objective_of(BASE, shifted) == BlockDiffusion(
+        block_size=None, noise=ExactCount(), shared=True, parametrisation=shifted
+    )
     chosen = BlockDiffusionConfig(
         noise="bernoulli",
         weighting="uniform",
@@ -35,6 +37,7 @@ def test_the_objective_does_what_its_fields_say() -> None:
         bandwidth=(0.2, 0.7),
         stratified=False,
         complementary=True,
+        views=2,
         ar_weight=0.5,
         min_masks=1,
         block_origin="row",
@@ -45,6 +48,8 @@ def test_the_objective_does_what_its_fields_say() -> None:
         weighting="uniform",
         time_per="sequence",
         complementary=True,
+        views=2,
+        shared=True,
         ar_weight=0.5,
         block_origin="row",
         parametrisation=shifted,

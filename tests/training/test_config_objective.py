@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from difflm.errors import ConfigError
@@ -21,6 +23,18 @@ def test_band_and_schedule_belong_to_bernoulli() -> None:
         BlockDiffusionConfig(bandwidth=(0.3, 0.8))
     with pytest.raises(ConfigError, match=r"objective.schedule: cosine has no meaning"):
         BlockDiffusionConfig(schedule="cosine")
+
+
+def test_the_band_follows_from_weighting_and_pairs() -> None:
+    def band(**fields: Any) -> tuple[float, float]:
+        return BlockDiffusionConfig(**fields).band
+
+    assert band() == (0.0, 1.0)
+    assert band(weighting="uniform") == (0.0, 1.0)  # exact counts
+    assert band(noise="bernoulli") == (0.0, 1.0)  # the ELBO is that of all rates
+    assert band(noise="bernoulli", weighting="uniform") == (0.3, 0.8)
+    assert band(noise="bernoulli", weighting="uniform", complementary=True) == (0.2, 0.8)
+    assert band(noise="bernoulli", weighting="uniform", bandwidth=(0.0, 1.0)) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("band", [(0.5, 0.5), (0.8, 0.3)])

@@ -191,7 +191,9 @@ def test_the_noise_of_a_row_is_its_own(files: dict[str, Path], tmp_path: Path) -
             for inputs in trainer._draw(trainer.objective_at(0))[0]:
                 owner_M = inputs.terms[0].row_M // inputs.token_BN.shape[1]
                 for index, key in enumerate(zip(inputs.row_B.tolist(), inputs.epoch_B.tolist(), strict=True)):
-                    found[key] = inputs.masked_BN[index], inputs.terms[0].weight_M[owner_M == index]
+                    term = inputs.terms[0]
+                    place_M = term.place_M[owner_M == index] % trainer.config.data.row_length
+                    found[key] = place_M, term.weight_M[owner_M == index]
         seen.append(found)
         trainer.close()
     for other in seen[1:]:

@@ -53,10 +53,11 @@ OBJECTIVES = pytest.mark.parametrize(
     [
         (BlockDiffusion(block_size=4), ("noisy", "clean")),
         (BlockDiffusion(block_size=4, complementary=True), ("noisy", "clean")),
+        (BlockDiffusion(block_size=4, complementary=True, shared=True), ("noisy", "clean")),
         (BlockDiffusion(block_size=None), ("noisy",)),
         (NextToken(), ("clean",)),
     ],
-    ids=["two_streams", "complementary", "one_block", "next_token"],
+    ids=["two_streams", "complementary", "shared", "one_block", "next_token"],
 )
 
 
@@ -113,11 +114,13 @@ def gradients_of(model: Transformer) -> dict[str, Tensor]:
 
 def kind_of(inputs: ModelInput, streams: Sequence[str], place: int) -> tuple[int, str] | None:
     """Return (batch row, stream) of a token of the flattened input, None for padding."""
-    length = inputs.layout.document_BL.shape[1]
-    row, column = divmod(place, len(streams) * length)
-    if inputs.layout.document_BL[row, column % length] == PADDING:
-        return None
-    return row, streams[column // length]
+    row, column = divmod(place, inputs.token_BN.shape[1])
+    noisy = inputs.layout.noisy_length
+    first = column < noisy or len(streams) == 1
+    stand_BW = inputs.layout.stand_BW
+    noisy_BW = inputs.layout.document_BL if stand_BW is None else stand_BW
+    real = noisy_BW[row, column] if first else inputs.layout.document_BL[row, column - noisy]
+    return None if real == PADDING else (row, streams[0 if first else 1])
 
 
 def watched(model: Transformer) -> dict[int, list[Tensor]]:

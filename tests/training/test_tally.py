@@ -46,8 +46,8 @@ def random_scores(inputs: ModelInput, seed: int) -> tuple[TokenScores, ...]:
 
 def reference(inputs: ModelInput, scores: TokenScores) -> dict[str, dict[str, list[float]]]:
     """Return by bucket: plain nats of masked tokens, weighted nats, and the tokens of blocks, one entry a token."""
-    assert inputs.maskable_BL is not None
-    rows, length = inputs.maskable_BL.shape
+    assert inputs.maskable_BW is not None
+    rows, length = inputs.maskable_BW.shape
     blocks: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for row in range(rows):
         run = 0
@@ -59,7 +59,7 @@ def reference(inputs: ModelInput, scores: TokenScores) -> dict[str, dict[str, li
     at = {int(place): index for index, place in enumerate(inputs.terms[0].place_M)}
     found: dict[str, dict[str, list[float]]] = {"plain": {}, "weighted": {}, "tokens": {}}
     for members in blocks.values():
-        maskable = [each for each in members if inputs.maskable_BL[each]]
+        maskable = [each for each in members if inputs.maskable_BW[each]]
         masked = [each for each in members if inputs.masked_BN[each]]
         for number in range(10):
             inside = maskable and (number * len(maskable) <= 10 * len(masked) < (number + 1) * len(maskable))
@@ -166,7 +166,7 @@ def test_buckets_are_closed_below_and_the_last_one_holds_everything_masked() -> 
     assert [bucket_name(each) for each in (0, 2, 9)] == ["0.0-0.1", "0.2-0.3", "0.9-1.0"]
     objective = BlockDiffusion(block_size=1)
     inputs = objective.prepare(rows_of().batch([0]), mask_id=MASK, noise=RowNoise(0))
-    assert inputs.maskable_BL is not None
+    assert inputs.maskable_BW is not None
     bucket = rate_buckets(inputs)
-    assert set(bucket[inputs.maskable_BL.flatten()].tolist()) == {9}
-    assert set(bucket[~inputs.maskable_BL.flatten()].tolist()) <= {-1}
+    assert set(bucket[inputs.maskable_BW.flatten()].tolist()) == {9}
+    assert set(bucket[~inputs.maskable_BW.flatten()].tolist()) <= {-1}
