@@ -102,9 +102,18 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.lora: LowRank | None = None
 
+    def operands(self) -> tuple[Tensor, Tensor | None]:
+        """Return what `product` takes beside the input: tensors with an entry for each output."""
+        return self.weight, self.bias
+
+    @staticmethod
+    def product(hidden: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Return the map of the last dimension alone; nobody else has the result."""
+        return F.linear(hidden, weight_OI, bias_O)
+
     def forward(self, hidden: Tensor, adapter: AdapterRows = True) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return the map of the last dimension, plus the adapter's part on its rows."""
-        out = F.linear(hidden, self.weight, self.bias)
+        out = self.product(hidden, *self.operands())
         if self.lora is None or adapter is False:
             return out
         return adapted(out, self.lora, hidden, adapter)

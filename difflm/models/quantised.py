@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from difflm.errors import ConfigError
 from difflm.models.config import ModelConfig
 from difflm.models.lora import AdapterGate, AdapterRows, Linear, adapted
-from difflm.models.transformer import Transformer
 
 Weights = Literal["float", "int8"]
 LARGEST = 127
@@ -42,7 +41,8 @@ class QuantisedLinear(nn.Module):
         scale_O1 = _scales(wide_OI)
         self.code_OI = nn.Buffer((wide_OI / scale_O1).round_().to(torch.int8))
         self.scale_O = nn.Buffer(scale_O1[:, 0].clone())
-        self.bias = None if linear.bias is None else nn.Buffer(linear.bias.detach())
+        self.bias: Tensor | None
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
         self.dtype = linear.weight.dtype
         self.lora = linear.lora if isinstance(linear, Linear) else None
 
@@ -51,8 +51,13 @@ class QuantisedLinear(nn.Module):
         """Return what the codes stand for, [O, I], in the dtype of the weight they were made from; a copy."""
         return (self.code_OI * self.scale_O[:, None]).to(self.dtype)
 
-    def forward(self, hidden: Tensor, adapter: AdapterRows = True) -> Tensor:
-        """Return the map of the last dimension, plus the adapter's part on its rows."""
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what `product` takes beside the input: tensors with an entry for each output."""
+        return self.code_OI, self.scale_O, self.bias
+
+    @staticmethod
+    def product(hidden: Tensor, code_OI: Tensor, scale_O: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Return the map of the last dimension alone; each output is computed by itself, and nobody else has them."""
         wide_NI = hidden.flatten(0, -2).float()
         scale_N1 = _scales(wide_NI)
         wide_NI = wide_NI / scale_N1
@@ -60,12 +65,16 @@ class QuantisedLinear(nn.Module):
         fine_NI = wide_NI.sub_(coarse_NI).mul_(FINE).round_()
         code_NI = torch.cat([coarse_NI, fine_NI]).to(torch.int8)
         # Sums of products of two codes fit into int32 up to 2**17 inputs: they are exact, in whatever order.
-        coarse_NO, fine_NO = torch.ops.aten._int_mm(code_NI, self.code_OI.t()).chunk(2)
+        coarse_NO, fine_NO = torch.ops.aten._int_mm(code_NI, code_OI.t()).chunk(2)
         out_NO = (coarse_NO + fine_NO / FINE).mul_(scale_N1)
-        out_NO *= self.scale_O
-        if self.bias is not None:
-            out_NO += self.bias
-        out = out_NO.to(hidden.dtype).view(*hidden.shape[:-1], len(self.scale_O))
+        out_NO *= scale_O
+        if bias_O is not None:
+            out_NO += bias_O
+        return out_NO.to(hidden.dtype).view(*hidden.shape[:-1], len(scale_O))
+
+    def forward(self, hidden: Tensor, adapter: AdapterRows = True) -> Tensor:
+        """Return the map of the last dimension, plus the adapter's part on its rows."""
+        out = self.product(hidden, *self.operands())
         return out if self.lora is None or adapter is False else adapted(out, self.lora, hidden, adapter)
 
 
@@ -104,7 +113,7 @@ def check_weights(
         raise ConfigError(f"weights: 'int8' {reason}; or use 'float', with dtype bfloat16")
 
 
-def quantise(model: Transformer) -> None:
+def quantise(model: nn.Module) -> None:
     """Hold every linear map of a dense model in int8, the head included; the embedding and the norms stay.
 
     A head that is the embedding gets codes of its own: the embedding's rows are still read as they are.
@@ -116,6 +125,6 @@ def quantise(model: Transformer) -> None:
         model.set_submodule(name, QuantisedLinear(linear))
 
 
-def is_quantised(model: Transformer) -> bool:
+def is_quantised(model: nn.Module) -> bool:
     """Return whether a model's linear maps are held in int8 (`quantise`)."""
     return any(isinstance(each, QuantisedLinear) for each in model.modules())
