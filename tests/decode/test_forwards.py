@@ -16,13 +16,27 @@ from torch import Tensor, nn
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import Engine
 from difflm.decode.events import Completion, Finished
-from difflm.decode.forwards import Body, CompiledBody, PaddedForward, RecordedBody, padded_count, padded_forward
+from difflm.decode.forwards import (
+    Body,
+    CompiledBody,
+    PaddedForward,
+    PlainForward,
+    RecordedBody,
+    padded_count,
+    padded_forward,
+)
+from difflm.decode.packing import noisy_rows, packed
 from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
+from difflm.decode.work import Work
 from difflm.errors import ConfigError, RequestError
 from difflm.models.adapters import AdapterSite, adaptable_weights, adapter_parameters, attach_adapter
+from difflm.models.cache import CachePool
+from difflm.models.lora import AdapterGate
+from difflm.models.stacking import stack_maps
 from tests.decode.drafting import causal, check_same, pair
 from tests.decode.test_engine import PARAMETRISATIONS
+from tests.decode.test_runner import request_of
 from tests.decode.tiny import MASK, tiny
 
 CACHE_TOKENS = 60
@@ -113,6 +127,77 @@ def test_padded_and_recorded_forwards_answer_as_plain_ones(
         assert [(each.tokens, each.forwards) for each in found] == [(each.tokens, each.forwards) for each in plain]
     # rows: 32 or 64; segments: a quarter of them, or one for each row
     assert set(recorded.recorded) <= {(32, 8), (32, 33), (64, 16), (64, 65)}
+
+
+def drafting(seed: int = 4, *, gate: AdapterGate = "noisy", **facts: Any) -> LoadedModel:
+    """Return a tiny model with an adapter on every map and the mask's row."""
+    loaded = causal(seed, **facts)
+    sites = [AdapterSite(weights=(each,), rank=2, alpha=4.0) for each in adaptable_weights(loaded.model)]
+    generator = torch.Generator().manual_seed(1)
+    attach_adapter(loaded.model, sites, token_ids=(MASK,), generator=generator, gate=gate)
+    with torch.no_grad():
+        for parameter in adapter_parameters(loaded.model).values():
+            parameter += torch.randn(parameter.shape, generator=generator)
+    return loaded
+
+
+def causal_work(number: int, clean: int, noisy: int, start: int = 0) -> Work:
+    request = request_of(
+        id=number, block_size=1, clean_causal=True, noisy_causal=True, logit_shift=True, max_new_tokens=9
+    )
+    tokens = (*range(1, clean + 1), *([MASK] * noisy))
+    return Work(request=request, base=20 * number, kind="denoise", start=start, tokens=tokens, num_clean=clean)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize(
+    ("works", "given"),
+    [
+        ([causal_work(0, 3, 4)], slice(3, 7)),
+        ([causal_work(0, 0, 4)], slice(0, 4)),
+        ([causal_work(0, 2, 0), causal_work(1, 1, 3, 4), causal_work(2, 5, 0, 1)], slice(3, 6)),
+        ([causal_work(0, 2, 1), causal_work(1, 4, 0), causal_work(2, 1, 2)], [0, 0, 1, 0, 0, 0, 0, 0, 1, 1]),
+        ([causal_work(0, 2, 0), causal_work(1, 3, 0)], None),
+    ],
+)
+def test_noisy_rows_of_one_request_are_a_run_and_a_run_gives_what_a_mask_does(
+    works: list[Work], given: object, stacked: bool
+) -> None:
+    loaded, seen = drafting(), list[Any]()
+    if stacked:
+        stack_maps(loaded.model)
+    forward = loaded.model.forward
+
+    def recorded(*args: Any, **options: Any) -> Tensor:
+        seen.append(options.get("adapter"))
+        return forward(*args, **options)
+
+    loaded.model.forward = recorded
+    rows, found = packed(works), list[Tensor]()
+    with torch.inference_mode():
+        for masked in (False, True):
+            pool = CachePool(loaded.model.config, device="cpu", dtype=torch.float64)
+            pool.ensure(80, most=80)
+            for stored in (pool.key, pool.value):
+                stored.zero_()
+            if not masked:
+                found.append(PlainForward(loaded.model, pool)(works, rows))
+                continue
+            loaded.model.forward = lambda *args, **options: forward(
+                *args, adapter=torch.tensor([noisy_rows(works)], dtype=torch.bool)
+            )
+            found.append(PlainForward(loaded.model, pool)(works, rows))
+    assert [each[0].int().tolist() if isinstance(each, Tensor) else each for each in seen] == [given]
+    assert torch.allclose(found[0], found[1], atol=1e-12)
+
+
+def test_an_adapter_for_every_row_needs_no_rows() -> None:
+    loaded, seen = drafting(gate="all"), list[dict[str, Any]]()
+    forward = loaded.model.forward
+    loaded.model.forward = lambda *args, **options: (seen.append(options), forward(*args, **options))[1]
+    Engine(loaded, cache_bytes=100 * 256).generate([[1, 2]], SamplingParams(max_new_tokens=2, decoding="next_token"))
+    assert seen
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("shift", [False, True])

@@ -7,10 +7,12 @@ import itertools
 import pytest
 import torch
 
-from difflm.decode.packing import noisy_rows, packed, parts_of, segments_of
+from difflm.decode.packing import TILE, noisy_rows, packed, parts_of, segments_of
 from difflm.decode.work import Work
+from difflm.models.cache import CachePool, PackedAttention, Part
 from tests.decode.reference import training_layout_mask
 from tests.decode.test_runner import request_of
+from tests.decode.tiny import architecture
 
 
 @pytest.mark.parametrize(("clean_causal", "noisy_causal"), list(itertools.product((False, True), repeat=2)))
@@ -66,6 +68,48 @@ def test_drafting_rows_see_the_drafts_and_each_other_and_nothing_sees_them(
     seen = [(base, stop - start) for count, base, stop in segments_of(work) for _ in range(count)]
     assert seen == [(9, int(row.sum())) for row in expected]
     assert noisy_rows([work]) == [0] * clean + [1] * noisy
+
+
+@pytest.mark.parametrize(("start", "clean", "noisy"), [(0, 3, 4), (5, 1, 5), (0, 0, 3), (6, 0, 4), (7, 5, 0)])
+def test_one_part_where_all_rows_are_causal_is_the_two_of_clean_and_noisy_rows(
+    start: int, clean: int, noisy: int
+) -> None:
+    request = request_of(block_size=1, clean_causal=True, noisy_causal=True, logit_shift=True)
+    rows, base = clean + noisy, 3
+    work = Work(request=request, base=base, kind="denoise", start=start, tokens=(0,) * rows, num_clean=clean)
+    parts = list(parts_of(work, 0, "cpu"))
+    assert len(parts) == 1
+    before, triangle = [each for each in (clean, noisy) if each], torch.ones(rows, rows, dtype=torch.bool).tril()
+    firsts = [0, *itertools.accumulate(before)]
+    two = [
+        Part(first=first, count=count, base=base, stop=start + first + count, mask_NN=triangle[:count, :count])
+        for first, count in zip(firsts, before, strict=False)
+    ]
+    generator, config = torch.Generator().manual_seed(0), architecture()
+    query = torch.randn(1, config.num_heads, rows, 4, generator=generator, dtype=torch.float64)
+    key, value = (
+        torch.randn(1, config.num_kv_heads, rows, 4, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    found = []
+    for each in (parts, two):
+        pool = CachePool(config, device="cpu", dtype=torch.float64)
+        pool.ensure(base + start + rows, most=99)
+        for stored in (pool.key, pool.value):
+            stored.copy_(torch.randn(stored.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+        entry_N = torch.arange(base + start, base + start + rows)
+        found.append(PackedAttention(pool, entry_N, each)(1, query, key, value))
+    assert torch.allclose(*found, atol=1e-12)
+
+
+def test_many_causal_rows_are_cut_clean_and_noisy_ones_alike() -> None:
+    request = request_of(block_size=1, clean_causal=True, noisy_causal=True, logit_shift=True)
+    rows = TILE + 7
+    work = Work(request=request, kind="denoise", start=2, tokens=(0,) * rows, num_clean=TILE - 1)
+    parts = list(parts_of(work, 0, "cpu"))
+    assert [(part.first, part.count, part.stop) for part in parts] == [(0, TILE, TILE + 2), (TILE, 7, rows + 2)]
+    for part in parts:
+        assert part.mask_NN is not None
+        assert torch.equal(part.mask_NN, torch.ones_like(part.mask_NN).tril())
 
 
 def test_rows_of_many_works_stand_one_behind_another_and_know_their_places() -> None:

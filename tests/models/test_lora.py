@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from difflm.models.lora import Linear, LowRank, TokenRows
+from difflm.models.lora import Linear, LowRank, TokenRows, row_mask
 from difflm.models.moe import Experts
 from tests.models.test_moe import LING, hidden, layer
 
@@ -137,6 +137,74 @@ def test_a_pair_that_is_not_finite_does_not_reach_rows_outside_the_gate() -> Non
     assert bool(torch.isfinite(linear(noise(1, 2, 8), rows)[~rows]).all())
 
 
+RUNS = [slice(1, 4), slice(0, 1), slice(-2, None), slice(None), slice(2, 2), slice(3, 99)]
+
+
+def mask_of(run: slice, rows: int = 2, length: int = 5) -> Tensor:
+    inside = range(length)[run]
+    return torch.tensor([[place in inside for place in range(length)]] * rows)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_a_run_of_rows_is_the_mask_of_them_in_outputs_and_gradients(run: slice) -> None:
+    found, grads = [], []
+    for rows in (run, mask_of(run)):
+        linear = Linear(8, 6, bias=True).double()
+        linear.lora = pair(out=6, width=8)
+        with torch.no_grad():
+            linear.weight.copy_(noise(6, 8, seed=1))
+            linear.bias.copy_(noise(6, seed=2))
+        given = noise(2, 5, 8, seed=6).requires_grad_()
+        before = given.detach().clone()
+        out = linear(given, rows)
+        found.append(out)
+        grads.append(torch.autograd.grad(out.square().sum(), [given, *linear.parameters()]))
+        assert torch.equal(given, before)
+    assert torch.allclose(*found, atol=1e-13)
+    assert torch.equal(found[0][~mask_of(run)], linear(given, False)[~mask_of(run)])
+    assert all(torch.allclose(mine, theirs, atol=1e-12) for mine, theirs in zip(*grads, strict=True))
+
+
+def test_of_a_run_of_rows_nothing_else_is_computed() -> None:
+    linear, seen = Linear(8, 6, bias=False).double(), list[Tensor]()
+    linear.lora = pair(out=6, width=8)
+    linear.lora.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    given = noise(2, 5, 8)
+    with torch.no_grad():
+        linear.lora.b[0, 0] = torch.inf
+    out = linear(given, slice(3, 5))
+    assert torch.equal(seen[0], given[:, 3:5])
+    assert bool(torch.isfinite(out[:, :3]).all())
+    assert not bool(torch.isfinite(out[:, 3:, 0]).any())
+
+
+def test_rows_of_an_adapter_as_a_mask() -> None:
+    tokens = torch.zeros(2, 5, dtype=torch.int64)
+    for run in RUNS:
+        found = row_mask(run, tokens)
+        assert isinstance(found, Tensor)
+        assert found.dtype == torch.bool
+        assert torch.equal(found, mask_of(run))
+    given = mask_of(slice(1, 3))
+    assert row_mask(given, tokens) is given
+    assert row_mask(True, tokens) is True
+    assert row_mask(False, tokens) is False
+    assert torch.equal(torch.as_tensor(row_mask(slice(1, 2), noise(2, 5, 8))), mask_of(slice(1, 2)))
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_a_run_of_rows_in_a_mixture_is_the_mask_of_them(run: slice) -> None:
+    mixture, given = layer(LING), hidden(2, 5)
+    mixture.experts.gate_up_lora = adapted_experts().gate_up_lora
+    assert mixture.shared is not None
+    mixture.shared.gate.lora = pair(out=10, width=8)
+    found, masked, parent = (mixture(given, adapter=rows)[0] for rows in (run, mask_of(run), False))
+    assert torch.allclose(found, masked, atol=1e-12)
+    inside = mask_of(run)
+    assert torch.equal(found[~inside], parent[~inside])
+    assert not bool((found[inside] == parent[inside]).all(-1).any())
+
+
 def test_the_gate_of_experts_goes_by_token() -> None:
     experts, parent = adapted_experts(), layer(LING).experts
     hidden_ND, weight_NK, expert_NK = routed()
@@ -159,6 +227,7 @@ def test_rows_of_the_embedding_are_put_in_where_their_token_stands() -> None:
     assert torch.equal(out[0, 1], embedding.weight[1])
     gated = rows(embedding(token), token, torch.tensor([[True, True, True, False]]))
     assert torch.equal(gated[0, 3], embedding.weight[5])
+    assert torch.equal(rows(embedding(token), token, slice(0, 3)), gated)
     assert torch.equal(F.embedding(token, rows.placed(embedding.weight)), out)
     out.square().sum().backward()
     assert rows.weight.grad is not None

@@ -32,7 +32,7 @@ from tests.models.test_moe import LING, QWEN
 from tests.models.test_moe import architecture as sparse_architecture
 from tests.standins import write_parent
 
-SIZES, INPUTS = (12, 4, 4), 10
+SIZES, INPUTS = (12, 8, 8), 10
 ATOL = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.15}
 ROWS: dict[str, AdapterRows] = {
     "all": True,
@@ -222,14 +222,17 @@ REPLACED: dict[str, Callable[[Shared], object]] = {
     "weight's data": lambda shared: setattr(shared.maps[0].weight, "data", drawn(12, INPUTS, seed=70)),
     "weight's place": lambda shared: setattr(shared.maps[1].weight, "data", shared.maps[2].weight.data),
     "weight's order": lambda shared: setattr(shared.maps[1].weight, "data", shared.maps[1].weight.data.flip(0)),
-    "bias": lambda shared: setattr(shared.maps[1], "bias", nn.Parameter(drawn(4, seed=70))),
+    "weight's strides": lambda shared: setattr(
+        shared.maps[1].weight, "data", shared.maps[1].weight.data.as_strided((8, INPUTS), (1, 8))
+    ),
+    "bias": lambda shared: setattr(shared.maps[1], "bias", nn.Parameter(drawn(8, seed=70))),
     "bias gone": lambda shared: setattr(shared.maps[1], "bias", None),
-    "pair": lambda shared: setattr(shared.maps[2], "lora", pair_of(4, seed=70)),
+    "pair": lambda shared: setattr(shared.maps[2], "lora", pair_of(8, seed=70)),
     "pair gone": lambda shared: setattr(shared.maps[2], "lora", None),
     "A": lambda shared: setattr(pair(shared), "a", nn.Parameter(drawn(2, INPUTS, seed=70))),
     "A's data": lambda shared: setattr(pair(shared).a, "data", drawn(2, INPUTS, seed=70)),
-    "B": lambda shared: setattr(pair(shared), "b", nn.Parameter(drawn(4, 2, seed=70))),
-    "B's data": lambda shared: setattr(pair(shared).b, "data", drawn(4, 2, seed=70)),
+    "B": lambda shared: setattr(pair(shared), "b", nn.Parameter(drawn(8, 2, seed=70))),
+    "B's data": lambda shared: setattr(pair(shared).b, "data", drawn(8, 2, seed=70)),
     "scale": lambda shared: setattr(pair(shared), "scale", 3.5),
     "map": lambda shared: shared.given.__setitem__(1, maps_of("abc")[2]),
     "order of maps": lambda shared: setattr(shared, "given", nn.ModuleList([shared.maps[each] for each in (0, 2, 1)])),
@@ -251,7 +254,7 @@ def test_what_was_replaced_is_computed_until_it_is_stacked_again(name: str) -> N
 
 
 def test_a_bias_or_a_pair_that_comes_later_is_computed() -> None:
-    for name, come in (("bias", nn.Parameter(drawn(4, seed=70))), ("lora", pair_of(4, seed=70))):
+    for name, come in (("bias", nn.Parameter(drawn(8, seed=70))), ("lora", pair_of(8, seed=70))):
         for kind in (Linear, QuantisedLinear):
             maps = [kind(each) if kind is QuantisedLinear else each for each in maps_of(bias=False)]
             shared = Shared(maps)
@@ -267,6 +270,15 @@ def test_another_dtype() -> None:
     shared.float()
     check_maps(shared, calls, by_stack=False, dtype=torch.float32)
     check_maps(shared, watched(shared), by_stack=True, dtype=torch.float32)
+
+
+def test_another_device() -> None:
+    shared = Shared(maps_of("abc"))
+    stack_maps(shared)
+    assert shared.stack is not None
+    assert shared.stack.current(shared.maps)
+    shared.to("meta")
+    assert not shared.stack.current(shared.maps)
 
 
 def test_memory_that_was_freed_and_taken_again_is_not_mistaken() -> None:
