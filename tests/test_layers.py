@@ -30,7 +30,11 @@ CONFINED = {
     "matplotlib": "difflm/plots",
     "click": "difflm/cli/",
     "yaml": "difflm/training/config_io.py",
-    "pydantic": "difflm/training/config",
+    "pydantic": ("difflm/training/config", "difflm/serving/"),
+    "fastapi": "difflm/serving/",
+    "starlette": "difflm/serving/",
+    "uvicorn": "difflm/serving/",
+    "prometheus_client": "difflm/serving/",
     "pyarrow": "difflm/data/",
     "zstandard": "difflm/data/",
     "tensorboard": "difflm/training/tracking.py",
@@ -40,7 +44,7 @@ CONFINED = {
 }
 NOT_AT_IMPORT = {
     "transformers", "gguf", "matplotlib", "pyarrow", "zstandard", "rich", "tensorboard", "wandb", "trackio",
-    "reasoning_gym",
+    "reasoning_gym", "fastapi", "starlette", "uvicorn", "prometheus_client",
 }  # fmt: skip
 PURE = {"torch", "math", "collections", "dataclasses", "typing", "__future__", "difflm"}
 

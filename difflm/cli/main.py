@@ -84,6 +84,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "sweep": ("difflm.cli.sweep:sweep", "Score and speed over thresholds, block sizes and policies."),
             "tune": ("difflm.cli.tune:tune", "Find the fastest block size and threshold for a quality, keep them."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
+            "serve": ("difflm.cli.serve:serve", "Answer clients of the chat completions interface."),
             "inspect": ("difflm.cli.main:inspect", "Draw a mask, show a packed row, a key map or steps."),
             "doctor": ("difflm.cli.doctor:doctor", "Try what works on this machine."),
             "bench": ("difflm.cli.main:bench", "Measure the speed of decoding and of training."),

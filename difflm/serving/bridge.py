@@ -84,7 +84,7 @@ class Bridge:
         self.limits = limits or QueueLimits()
         self.counts = Counts()
         self.state: State = "new"
-        self._make_engine, self._on_dead = make_engine, on_dead
+        self._make_engine, self.on_dead = make_engine, on_dead
         self._wake = threading.Condition()
         self._queue: FairQueue[Ticket] = FairQueue()
         self._cancelled: list[Ticket] = []
@@ -194,6 +194,12 @@ class Bridge:
         while self._active:
             await asyncio.sleep(0.02)
 
+    def fail_all(self) -> None:
+        """Fail every answer that somebody waits for, as the server is about to stop. To be called on the loop."""
+        for ticket in list(self._active):
+            self.cancel(ticket)
+            ticket.tell(Draining("the server has stopped"))
+
     async def stop(self) -> None:
         """Fail what is left, and end the thread."""
         with self._wake:
@@ -202,7 +208,7 @@ class Bridge:
             self._wake.notify()
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
-        self._fail(list(self._active), Draining("the server has stopped"))
+        self.fail_all()
 
     # In the thread.
 
@@ -338,4 +344,4 @@ class Bridge:
         self._fail(list(self._active), EngineDead("the engine has stopped; the server is about to exit"))
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(error if isinstance(error, Exception) else EngineDead(repr(error)))
-        self._on_dead()
+        self.on_dead()

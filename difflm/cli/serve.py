@@ -1,0 +1,82 @@
+"""`difflm serve`: a model behind the HTTP interface of chat completions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from difflm.cli.options import folder, model_options, open_model
+
+if TYPE_CHECKING:
+    from difflm.models.quantised import Weights
+
+
+@click.command()
+@click.argument("model", type=folder())
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
+)
+@click.option("--name", metavar="NAME", show_default="the folder's", help="Name of the model for clients.")
+@click.option(
+    "--decoding",
+    type=click.Choice(["block", "next_token", "verified"]),
+    show_default="verified where the model drafts, else block",
+    help="Where a request does not say.",
+)
+@click.option(
+    "--policy",
+    metavar="NAME[:SETTING=VALUE,...]",
+    show_default="native, with these options",
+    help="Where a request does not say; see docs/decoding.md.",
+)
+@click.option("--block-size", type=click.IntRange(1), show_default="the model's", help="Where a request does not say.")
+@click.option("--threshold", type=float, show_default="the model's", help="Where a request does not say.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="Where a request does not say.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=4096,
+    show_default=True,
+    help="Longest answer; a request for more is refused. A chat that names no number gets what the context has left.",
+)
+@click.option("--max-requests", type=click.IntRange(1), default=64, show_default=True, help="Answers decoded at once.")
+@click.option("--max-queue", type=click.IntRange(0), default=256, show_default=True, help="Answers that may wait.")
+@click.option(
+    "--max-queue-tokens",
+    type=click.IntRange(0),
+    default=1 << 20,
+    show_default=True,
+    help="Tokens of their prompts and longest answers.",
+)
+@click.option("--cache-gib", type=float, default=4.0, show_default=True, help="Keys and values, GiB.")
+@click.option(
+    "--prefix-caching/--no-prefix-caching",
+    default=True,
+    show_default=True,
+    help="Whether a prompt that begins like an earlier one is not read again; --cache-gib comes to be filled.",
+)
+@click.option("--grace", type=float, default=30.0, show_default=True, help="Seconds for running answers at SIGTERM.")
+@model_options
+def serve(
+    model: Path,
+    *,
+    device: str,
+    dtype: str,
+    weights: Weights,
+    threads: int | None,
+    revision: str | None,
+    **options: Any,
+) -> int:
+    """Serve MODEL to clients of /v1/chat/completions and /v1/completions.
+
+    A model that drafts is decoded left to right in fewer forwards (decoding verified), and the text is its base's.
+    """
+    from difflm.serving.setup import Options, served
+
+    chosen = Options(**options)
+    chosen.check()
+    loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
+    return served(loaded, chosen, fallback_name=model.resolve().name, say=lambda line: click.echo(line, err=True)).run()

@@ -1,0 +1,155 @@
+"""A plan -> its answer, whole or in chunks, within the server's times; however it ends, the engine is left clean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from difflm.decode.events import Event, Finished
+from difflm.errors import DifflmError
+from difflm.serving.answers import Answer, Delta, usage_of
+from difflm.serving.bridge import Bridge
+from difflm.serving.errors import ApiError, internal, not_usable, unanswered
+from difflm.serving.failures import TimedOut, Unanswered
+from difflm.serving.formats import provisional_object, usage_object
+from difflm.serving.limits import Limits
+from difflm.serving.planning import Plan
+from difflm.serving.tickets import Ticket
+
+Inbox = asyncio.Queue[tuple[Answer, Event | Exception]]
+"""What happens to the answers of one request, in order."""
+
+_log = logging.getLogger("difflm.serving")
+
+
+def error_of(error: Exception) -> ApiError:
+    """Return what a client is told of a failure; defects go to the log."""
+    match error:
+        case ApiError():
+            return error
+        case Unanswered():
+            return unanswered(error)
+        case DifflmError():
+            return not_usable(error)
+    _log.error("a request failed by a defect of the server", exc_info=error)
+    return internal()
+
+
+async def whole(plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: Limits) -> dict[str, Any]:
+    """Return the response of a plan.
+
+    Args:
+        plan: what is answered.
+        tickets: of its orders.
+        bridge: they are of.
+        limits: how long it may take.
+
+    Raises:
+        Unanswered: there is none.
+    """
+    async with aclosing(deltas(plan, tickets, bridge, limits)) as told:
+        async for _ in told:
+            pass
+    return plan.form.whole(plan.answers, usage_of(plan.prompts, plan.answers))
+
+
+async def chunks(
+    plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: Limits
+) -> AsyncGenerator[dict[str, Any], None]:
+    """Yield the chunks of a stream; an error is one of them, and the last. Takes what `whole` takes."""
+    form, options = plan.form, plan.options
+
+    def chunk(*choices: dict[str, Any], **more: Any) -> dict[str, Any]:
+        if options.continuous_usage_stats:
+            more.setdefault("usage", usage_object(usage_of(plan.prompts, plan.answers)))
+        elif options.include_usage:
+            more.setdefault("usage", None)
+        return form.chunk(choices, **more)
+
+    try:
+        if form.kind == "chat":
+            for answer in plan.answers:
+                yield chunk(form.opening(answer.index))
+        async with aclosing(deltas(plan, tickets, bridge, limits)) as told:
+            async for delta in told:
+                answer = plan.answers[delta.index]
+                if delta.provisional is not None:
+                    seen = provisional_object(delta.provisional, delta.index, len(answer.prompt), form.pieces)
+                    yield chunk(diffusion=seen)
+                    continue
+                scores = _scores(plan, answer, delta)
+                if delta.text or scores is not None:
+                    yield chunk(form.part(delta.index, delta.text, scores))
+                if delta.finished is not None:
+                    yield chunk(form.closing(answer))
+        if options.include_usage:
+            yield chunk(usage=usage_object(usage_of(plan.prompts, plan.answers)))
+    except Exception as error:
+        yield error_of(error).body
+
+
+def _scores(plan: Plan, answer: Answer, delta: Delta) -> dict[str, Any] | None:
+    """Return the log-probabilities of new tokens, if they were asked for and there are some."""
+    if not delta.logprobs:
+        return None
+    if plan.form.kind == "chat":
+        return plan.form.chat_logprobs(delta.logprobs)
+    return plan.form.text_logprobs(delta.logprobs, answer.tokens[: -len(delta.tokens)])
+
+
+async def deltas(plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: Limits) -> AsyncGenerator[Delta, None]:
+    """Yield what is new of all answers as it comes, until all are finished; at the end the tickets are given up.
+
+    Takes what `whole` takes.
+
+    Raises:
+        Unanswered: one of the answers failed, or the time is up.
+    """
+    inbox: Inbox = asyncio.Queue()
+
+    async def follow(answer: Answer, ticket: Ticket) -> None:
+        try:
+            async for event in ticket.events():
+                inbox.put_nowait((answer, event))
+        except Exception as error:
+            inbox.put_nowait((answer, error))
+
+    pairs = zip(plan.answers, tickets, strict=True)
+    tasks = [asyncio.create_task(follow(answer, ticket)) for answer, ticket in pairs]
+    began, left = asyncio.get_running_loop().time(), len(tasks)
+    try:
+        while left:
+            answer, event = await _next(inbox, tickets, began, limits)
+            if isinstance(event, Exception):
+                raise event
+            left -= isinstance(event, Finished)
+            yield answer.take(event)
+    finally:
+        for ticket in tickets:
+            bridge.cancel(ticket)
+        for task in tasks:
+            task.cancel()
+
+
+async def _next(
+    inbox: Inbox, tickets: Sequence[Ticket], began: float, limits: Limits
+) -> tuple[Answer, Event | Exception]:
+    """Return what comes next.
+
+    Raises:
+        TimedOut: nothing came in time.
+    """
+    while True:
+        waits = all(ticket.started is None for ticket in tickets)
+        seconds = min(limits.queue_seconds, limits.answer_seconds) if waits else limits.answer_seconds
+        try:
+            async with asyncio.timeout_at(began + seconds):
+                return await inbox.get()
+        except TimeoutError:
+            if waits and any(ticket.started is not None for ticket in tickets) and seconds < limits.answer_seconds:
+                continue
+            what = "it was not begun" if waits else "it was not finished"
+            raise TimedOut(f"{what} within {seconds:g} seconds") from None

@@ -1,0 +1,135 @@
+"""What each endpoint does: a request in, a response out. The framework comes in as arguments."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from difflm import __version__
+from difflm.serving.answering import chunks, error_of, whole
+from difflm.serving.errors import ApiError
+from difflm.serving.service import Service
+from difflm.serving.sse import HEADERS, ReaderGone, ReaderTooSlow, Receive, Send, send_events, unless_gone, written
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+_log = logging.getLogger("difflm.serving")
+Abort = Callable[[], None]
+"""Cuts the connection of a request."""
+
+
+def json_response(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a response with a JSON value."""
+    from starlette.responses import Response
+
+    return Response(written(value), status_code=status, headers=headers, media_type="application/json")
+
+
+def error_response(error: ApiError) -> Response:
+    """Return the response of an error."""
+    return json_response(error.body, status=error.status, headers=dict(error.headers))
+
+
+async def completions(service: Service, request: Request, kind: str, abort: Abort) -> Response:
+    """Answer a conversation or a prompt, whole or as a stream.
+
+    Args:
+        service: the model.
+        request: of the client.
+        kind: "chat" or "text".
+        abort: for a client that does not read.
+    """
+    body = await json_body(request)
+    plan = await service.plan(kind, body)
+    tickets = service.submit(plan, client_of(request))
+    if plan.stream:
+        return stream_response(chunks(plan, tickets, service.bridge, service.limits), service, abort)
+    return json_response(await unless_gone(request.receive, whole(plan, tickets, service.bridge, service.limits)))
+
+
+def client_of(request: Request) -> str:
+    """Return whose turn a request takes: its key's, else its address's."""
+    return request.scope.get("state", {}).get("client") or (request.client.host if request.client else "")
+
+
+async def json_body(request: Request) -> bytes:
+    """Return the body of a request.
+
+    Raises:
+        ApiError: it does not say that it is JSON: pages of other sites may send anything else without being asked.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        message = f"content-type: {kind!r:.60} is not served; send application/json"
+        raise ApiError(status=415, message=message, param="content-type")
+    return await request.body()
+
+
+def stream_response(chunks: AsyncGenerator[dict[str, Any], None], service: Service, abort: Abort) -> Response:
+    """Return a response that sends chunks as events."""
+    from starlette.responses import Response
+
+    class EventStream(Response):
+        async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+            head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            async with aclosing(chunks):
+                await send(head)
+                try:
+                    await send_events(receive, send, chunks, write_seconds=service.limits.write_seconds)
+                except ReaderGone:
+                    return
+                except ReaderTooSlow:
+                    _log.warning("a reader was cut: it took nothing for %g seconds", service.limits.write_seconds)
+                    abort()
+
+    response = EventStream()
+    del response.headers["content-length"]
+    response.headers.update(HEADERS)
+    return response
+
+
+def models(service: Service, created: int) -> Response:
+    """List the model."""
+    return json_response({"object": "list", "data": [service.model_object(created)]})
+
+
+def model(service: Service, created: int, name: str) -> Response:
+    """Describe the model of a name.
+
+    Raises:
+        ApiError: there is none of that name.
+    """
+    service.planner.check_model(name)
+    return json_response(service.model_object(created))
+
+
+def health(service: Service) -> Response:
+    """Say whether the engine is alive."""
+    dead = service.bridge.state in ("dead", "stopped")
+    return json_response({"status": "dead" if dead else "ok"}, status=503 if dead else 200)
+
+
+def ready(service: Service) -> Response:
+    """Say whether requests are taken."""
+    state = service.bridge.state
+    return json_response({"status": state}, status=200 if state == "running" else 503)
+
+
+def version() -> Response:
+    """Say which difflm this is."""
+    return json_response({"version": __version__})
+
+
+def answer_to(error: Exception) -> Response:
+    """Return the response of whatever went wrong."""
+    return error_response(error_of(error))
+
+
+def not_found(status: int, detail: str) -> Response:
+    """Return the response of a path or method that there is not."""
+    return error_response(ApiError(status=status, message=json.dumps(detail)[1:-1]))

@@ -1,0 +1,217 @@
+"""A request's body -> everything its answer needs: checked, encoded, admitted. To be called off the event loop."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
+
+from difflm.decode.admission import admit
+from difflm.decode.engine import seeds
+from difflm.decode.request import SamplingParams
+from difflm.errors import DifflmError
+from difflm.serving.answers import Answer
+from difflm.serving.errors import ApiError, bad, not_usable, not_valid, of_field
+from difflm.serving.formats import Echo, Form, Kind
+from difflm.serving.limits import Defaults, Limits
+from difflm.serving.pieces import Pieces
+from difflm.serving.prompts import conversation_ids, prompts_of
+from difflm.serving.sampling import sampling_params
+from difflm.serving.schema import Asked, Body, ChatRequest, CompletionRequest, StreamOptions
+from difflm.serving.texts import GrowingText
+from difflm.serving.tickets import Job, Order
+from difflm.serving.unsupported import check_extra
+
+if TYPE_CHECKING:
+    from difflm.checkpoints.loading import LoadedModel
+
+DEFAULT_NEW_TOKENS = 16
+"""Of /v1/completions, where a request does not say."""
+
+B = TypeVar("B", bound=Body)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A request that can be answered.
+
+    Attributes:
+        form: how it is written.
+        prompts: ids of each.
+        orders: for the engine, one for each answer.
+        answers: that will grow, in the same order.
+        jobs: for the engine, one for each prompt that is scored.
+        stream: whether it is told as it comes.
+        options: what a stream holds beside text.
+        echo: whether prompts are repeated.
+        texts: of the prompts, where they are repeated.
+    """
+
+    form: Form
+    prompts: Sequence[Sequence[int]]
+    orders: Sequence[Order]
+    answers: Sequence[Answer]
+    jobs: Sequence[Job] = ()
+    stream: bool = False
+    options: StreamOptions = field(default_factory=StreamOptions)
+    echo: bool = False
+    texts: Sequence[str] = ()
+
+    def echoes(self, scores: Sequence[Echo]) -> list[Echo]:
+        """Return what is repeated before each answer.
+
+        Args:
+            scores: of each prompt; empty where they were not asked for.
+        """
+        each = scores or [Echo(text=text) for text in self.texts]
+        return [each[number * len(each) // len(self.answers)] for number in range(len(self.answers))]
+
+
+@dataclass(slots=True, kw_only=True)
+class Planner:
+    """Makes plans.
+
+    Attributes:
+        loaded: the model.
+        name: under which it is served.
+        limits: bounds.
+        defaults: what requests do not say.
+        cache_tokens: that the engine has room for.
+        pieces: text of single tokens; None without a tokenizer.
+    """
+
+    loaded: LoadedModel
+    name: str
+    limits: Limits
+    defaults: Defaults
+    cache_tokens: int
+    pieces: Pieces | None = None
+
+    def chat(self, body: bytes) -> Plan:
+        """Return the plan of a conversation.
+
+        Raises:
+            ApiError: the request cannot be served; it says why.
+        """
+        asked = parsed(ChatRequest, body)
+        self._check_common(asked, chat=True)
+        if asked.top_logprobs is not None and not asked.logprobs:
+            raise of_field("top_logprobs", "it needs logprobs true")
+        prompt = conversation_ids(self.loaded, asked.messages, self.limits)
+        most = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
+        if most == 0:
+            raise of_field("max_tokens", "0 cannot be used; give at least 1")
+        new_tokens = self._new_tokens([prompt], most, self.limits.new_tokens, where="messages")
+        top = (asked.top_logprobs or 0) if asked.logprobs else None
+        return self._plan(asked, "chat", [prompt], new_tokens=new_tokens, top=top)
+
+    def text(self, body: bytes) -> Plan:
+        """Return the plan of a completion. Raises as `chat`."""
+        asked = parsed(CompletionRequest, body)
+        self._check_common(asked, chat=False)
+        if asked.max_tokens == 0:
+            raise of_field("max_tokens", "0 cannot be used; give at least 1")
+        if asked.echo:
+            raise of_field("echo", "it is not supported by this server; leave it out")
+        prompts = prompts_of(self.loaded, asked, self.limits)
+        new_tokens = self._new_tokens(prompts, asked.max_tokens, DEFAULT_NEW_TOKENS, where="prompt")
+        return self._plan(asked, "text", prompts, new_tokens=new_tokens, top=asked.logprobs)
+
+    def check_model(self, model: str | None) -> None:
+        """Refuse a name under which nothing is served; no name is the only model's.
+
+        Raises:
+            ApiError: there is no such model.
+        """
+        if model and model != self.name:
+            message = f"model: {model!r:.100} is not served here; use {self.name!r}"
+            raise ApiError(status=404, message=message, param="model", code="model_not_found")
+
+    def _check_common(self, asked: Asked, *, chat: bool) -> None:
+        self.check_model(asked.model)
+        try:
+            check_extra(asked.extra, n=asked.n or 1, chat=chat)
+        except DifflmError as error:
+            raise not_usable(error) from None
+        if asked.stream_options is not None and not asked.stream:
+            raise of_field("stream_options", "they need stream true")
+
+    def _new_tokens(self, prompts: Sequence[Sequence[int]], most: int | None, default: int, *, where: str) -> int:
+        """Return the tokens of each answer at most; nothing is ever cut from a prompt."""
+        if most is not None and most > self.limits.new_tokens:
+            raise of_field(
+                "max_tokens", f"{most} is more than this server allows; give at most {self.limits.new_tokens}"
+            )
+        context = min(self.loaded.config.model.max_positions, self.cache_tokens)
+        longest = max(map(len, prompts))
+        room = context - longest
+        if room < (most or 1):
+            raise of_field(
+                where,
+                f"{longest} tokens and {most or 1} new ones do not fit the context of {context}; shorten it"
+                + (" or lower max_tokens" if room > 0 else ""),
+                code="context_length_exceeded",
+            )
+        return most or min(default, room)
+
+    def _plan(
+        self, asked: Asked, kind: Kind, prompts: Sequence[Sequence[int]], *, new_tokens: int, top: int | None
+    ) -> Plan:
+        try:
+            params = sampling_params(
+                asked, new_tokens=new_tokens, logprobs=top, defaults=self.defaults, limits=self.limits
+            )
+            alone = [replace(params, n=1, seed=seed) for seed in seeds(params)]
+            watched = bool(asked.stream and asked.stream_options and asked.stream_options.denoising)
+            orders = [self._order(prompt, each, watched=watched) for prompt in prompts for each in alone]
+        except DifflmError as error:
+            raise not_usable(error) from None
+        prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
+        return Plan(
+            form=Form(
+                kind=kind,
+                id=prefix + uuid.uuid4().hex,
+                created=int(time.time()),
+                model=self.name,
+                pieces=self.pieces,
+                top=top,
+            ),
+            prompts=prompts,
+            orders=orders,
+            answers=[self._answer(number, order) for number, order in enumerate(orders)],
+            stream=bool(asked.stream),
+            options=asked.stream_options or StreamOptions(),
+        )
+
+    def _order(self, prompt: Sequence[int], params: SamplingParams, *, watched: bool) -> Order:
+        request = admit(self.loaded, prompt, params, request_id=0, fused=True)
+        if request.capacity > self.cache_tokens:
+            raise bad(f"max_tokens: prompt and answer take {request.capacity} tokens of cache, of {self.cache_tokens}")
+        return Order(prompt=request.prompt, params=params, capacity=request.capacity, watched=watched)
+
+    def _answer(self, index: int, order: Order) -> Answer:
+        growing = GrowingText(self._decode, tuple(order.params.stop))
+        return Answer(loaded=self.loaded, index=index, prompt=order.prompt, seed=order.params.seed, growing=growing)
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return "" if self.loaded.tokenizer is None else self.loaded.decode(tokens)
+
+
+def parsed(kind: type[B], body: bytes) -> B:
+    """Return the body as an object of its schema.
+
+    Args:
+        kind: the schema.
+        body: JSON.
+
+    Raises:
+        ApiError: it does not fit.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise not_valid(error) from None

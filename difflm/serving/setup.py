@@ -1,0 +1,145 @@
+"""Options of the command -> a server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from difflm.decode.admission import decoding_for
+from difflm.decode.checks import check_number
+from difflm.decode.policies.named import policy, policy_settings
+from difflm.decode.request import SamplingParams
+from difflm.serving.bridge import QueueLimits
+from difflm.serving.limits import Defaults, Limits
+from difflm.serving.server import Binding, Served
+from difflm.serving.service import Service
+from difflm.types import Decoding
+
+if TYPE_CHECKING:
+    from difflm.checkpoints.loading import LoadedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What `difflm serve` is told.
+
+    Attributes:
+        host, port, grace: see `Binding`.
+        name: of the model; None: that of its folder.
+        decoding, policy, block_size, threshold, temperature: where a request does not say.
+        max_new_tokens: longest answer.
+        max_requests: decoded at once.
+        max_queue, max_queue_tokens: that may wait.
+        cache_gib: keys and values.
+        prefix_caching: whether prompts that begin alike are read once.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    name: str | None = None
+    decoding: str | None = None
+    policy: str | None = None
+    block_size: int | None = None
+    threshold: float | None = None
+    temperature: float = 0.0
+    max_new_tokens: int = 4096
+    max_requests: int = 64
+    max_queue: int = 256
+    max_queue_tokens: int = 1 << 20
+    cache_gib: float = 4.0
+    prefix_caching: bool = True
+    grace: float = 30.0
+
+    def check(self) -> None:
+        """Refuse what can be refused before a model is loaded.
+
+        Raises:
+            RequestError: naming the option.
+        """
+        for name, value in (("--cache-gib", self.cache_gib), ("--grace", self.grace)):
+            check_number(name, value, above=name == "--cache-gib")
+        check_number("--temperature", self.temperature)
+        if self.policy is not None:
+            name, settings = policy_settings(self.policy)
+            policy(name, **settings)
+
+    @property
+    def defaults(self) -> Defaults:
+        """What requests do not say."""
+        return Defaults(
+            decoding=cast("Decoding | None", self.decoding),
+            policy=None if self.policy is None else policy_settings(self.policy),
+            block_size=self.block_size,
+            threshold=self.threshold,
+            temperature=self.temperature,
+        )
+
+
+def served(loaded: LoadedModel, options: Options, *, fallback_name: str, say: Callable[[str], None]) -> Served:
+    """Return a server of a model, not started.
+
+    Args:
+        loaded: the model.
+        options: of the command.
+        fallback_name: of the model where none is given.
+        say: is told, a line at a time, what is served.
+
+    Raises:
+        RequestError: options that do not fit the model.
+    """
+    service = Service(
+        loaded,
+        name=options.name or fallback_name,
+        limits=Limits(new_tokens=options.max_new_tokens),
+        queue=QueueLimits(requests=options.max_queue, tokens=options.max_queue_tokens),
+        defaults=options.defaults,
+        max_requests=options.max_requests,
+        cache_bytes=int(options.cache_gib * (1 << 30)),
+        prefix_caching=options.prefix_caching,
+    )
+    binding = Binding(host=options.host, port=options.port, grace_seconds=options.grace)
+    for line in introduction(service):
+        say(line)
+    return Served(service, binding, on_start=lambda address: say(f"{address}\n{example(service, address)}"))
+
+
+def introduction(service: Service) -> list[str]:
+    """Return lines that say what is served, and how.
+
+    Args:
+        service: the model.
+    """
+    loaded, defaults = service.loaded, service.defaults
+    params = SamplingParams(decoding=defaults.decoding)
+    decoding = defaults.policy[0] if defaults.policy else decoding_for(loaded, params)
+    facts = [f"decoding {decoding}", f"temperature {defaults.temperature:g}"]
+    if decoding == "block":
+        size = params.resolved_block_size(loaded.config.generation, loaded.config.block_size)
+        threshold = params.resolved_threshold(loaded.config.generation)
+        facts.append(f"block size {defaults.block_size or size}")
+        facts.append(f"threshold {threshold if defaults.threshold is None else defaults.threshold:g}")
+    template = loaded.tokenizer is not None and bool(loaded.tokenizer.chat_template)
+    return [
+        f"model {service.name}: {loaded.path}, context {loaded.config.model.max_positions} tokens, "
+        f"{'with' if template else 'without'} a chat template",
+        f"where a request does not say: {', '.join(facts)}",
+    ]
+
+
+def example(service: Service, address: str) -> str:
+    """Return a command to try.
+
+    Args:
+        service: the model.
+        address: where it is served.
+    """
+    tokenizer = service.loaded.tokenizer
+    if tokenizer is not None and tokenizer.chat_template:
+        path, body = "chat/completions", {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
+    elif tokenizer is not None:
+        path, body = "completions", {"prompt": "In the beginning", "max_tokens": 64}
+    else:
+        path, body = "completions", {"prompt": [1, 2, 3], "max_tokens": 64}
+    return f"curl {address}/v1/{path} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

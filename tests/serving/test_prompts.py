@@ -1,0 +1,92 @@
+"""Prompts of every form become the ids that the model is trained with, or are refused by the place that is wrong."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from difflm.checkpoints.loading import LoadedModel
+from difflm.serving.errors import ApiError
+from difflm.serving.limits import Limits
+from difflm.serving.prompts import conversation_ids, encoded, prompts_of
+from difflm.serving.schema import ChatRequest, CompletionRequest
+
+
+def prompts(loaded: LoadedModel, prompt: Any, **fields: Any) -> list[list[int]]:
+    asked = CompletionRequest.model_validate_json(json.dumps({"prompt": prompt, **fields}))
+    return prompts_of(loaded, asked, Limits(answers=4))
+
+
+def conversation(loaded: LoadedModel, *messages: Any, most: int = 9) -> list[int]:
+    asked = ChatRequest.model_validate_json(json.dumps({"messages": messages}))
+    return conversation_ids(loaded, asked.messages, Limits(messages=most))
+
+
+def test_texts_and_ids(loaded: LoadedModel) -> None:
+    ids = loaded.encode("in the")
+    assert prompts(loaded, "in the") == prompts(loaded, ["in the"]) == prompts(loaded, ids) == [ids]
+    assert prompts(loaded, [ids, [1]]) == [ids, [1]]
+    assert prompts(loaded, ["in the", "word"]) == [ids, loaded.encode("word")]
+
+
+@pytest.mark.parametrize("prompt", [[], None])
+def test_no_prompt(prompt: Any, loaded: LoadedModel) -> None:
+    with pytest.raises(ApiError) as caught:
+        prompts(loaded, prompt)
+    assert caught.value.param == "prompt"
+
+
+def test_too_many(loaded: LoadedModel) -> None:
+    with pytest.raises(ApiError) as caught:
+        prompts(loaded, ["a", "b", "c"], n=2)
+    assert caught.value.message == "prompt: 3 prompts with n 2; give at most 4 altogether"
+
+
+def test_half_a_character(loaded: LoadedModel) -> None:
+    with pytest.raises(ApiError) as caught:
+        encoded(loaded, "\ud83d", where="prompt")
+    assert caught.value.param == "prompt"
+
+
+def test_content_as_text_and_as_parts(loaded: LoadedModel) -> None:
+    whole = conversation(loaded, {"role": "system", "content": "a word"}, {"role": "user", "content": "in the light"})
+    parts = [{"type": "text", "text": "in "}, {"type": "text", "text": "the light", "more": 1}]
+    assert whole == conversation(loaded, {"role": "developer", "content": "a word"}, {"role": "user", "content": parts})
+    messages = [{"role": "system", "content": "a word"}, {"role": "user", "content": "in the light"}]
+    assert whole == loaded.encode_chat(messages)
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, "messages[0].content[0].type"),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text"),
+        ({"role": "user"}, "messages[0].content"),
+        ({"role": "user", "content": None}, "messages[0].content"),
+        ({"role": "assistant", "content": "a", "tool_calls": [{"id": "x"}]}, "messages[0].tool_calls"),
+        ({"role": "tool", "content": "a", "tool_call_id": "x"}, "messages[0].tool_call_id"),
+        ({"role": "tool", "content": "a"}, "messages[0].role"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named(message: Any, param: str, loaded: LoadedModel) -> None:
+    with pytest.raises(ApiError) as caught:
+        conversation(loaded, message)
+    assert caught.value.param == param
+    assert caught.value.message.startswith(param)
+
+
+def test_too_many_messages_and_no_template(loaded: LoadedModel) -> None:
+    message = {"role": "user", "content": "a"}
+    with pytest.raises(ApiError) as caught:
+        conversation(loaded, *[message] * 10)
+    assert caught.value.message == "messages: 10 messages; give at most 9"
+    bare = copy.copy(loaded.require_tokenizer())
+    bare.chat_template = None
+    with pytest.raises(ApiError) as caught:
+        conversation(LoadedModel(loaded.model, bare, loaded.config, loaded.path), message)
+    assert str(loaded.path) not in caught.value.message
+    assert "no chat template" in caught.value.message

@@ -1,0 +1,193 @@
+"""The process: sockets as they are, clients that leave, signals, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from difflm.checkpoints.loading import LoadedModel
+from difflm.errors import ConfigError
+from difflm.serving.limits import Limits
+from difflm.serving.server import FAILED, Binding, Served
+from difflm.serving.service import Service
+from tests.serving.servers import Running, request_bytes, serving
+
+ROOT = Path(__file__).parents[2]
+LONG = {"prompt": "in the", "max_tokens": 400, "ignore_eos": True, "diffusion": {"threshold": 1}}
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def received(connection: socket.socket) -> bytes:
+    data = b""
+    while part := connection.recv(65536):
+        data += part
+    return data
+
+
+def slowed(running: Running, seconds: float) -> None:
+    """Let every forward of the running engine take at least so long."""
+    engine = running.service.bridge._engine
+    run = engine.runner.run
+
+    def slow(works: Any) -> Any:
+        time.sleep(seconds)
+        return run(works)
+
+    engine.runner.run = slow  # type: ignore[method-assign]
+
+
+def test_a_body_in_single_bytes(server: Running) -> None:
+    data = request_bytes("/v1/completions", {"prompt": "in the", "max_tokens": 3}, headers="Connection: close\r\n")
+    with server.connect() as connection:
+        for number in range(len(data)):
+            connection.sendall(data[number : number + 1])
+        answer = received(connection)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_the_engine(stream: bool, loaded: LoadedModel) -> None:
+    with serving(loaded, max_requests=1) as running:
+        slowed(running, 0.02)
+        bridge = running.service.bridge
+        first, second = running.connect(), running.connect()
+        first.sendall(request_bytes("/v1/completions", {**LONG, "stream": stream}))
+        until(lambda: bridge.running == 1)
+        second.sendall(request_bytes("/v1/completions", {**LONG, "stream": stream}))
+        until(lambda: bridge.waiting == 1)
+        second.close()  # while it waits
+        until(lambda: bridge.waiting == 0, 5)
+        assert bridge.running == 1
+        before = bridge.counts.forwards
+        first.close()  # in the middle of a block
+        until(lambda: bridge.running == 0, 5)
+        assert bridge.counts.forwards - before < 50  # of 400
+        assert bridge.active == 0
+        assert bridge._engine.cache_use.running == 0
+        assert running.post("/v1/completions", {"prompt": "in", "max_tokens": 2}).status_code == 200
+
+
+def test_a_reader_that_does_not_read_is_cut(loaded: LoadedModel) -> None:
+    with serving(loaded, limits=Limits(write_seconds=0.5)) as running:
+        connection = running.connect()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        options = {"stream": True, "stream_options": {"denoising": True}, "n": 16, "logprobs": 20}
+        connection.sendall(request_bytes("/v1/completions", {**LONG, **options}))
+        until(lambda: running.service.bridge.active == 16)
+        until(lambda: running.service.bridge.active == 0, 60)
+        until(lambda: not running.served.transports, 5)
+        connection.close()
+        assert running.get("/health").status_code == 200
+
+
+def test_draining_finishes_what_runs_and_refuses_what_is_new(loaded: LoadedModel) -> None:
+    with serving(loaded) as running:
+        slowed(running, 0.01)
+        found: list[Any] = []
+        thread = threading.Thread(
+            target=lambda: found.append(running.post("/v1/completions", {**LONG, "max_tokens": 60}))
+        )
+        thread.start()
+        until(lambda: running.service.bridge.running == 1)
+        running.served.signalled(signal.SIGTERM)
+        response = running.post("/v1/completions", {"prompt": "x"})
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "draining")
+        assert response.headers["retry-after"] == "1"
+        assert running.get("/ready").status_code == 503
+        assert running.get("/health").status_code == 200
+        thread.join(30)
+        assert found[0].status_code == 200
+        assert found[0].json()["usage"]["completion_tokens"] == 60
+        running.thread.join(10)
+        assert running.code == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_grace_time_has_an_end(stream: bool, loaded: LoadedModel) -> None:
+    with serving(loaded, binding=Binding(port=0, grace_seconds=0.2)) as running:
+        slowed(running, 0.05)
+        found: list[Any] = []
+        thread = threading.Thread(
+            target=lambda: found.append(running.post("/v1/completions", {**LONG, "stream": stream}))
+        )
+        thread.start()
+        until(lambda: running.service.bridge.running == 1)
+        running.served.signalled(signal.SIGTERM)
+        thread.join(30)
+        assert found[0].status_code == (200 if stream else 503)
+        assert '"code":"draining"' in found[0].text
+        running.thread.join(20)
+        assert running.code == 0
+
+
+def test_a_dead_engine_is_said_and_ends_the_process(loaded: LoadedModel) -> None:
+    with serving(loaded, binding=Binding(port=0, linger_seconds=1)) as running:
+        bridge = running.service.bridge
+
+        def fails(works: Any) -> Any:
+            raise RuntimeError("CUDA error")
+
+        def breaks() -> Any:
+            engine = make()
+            engine.runner.run = fails  # type: ignore[method-assign]
+            return engine
+
+        make, bridge._make_engine = bridge._make_engine, breaks
+        bridge._engine.runner.run = fails  # type: ignore[method-assign]
+        for _ in range(3):
+            response = running.post("/v1/completions", {"prompt": "x"})
+            assert response.status_code == 500
+            assert "CUDA" not in response.text
+        until(lambda: bridge.state == "dead")
+        assert running.get("/health").status_code == 503
+        assert running.post("/v1/completions", {"prompt": "x"}).json()["error"]["code"] == "engine_dead"
+        running.thread.join(20)
+        assert running.code == FAILED
+
+
+def test_a_port_that_is_taken(server: Running, loaded: LoadedModel) -> None:
+    served = Served(Service(loaded, name="tiny"), Binding(port=server.port))
+    with pytest.raises(ConfigError, match=f"--port: 127.0.0.1:{server.port} cannot be bound"):
+        served.run()
+
+
+def test_the_command_serves_until_sigterm(loaded: LoadedModel) -> None:
+    words = [sys.executable, "-m", "difflm", "serve", str(loaded.path), "--port", "0", "--threads", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stderr is not None
+        lines = []
+        while not (lines and lines[-1].startswith("curl ")):
+            lines.append(process.stderr.readline())
+            assert process.poll() is None, lines
+        assert lines[0].startswith(f"model tiny: {loaded.path}, context 512 tokens, with a chat template")
+        assert "decoding block, temperature 0, block size 8, threshold 0.95" in lines[1]
+        command = re.sub(r"^curl ", "curl --silent --show-error --fail-with-body ", lines[-1])
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["choices"][0]["message"]["role"] == "assistant"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
