@@ -38,7 +38,7 @@ class Plan:
     ladder: tuple[tuple[int | str, int], ...]
     task_tokens: int
     task_items: int = 4000
-    draft_tokens: int = 60_000
+    draft_tokens: int = 110_000
     validation_rows: int = 12
     fresh: int = 120
     unseen: int = 60

@@ -24,9 +24,9 @@ from demo import report
 from demo.corpus import write_corpus
 from demo.evaluate import LOSSLESS, Row, cached_measure
 from demo.fetch import CORPUS, MODEL, cache_folder, fetch
-from demo.plan import BLOCK_SIZE, FULL, QUICK, Plan, draft_run, task_run, text_run
+from demo.plan import BLOCK_SIZE, FULL, QUICK, WINDOW, Plan, draft_run, task_run, text_run
 from demo.task import items, write_jsonl
-from difflm import DifflmError, LoadedModel, SamplingParams, convert, load_model, train
+from difflm import DifflmError, LoadedModel, SamplingParams, convert, load_model, policy, train
 from difflm.display import training_observer
 from difflm.training.build import set_threads
 from difflm.training.merge_methods import Best
@@ -99,7 +99,10 @@ def evaluate(plan: Plan, folder: Path, model: Path, control: Path, drafter: Path
         rows += _both_splits(folder, name, loaded, params, sizes)
     loaded = load_model(control, dtype="bfloat16")
     sizes = (plan.control_fresh, plan.control_unseen)
-    alone, verified = SamplingParams(decoding="next_token"), SamplingParams(decoding="verified")
+    alone, verified = (
+        SamplingParams(decoding="next_token"),
+        SamplingParams(policy=policy("verified", window=WINDOW, start=WINDOW)),
+    )
     rows += _both_splits(folder, "AR control", loaded, alone, sizes)
     if drafter is None:
         return rows
