@@ -148,11 +148,16 @@ def score_input(
         hidden_MD, target_M = flat[term.row_M.to(flat.device)], term.target_M.to(flat.device)
         given: dict[str, Any] = {"chunk": chunk, "suppressed_V": suppressed_V, "rows": rows}
         if term.teacher_M is None:
-            return score_tokens(hidden_MD, model.head.weight, target_M, entropy=entropy, **given)
+            wanted = entropy or term.temperature is not None
+            warm = 1.0 if term.temperature is None else term.temperature
+            return score_tokens(hidden_MD, model.head.weight, target_M, entropy=wanted, temperature=warm, **given)
         teacher_MD = flat[term.teacher_M.to(flat.device)]
         return score_against(hidden_MD, model.head.weight, teacher_MD, target_M, kind=term.divergence, **given)
 
-    return tuple(scored(term) for term in inputs.terms)
+    found: list[TokenScores] = []
+    for term in inputs.terms:
+        found.append(scored(term) if term.scores_of is None else found[term.scores_of])
+    return tuple(found)
 
 
 def _adapter_rows(model: Transformer, *, noisy: bool, layout: Layout) -> AdapterRows | None:

@@ -184,7 +184,7 @@ class LossRows:
     """One term of a loss: which rows of the model's output predict which token, with which weight.
 
     Attributes:
-        name: "diffusion" or "ar"; the key under which the term is logged.
+        name: "diffusion", "ar", "confidence" or "preference"; the key under which the term is logged.
         row_M: int64 index into the flattened [B * N] rows of hidden states.
         target_M: int64 token id to be predicted there.
         weight_M: float32 weight of the row's negative log-likelihood, >= 0.
@@ -194,6 +194,10 @@ class LossRows:
         teacher_M: int64 index like `row_M`: the row whose prediction, without gradient, each row is compared with;
             None: rows are scored against their targets alone.
         divergence: what the comparison measures.
+        temperature: at which the entropy of each prediction is wanted as well; None: it is not.
+        scores_of: number of an earlier term with the same rows, whose scores serve this one too; None: its own.
+        counts_correct: the normaliser is the number of rows whose arg-max is the target; `count` is then 0, and the
+            number is added up after the forward.
     """
 
     name: str
@@ -205,6 +209,9 @@ class LossRows:
     scale: float = 1.0
     teacher_M: Tensor | None = None
     divergence: Divergence = "kl"
+    temperature: float | None = None
+    scores_of: int | None = None
+    counts_correct: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -788,8 +788,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/diffusion/scores.py",
-        "grad_logit.sub_(chance * (finite + entropy_C1)",
-        "grad_logit.add_(chance * (finite + entropy_C1)",
+        "grad_logit.sub_(spread * (finite + entropy_C1)",
+        "grad_logit.add_(spread * (finite + entropy_C1)",
         "tests/diffusion/test_scores.py::test_equal_to_full_logits",
     ),
     Mutant(
@@ -2747,6 +2747,36 @@ MUTANTS = (
         "return (0.2, 0.8) if self.complementary else (0.3, 0.8)",
         "return (0.3, 0.8)",
         "tests/training/test_config_objective.py::test_the_band_follows_from_weighting_and_pairs",
+    ),
+    Mutant(
+        "difflm/diffusion/scores.py",
+        "(spread_grad[part, None] / ctx.temperature)",
+        "spread_grad[part, None]",
+        "tests/diffusion/test_scores.py::test_entropy_at_a_temperature_equals_full_logits",
+    ),
+    Mutant(
+        "difflm/diffusion/confidence.py",
+        "(score.entropy_M * score.correct_M).sum()",
+        "-(score.entropy_M * score.correct_M).sum()",
+        "tests/diffusion/test_confidence.py::test_loss_equals_a_loop_over_eq_6",
+    ),
+    Mutant(
+        "difflm/diffusion/confidence.py",
+        "(score.entropy_M * score.correct_M).sum()",
+        "score.entropy_M.sum()",
+        "tests/diffusion/test_confidence.py::test_loss_equals_a_loop_over_eq_6",
+    ),
+    Mutant(
+        "difflm/diffusion/confidence.py",
+        "counts_correct=counted,",
+        "counts_correct=False,",
+        "tests/training/test_post_training.py::test_accumulation_is_exact",
+    ),
+    Mutant(
+        "difflm/training/tally.py",
+        "self.counts[term.name] += float(score.correct_M.sum())",
+        "self.counts[term.name] = float(score.correct_M.sum())",
+        "tests/training/test_post_training.py::test_accumulation_is_exact",
     ),
 )
 

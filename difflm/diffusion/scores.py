@@ -59,11 +59,13 @@ class _ChunkedScores(torch.autograd.Function):
         suppressed_V: Tensor | None,
         chunk: int,
         entropy: bool,
+        temperature: float,
         id_T: Tensor | None,
         row_TD: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(hidden_MD, head_VD, target_M, row_TD)
         ctx.suppressed_V, ctx.chunk, ctx.entropy, ctx.id_T = suppressed_V, chunk, entropy, id_T
+        ctx.temperature = temperature
         rows = None if id_T is None or row_TD is None else (id_T, row_TD)
         nll, spread, correct = [], [], []
         for hidden_CD, target_C in zip(hidden_MD.split(chunk), target_M.split(chunk), strict=True):
@@ -72,6 +74,9 @@ class _ChunkedScores(torch.autograd.Function):
             nll.append(total_C - logit_CV.gather(1, target_C[:, None])[:, 0])
             correct.append(logit_CV.argmax(-1) == target_C)
             if entropy:
+                if temperature != 1.0:
+                    logit_CV = logit_CV.div_(temperature)
+                    total_C = logit_CV.logsumexp(-1)
                 chance_CV = (logit_CV - total_C[:, None]).exp_()
                 spread.append(total_C - (chance_CV * torch.nan_to_num(logit_CV, neginf=0.0)).sum(-1))
             else:
@@ -89,13 +94,15 @@ class _ChunkedScores(torch.autograd.Function):
         for start in range(0, hidden_MD.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
             logit_CV = head_logits(hidden_MD[part], head_VD, ctx.suppressed_V, rows)
+            warm = (logit_CV / ctx.temperature).log_softmax(-1) if ctx.entropy and ctx.temperature != 1.0 else None
             log_chance = logit_CV.sub_(logit_CV.logsumexp(-1, keepdim=True))
             chance = log_chance.exp()
             grad_logit = torch.zeros_like(chance)
             if ctx.entropy and spread_grad is not None:
-                finite = torch.nan_to_num(log_chance, neginf=0.0)
-                entropy_C1 = -(chance * finite).sum(-1, keepdim=True)
-                grad_logit.sub_(chance * (finite + entropy_C1) * spread_grad[part, None])
+                spread = chance if warm is None else warm.exp()
+                finite = torch.nan_to_num(log_chance if warm is None else warm, neginf=0.0)
+                entropy_C1 = -(spread * finite).sum(-1, keepdim=True)
+                grad_logit.sub_(spread * (finite + entropy_C1) * (spread_grad[part, None] / ctx.temperature))
             if nll_grad is not None:
                 scale = nll_grad[part, None]
                 grad_logit.add_(chance.mul_(scale))
@@ -107,7 +114,7 @@ class _ChunkedScores(torch.autograd.Function):
                 grad_head = part_head if grad_head is None else grad_head.add_(part_head)
         if grad_head is None and ctx.needs_input_grad[1]:
             grad_head = torch.zeros_like(head_VD)
-        return grad_hidden, grad_head, None, None, None, None, None, grad_rows
+        return grad_hidden, grad_head, None, None, None, None, None, None, grad_rows
 
 
 def score_tokens(
@@ -117,6 +124,7 @@ def score_tokens(
     *,
     chunk: int = 512,
     entropy: bool = False,
+    temperature: float = 1.0,
     suppressed_V: Tensor | None = None,
     rows: HeadRows | None = None,
 ) -> TokenScores:
@@ -130,11 +138,12 @@ def score_tokens(
         target_M: int64 token to score at each row.
         chunk: rows per matrix product.
         entropy: also compute the entropy of the prediction, in nats.
+        temperature: T of that entropy, of softmax(logits / T); the likelihood is always that of T = 1.
         suppressed_V: bool, tokens that get probability 0 (MASK in native decoding); losses and scores use raw logits.
         rows: stand in for rows of the head; differentiable.
     """
     id_T, row_TD = (None, None) if rows is None else rows
     nll_M, entropy_M, correct_M = _ChunkedScores.apply(
-        hidden_MD, head_VD, target_M, suppressed_V, chunk, entropy, id_T, row_TD
+        hidden_MD, head_VD, target_M, suppressed_V, chunk, entropy, temperature, id_T, row_TD
     )
     return TokenScores(nll_M=nll_M, entropy_M=entropy_M, correct_M=correct_M)

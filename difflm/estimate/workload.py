@@ -157,4 +157,4 @@ def _mask_share(inputs: list[ModelInput]) -> float | None:
 
 def scored_rows(inputs: ModelInput) -> int:
     """Return the rows of a micro-batch that meet the head."""
-    return sum(term.row_M.numel() for term in inputs.terms)
+    return sum(term.row_M.numel() for term in inputs.terms if term.scores_of is None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from difflm.recipes.functions import (
     Recipe,
+    cap,
     laptop,
     laptop_wsd,
     llada2_flash,
@@ -24,6 +25,7 @@ from difflm.recipes.shipped import recipe_names, recipe_path, recipe_summary
 
 __all__ = [
     "Recipe",
+    "cap",
     "laptop",
     "laptop_wsd",
     "llada2_flash",

@@ -10,6 +10,7 @@ import torch
 
 from difflm.checkpoints.hf import listed
 from difflm.checkpoints.loading import LoadedModel, resolve_dtype
+from difflm.diffusion.confidence import ConfidenceAware
 from difflm.diffusion.curriculum import BlockCurriculum, Stage, lookahead_at
 from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount, LinearSchedule, Noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
@@ -53,7 +54,7 @@ def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objec
         noise = Bernoulli(
             schedule=schedule, bandwidth=chosen.band, min_masks=chosen.min_masks, stratified=chosen.stratified
         )
-    return BlockDiffusion(
+    base = BlockDiffusion(
         block_size=None,
         noise=noise,
         time_per=chosen.time_per,
@@ -65,6 +66,12 @@ def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objec
         ar_weight=chosen.ar_weight,
         block_origin=chosen.block_origin,
         parametrisation=parametrisation,
+    )
+    wanted = chosen.confidence
+    if wanted is None:
+        return base
+    return ConfidenceAware(
+        base=base, weight=wanted.weight, temperature=wanted.temperature, normaliser=wanted.normaliser
     )
 
 
@@ -79,6 +86,10 @@ def at_block_size(objective: Objective, config: TrainConfig, block_size: int | N
     """
     if isinstance(objective, BlockDiffusion):
         return replace(objective, block_size=block_size, lookahead=annealed_view(config, block_size, tokens))
+    if isinstance(objective, ConfidenceAware):
+        base = at_block_size(objective.base, config, block_size, tokens=tokens)
+        assert isinstance(base, BlockDiffusion), "an objective stays of its kind"
+        return replace(objective, base=base)
     if isinstance(objective, Drafting):
         assert block_size is not None, "a stage of drafting has a window"
         return replace(objective, window=block_size)

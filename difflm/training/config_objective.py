@@ -7,10 +7,29 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from difflm.diffusion.confidence import ConfidenceNormaliser
 from difflm.diffusion.windows import DraftLoss, WindowNoise
 from difflm.errors import ConfigError
 from difflm.training.config_fields import STRICT, AboveZero, Count, NonNegative, Positive, Share, UpToOne
 from difflm.types import BlockOrigin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfidenceConfig:
+    """Confidence-aware training (Eq. 6): the entropy of masked tokens that are predicted right is part of the loss.
+
+    Attributes:
+        weight: lambda, coefficient of the entropy. Default 2.
+        temperature: T of the entropy, of softmax(logits / T). Default 1.
+        normaliser: the entropy is divided by the "correct" tokens of a step (with `accumulation` above 1 they are
+            counted in one more forward without gradient), or by all "masked" ones. Default "correct".
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    weight: AboveZero = 2.0
+    temperature: AboveZero = 1.0
+    normaliser: ConfidenceNormaliser = "correct"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +64,7 @@ class BlockDiffusionConfig:
         suppress_mask: score with MASK at probability 0, as decoding does, instead of raw logits. Default false.
         block_origin: blocks start anew in each "document" or are counted along the "row" (Eq. 3 as printed).
             Default "document".
+        confidence: also sharpen what is predicted right (CAP); null does not. Default null.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -64,6 +84,7 @@ class BlockDiffusionConfig:
     min_masks: Count = 0
     suppress_mask: bool = False
     block_origin: BlockOrigin = "document"
+    confidence: ConfidenceConfig | None = None
 
     def __post_init__(self) -> None:
         """Refuse combinations that are undefined or biased."""

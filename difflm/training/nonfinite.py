@@ -217,6 +217,8 @@ def row_losses(inputs: ModelInput, scores: Sequence[TokenScores], rows: PackedRo
     count, width = inputs.token_BN.shape
     means: dict[str, Tensor] = {}
     for term, score in zip(inputs.terms, scores, strict=True):
+        if term.scores_of is not None:
+            continue
         owner_M = term.row_M.cpu() // width
         value_M = (term.weight_M.cpu() * score.nll_M.detach().float().cpu()).double()
         sum_B = torch.zeros(count, dtype=torch.float64).index_add_(0, owner_M, value_M)

@@ -36,6 +36,7 @@ from difflm.errors import CheckpointError
 from difflm.models.adapters import adapter_parameters
 from difflm.training.config import TrainConfig
 from difflm.training.optim import Optimizer
+from difflm.training.run_card import training_section
 
 STATE, MOMENTS = "training_state.json", "optimizer.safetensors"
 _MARGIN_BYTES = 1 << 20
@@ -157,9 +158,17 @@ def newest_verified(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def save_checkpoint(
-    run: Path, loaded: LoadedModel, optimizer: Optimizer, state: TrainingState, *, updates: dict[str, Any]
+    run: Path,
+    loaded: LoadedModel,
+    optimizer: Optimizer,
+    state: TrainingState,
+    *,
+    updates: dict[str, Any],
+    card: str = "",
 ) -> Path:
     """Write a checkpoint aside, verify what the disk holds and rename it into place; return its folder.
+
+    `card` is added to its model card, where there is one.
 
     Raises:
         CheckpointError: too little space, or the disk fails; earlier checkpoints are untouched.
@@ -175,6 +184,9 @@ def save_checkpoint(
             moments = {name: each.cpu().contiguous() for name, each in optimizer.named_state().items()}
             save_tensors(stage / MOMENTS, moments)
             (stage / STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+            readme = stage / "README.md"
+            if readme.is_file():
+                readme.write_text(readme.read_text(encoding="utf-8") + card, encoding="utf-8")
     except CheckpointError as error:
         earlier = [each.name for each in checkpoint_folders(run) if each != target]
         rest = f"; {earlier[-1]} is as it was, resume from it" if earlier else "; there is no earlier checkpoint"
@@ -192,7 +204,9 @@ def keep_checkpoint(
     """
     updates: dict[str, Any] = {"block_size": state.block_size} if state.block_size else {}
     updates["difflm"] = {"recipe": config.recipe}
-    folder = save_checkpoint(config.output, loaded, optimizer, state, updates=updates)
+    figures = {"perplexity": state.validation, "ar_perplexity": state.ar_perplexity}
+    card = training_section(config, tokens=state.tokens, **figures)
+    folder = save_checkpoint(config.output, loaded, optimizer, state, updates=updates, card=card)
     settings, final = config.checkpoint, config.block_sizes[-1]
     return folder, prune(
         config.output,

@@ -118,11 +118,19 @@ class StepTally:
         self.scored: dict[str, int] = {}
         self.rates = RateSums()
         self.masked = self.maskable = 0
+        self.counting = False  # there are normalisers that only a forward tells
 
     def expect(self, term: LossRows) -> None:
         """Take in a term's normaliser, before any forward: gradients are divided by the whole step's count."""
         self.counts[term.name] = self.counts.get(term.name, 0.0) + float(term.count)
         self.scales[term.name] = term.scale
+        self.counting |= term.counts_correct
+
+    def count(self, inputs: ModelInput, scores: tuple[TokenScores, ...]) -> None:
+        """Take in the normalisers that a micro-batch's forward has to tell, before any gradient is divided by them."""
+        for term, score in zip(inputs.terms, scores, strict=True):
+            if term.counts_correct:
+                self.counts[term.name] += float(score.correct_M.sum())
 
     def share(self, term: LossRows) -> float:
         """Return the factor that turns a term's sum into its part of the step's loss."""
@@ -139,6 +147,8 @@ class StepTally:
         for term, score, value in zip(inputs.terms, scores, sums, strict=True):
             name = term.name
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+            if term.scores_of is not None:
+                continue
             self.correct[name] = self.correct.get(name, 0) + int(score.correct_M.sum())
             self.scored[name] = self.scored.get(name, 0) + score.correct_M.numel()
         if inputs.maskable_BW is None:

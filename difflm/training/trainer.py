@@ -188,6 +188,11 @@ class Trainer:
             routers.expect(each)
             for term in each.terms:
                 tally.expect(term)
+        if tally.counting and len(inputs) > 1:
+            with torch.no_grad():
+                for each in inputs:
+                    tally.count(each, self._score(each))
+            tally.counting = False
         for each in inputs:
             self._backward(objective, each, tally, routers)
         norm = float(self.optimizer.clip())
@@ -264,6 +269,8 @@ class Trainer:
         """Forward one micro-batch, add its gradient, and its figures to the tallies."""
         probe = routers.probe(inputs)
         scores = self._score(inputs, probe)
+        if tally.counting:  # the only micro-batch: its own forward tells
+            tally.count(inputs, scores)
         sums = objective.loss(scores, inputs)
         parts = [tally.share(term) * value for term, value in zip(inputs.terms, sums, strict=True)]
         torch.stack([*parts, *routers.add(probe)]).sum().backward()

@@ -34,6 +34,25 @@ def test_equal_to_full_logits(chunk: int, suppress: bool) -> None:
         assert torch.allclose(one, other, atol=1e-10)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_entropy_at_a_temperature_equals_full_logits(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.randn(11, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 11, (9,), generator=generator)
+    left, right = torch.randn(2, 9, generator=generator, dtype=torch.float64)
+    scores = score_tokens(hidden, head, target, chunk=4, entropy=True, temperature=temperature)
+    logits = hidden @ head.T
+    nll = F.cross_entropy(logits, target, reduction="none")  # knows no temperature
+    entropy = torch.special.entr((logits / temperature).softmax(-1)).sum(-1)
+    assert torch.allclose(scores.nll_M, nll)
+    assert torch.allclose(scores.entropy_M, entropy)
+    mine = torch.autograd.grad((left * scores.nll_M + right * scores.entropy_M).sum(), (hidden, head))
+    full = torch.autograd.grad((left * nll + right * entropy).sum(), (hidden, head))
+    for one, other in zip(mine, full, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
+
+
 def test_no_rows() -> None:
     hidden = torch.zeros(0, 6, requires_grad=True)
     head = torch.zeros(11, 6, requires_grad=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,13 +12,17 @@ from torch import Tensor
 
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.checkpoints.rules import HF_LING, key_map
+from difflm.diffusion.confidence import ConfidenceAware
 from difflm.diffusion.masks import block_numbers, document_positions
+from difflm.diffusion.objectives import BlockDiffusion
 from difflm.diffusion.scores import score_tokens
+from difflm.diffusion.shared import RowViews
 from difflm.models.attention import AttentionChoice
 from difflm.models.config import MoEConfig
 from difflm.models.moe import choose_experts
-from difflm.scoring import forward_hidden, logits
-from difflm.types import Layout
+from difflm.scoring import forward_hidden, logits, score_input
+from difflm.training.tally import StepTally
+from difflm.types import Batch, Layout
 from tests.golden import golden
 
 LOGITS, LOSSES, ROUTER = (golden.cases(name) for name in ("logits", "loss", "router"))
@@ -156,6 +161,39 @@ def test_losses(case: dict[str, Any], backend: AttentionChoice, llada2: LoadedMo
     assert int(run.scores.correct_M.sum()) == case["n_correct"]
     for name, value in ours.items():
         assert float(value) == pytest.approx(case["loss"][name], rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("case", [each for each in LOSSES["cases"] if each["kind"] == "block_diffusion"], ids=ids)
+def test_the_objectives_of_fine_tuning_equal_the_reference(case: dict[str, Any], llada2: LoadedModel) -> None:
+    token_BL, label_BL = torch.tensor(case["x0"]), torch.tensor(case["labels"])
+    document_BL = torch.zeros_like(token_BL)
+    batch = Batch(
+        token_BL=token_BL,
+        document_BL=document_BL,
+        position_BL=document_positions(document_BL),
+        trainable_BL=torch.arange(token_BL.shape[1]) >= torch.tensor(case["prompt_lengths"])[:, None],
+        row_B=torch.arange(len(token_BL)),
+        epoch_B=torch.zeros(len(token_BL), dtype=torch.int64),
+    )
+    masked_BL = label_BL != -100
+    base = BlockDiffusion(block_size=case["block_size"], weighting="uniform")
+    objective = ConfidenceAware(base=base, weight=LOSSES["lambda_cap"])
+    views = RowViews(batch.row_B, torch.zeros_like(batch.row_B), masked_BL, masked_BL.float(), batch.trainable_BL)
+    mask_id = llada2.config.mask_token_id
+    for shared in (False, True):
+        plain = replace(base, shared=shared).laid_out(batch, views, mask_id=mask_id)
+        inputs = objective.extended(plain)
+        tally = StepTally()
+        for term in inputs.terms:
+            tally.expect(term)
+        scores = score_input(llada2.model, inputs)
+        tally.count(inputs, scores)
+        tally.add(inputs, scores, objective.loss(scores, inputs))
+        losses = tally.losses()
+        expected = {name: 0.0 if value == "nan" else value for name, value in case["loss"].items()}
+        assert losses["diffusion"] == pytest.approx(expected["sft"], rel=1e-4, abs=1e-6)
+        assert losses["confidence"] == pytest.approx(expected["cap"], rel=1e-4, abs=1e-6)
+        assert tally.row(block_size=8)["loss"] == pytest.approx(expected["total"], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["sft", "weighted_per_maskable", "cap", "total"])
