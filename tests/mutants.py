@@ -1513,10 +1513,58 @@ MUTANTS = (
         "tests/data/test_splitting.py::test_copies_land_on_one_side_and_no_side_is_empty",
     ),
     Mutant(
-        "difflm/data/documents.py",
+        "difflm/data/records.py",
         "if label not in (token_id, IGNORED_LABEL):",
         "if label not in (*token, IGNORED_LABEL):",
-        "tests/data/test_documents.py::test_what_is_wrong_with_a_record_is_said_in_one_line",
+        "tests/data/test_records.py::test_what_is_wrong_with_a_record_is_said_in_one_line",
+    ),
+    Mutant(
+        "difflm/data/conversations.py",
+        "if flags[number] is not False)",
+        "if flags[number] is not True)",
+        "tests/data/test_conversations.py::test_marks_say_which_answers_are_learnt",
+    ),
+    Mutant(
+        "difflm/data/conversations.py",
+        "    if learnt[0] == 0:",
+        "    if learnt[0] < 0:",
+        "tests/data/test_conversations.py::test_what_is_wrong_is_said_with_its_place",
+    ),
+    Mutant(
+        "difflm/data/preferences.py",
+        "        if len(own) != 1 or own[0]",
+        "        if not own or own[-1]",
+        "tests/data/test_preferences.py::test_what_is_no_pair_is_refused",
+    ),
+    Mutant(
+        "difflm/data/tokens.py",
+        "            token=token, num_prompt=len(prompt), is_answer=True,",
+        "            token=token, num_prompt=0, is_answer=True,",
+        "tests/data/test_tokens.py::test_each_learnt_message_is_a_document_that_ends_with_it",
+    ),
+    Mutant(
+        "difflm/data/tokens.py",
+        "(replace(each, content=document.content, where=document.where) for each in both)",
+        "(replace(each, where=document.where) for each in both)",
+        "tests/data/test_tokens.py::test_a_pair_becomes_its_two_sides_with_the_content_of_the_pair",
+    ),
+    Mutant(
+        "difflm/data/packing.py",
+        "        found[number] = store.read(int(index[number]), 0, row_length)[1].any()",
+        "        found[number] = True",
+        "tests/data/test_packing.py::test_a_cut_that_leaves_nothing_to_learn_is_dropped_and_counted",
+    ),
+    Mutant(
+        "difflm/data/packing.py",
+        "    if len(units) < len(pieces.length):  # answers of pairs are never cut",
+        "    if len(units) > len(pieces.length):  # answers of pairs are never cut",
+        "tests/data/test_packing.py::test_no_pair_is_torn",
+    ),
+    Mutant(
+        "difflm/types.py",
+        "self.document_BL != PADDING, self.document_BL % 2 == 1",
+        "self.document_BL != PADDING, self.document_BL % 2 == 0",
+        "tests/test_types.py::test_pairs_are_numbered_over_the_rows",
     ),
     Mutant(
         "difflm/data/mixture.py",
@@ -1562,8 +1610,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/training/passes.py",
-        "validates = plan.split.rank(document.content) < scan.boundary",
-        "validates = plan.split.rank(document.content) <= scan.boundary // 2",
+        "validates = plan.split.rank(group[0].content) < scan.boundary",
+        "validates = plan.split.rank(group[0].content) <= scan.boundary // 2",
         "tests/training/test_prepare.py::test_the_split_is_that_of_a_list",
     ),
     Mutant(

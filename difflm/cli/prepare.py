@@ -10,6 +10,9 @@ import click
 from difflm.cli.options import folder
 from difflm.errors import ConfigError
 
+RECORDS = click.Choice(
+    ["auto", "text", "prompt_completion", "input_ids", "messages", "sharegpt", "alpaca", "preference"]
+)
 FORMATS = click.Choice(["auto", "jsonl", "json", "text", "csv", "parquet", "arrow"])
 
 
@@ -26,6 +29,13 @@ FORMATS = click.Choice(["auto", "jsonl", "json", "text", "csv", "parquet", "arro
 )
 @click.option("--format", type=FORMATS, default="auto", show_default="by the first rows", help="Format of the files.")
 @click.option("--text-field", default="text", show_default=True, help="Field or column with plain text.")
+@click.option(
+    "--records",
+    type=RECORDS,
+    default="auto",
+    show_default="by their fields",
+    help="What records hold, where their fields leave a choice.",
+)
 @click.option(
     "--validation-fraction",
     type=float,
@@ -77,7 +87,7 @@ def prepare(paths: tuple[Path, ...], *, output: Path | None, show: int, **settin
     from difflm.training.preview import preview
 
     of_show = ("mask_rate", "block_size", "packing", "seed")
-    common = {name: settings[name] for name in ("model", "format", "text_field", "row_length")}
+    common = {name: settings[name] for name in ("model", "format", "text_field", "records", "row_length")}
     if show:
         rows = preview(
             paths,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from difflm.data.records import Fields, table_columns, telling_fields
 from difflm.data.streams import COMPRESSED_SUFFIXES, Compression, compression_of, head_bytes, head_of
 from difflm.errors import DataError
 
@@ -45,17 +46,20 @@ class Found:
         format: how its rows are read.
         compression: "gzip", "zstd" or "".
         reason: what the conclusion rests on.
+        holds: kind of its documents; "" before the first was read.
     """
 
     file: Path
     format: FileFormat
     compression: Compression
     reason: str
+    holds: str = ""
 
     def __str__(self) -> str:
         """Return the conclusion in one line."""
         packed = f", {self.compression}" if self.compression else ""
-        return f"{self.file}: {self.format}{packed} ({self.reason})"
+        holds = "" if self.holds in ("", "text") else f" of {self.holds}"
+        return f"{self.file}: {self.format}{packed}{holds} ({self.reason})"
 
 
 def listed(found: Sequence[Found]) -> list[str]:
@@ -83,13 +87,13 @@ def check_format(format: str) -> None:
         raise DataError(f"data format: {format!r} is unknown; use 'auto', {known}")
 
 
-def detect(file: Path, *, format: Format = "auto", text_field: str = "text") -> Found:
+def detect(file: Path, *, format: Format = "auto", fields: Fields | None = None) -> Found:
     """Return what a file holds.
 
     Args:
         file: regular file.
         format: a format takes the file's content for it; "auto" looks at the first bytes.
-        text_field: name of the field or column with plain text.
+        fields: how records are read; None for the defaults.
 
     Raises:
         DataError: an empty or binary file, or content that could be anything.
@@ -100,11 +104,11 @@ def detect(file: Path, *, format: Format = "auto", text_field: str = "text") -> 
     compression = compression_of(head_bytes(file))
     if format != "auto":
         return Found(file=file, format=format, compression=compression, reason="as told")
-    found, reason = _conclude(file, head, text_field)
+    found, reason = _conclude(file, head, fields or Fields())
     return Found(file=file, format=found, compression=compression, reason=reason)
 
 
-def _conclude(file: Path, head: bytes, text_field: str) -> tuple[FileFormat, str]:
+def _conclude(file: Path, head: bytes, fields: Fields) -> tuple[FileFormat, str]:
     binary = _binary_format(head)
     named = named_format(file)
     if binary:
@@ -114,11 +118,11 @@ def _conclude(file: Path, head: bytes, text_field: str) -> tuple[FileFormat, str
     if b"\0" in head:
         raise DataError(f"{file}: looks like a binary file (zero byte at offset {head.index(0)}); data is UTF-8 text")
     text = head.decode("utf-8", errors="ignore").removeprefix("\ufeff").lstrip()
-    known = {text_field, "prompt", "completion", "input_ids"}
+    known = telling_fields(fields)
     if text[:1] == "{":
-        fields = _first_object(text)
-        if named in ("jsonl", "json") or (fields and (known & fields or named is None)):
-            return "jsonl", "the first line is an object" if fields else f"named {file.suffix}"
+        found = _first_object(text)
+        if named in ("jsonl", "json") or (found and (known & found or named is None)):
+            return "jsonl", "the first line is an object" if found else f"named {file.suffix}"
     if re.match(r"\[\s*[{\]]", text) and (named in ("json", "jsonl") or _object_names(text, known)):
         return "json", "begins with an array of objects"
     if named == "json":
@@ -127,7 +131,7 @@ def _conclude(file: Path, head: bytes, text_field: str) -> tuple[FileFormat, str
         )
     if named != "text" and named != "jsonl":
         cells = _first_cells(text)
-        if named == "csv" or (len(cells) > 1 and (text_field in cells or {"prompt", "completion"} <= set(cells))):
+        if named == "csv" or (len(cells) > 1 and any(each <= set(cells) for each in table_columns(fields))):
             return "csv", f"columns {', '.join(map(repr, cells[:4]))}"
     if named is None:
         raise DataError(
@@ -154,7 +158,7 @@ def _first_object(text: str) -> set[str]:
     return set(record) if isinstance(record, dict) else set()
 
 
-def _object_names(text: str, known: set[str]) -> bool:
+def _object_names(text: str, known: frozenset[str]) -> bool:
     return bool(known & set(re.findall(r'"([^"\\]+)"\s*:', text)))
 
 

@@ -23,8 +23,8 @@ from difflm.data.store import joined
 from difflm.errors import DataError
 
 _ADDED = (
-    *("documents", "rows", "tokens", "trainable", "fill", "split", "pieces"),
-    *("dropped", "dropped_text", "dropped_tokens", "rows_best_fit", "rows_greedy"),
+    *("documents", "rows", "tokens", "trainable", "fill", "split", "pieces", "cut"),
+    *("dropped", "untrainable", "dropped_text", "dropped_tokens", "rows_best_fit", "rows_greedy"),
 )
 """The fields of `PackCounts` that sum over sources."""
 

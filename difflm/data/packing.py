@@ -6,10 +6,11 @@ Rules, in one place:
 - Plain text longer than a row is cut into pieces of exactly one row plus a remainder, or left out and counted
   (`long_text`); each piece is a document of its own (nothing carries context from row to row). Only the last piece
   ends in EOS.
-- A prompt with its completion is never cut (an answer without its prompt teaches the wrong thing): one longer
-  than a row is dropped and counted, or refused. The same goes for rows of ids with labels.
+- A prompt with its completion is never cut into several (an answer without its prompt teaches the wrong thing): one
+  longer than a row is dropped and counted, or refused, or loses its end (`overlong`). What lost its end has no EOS and
+  no fill; where nothing learnt is left, it is dropped and counted. The same goes for rows of ids with labels.
 - The two answers of a preference pair stand in one row, the chosen one first; a pair that does not fit is dropped
-  and counted, or refused.
+  and counted, or refused, and never cut: what is preferred is the whole answer.
 - `fill_multiple` extends a prompt + completion document by EOS tokens, supervised, up to a multiple counted from
   the document's start, so that its last block looks like the one that is decoded. What is left of the row is
   padding: document -1, position 0, not trainable, hence neither masked nor supervised.
@@ -32,8 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difflm.data.fitting import Capacity, FillMeter, best_fit_rows, next_fit_rows, row_table
-from difflm.data.rows import Array, PackCounts, PackedRows, Packing, PackOptions
-from difflm.data.store import ANSWER, FILLED, MemoryStore, TokenStore
+from difflm.data.rows import Array, Overlong, PackCounts, PackedRows, Packing, PackOptions
+from difflm.data.store import ANSWER, BITS, FILLED, MemoryStore, TokenStore
 from difflm.data.tokens import TokenDocument
 from difflm.errors import DataError
 
@@ -45,7 +46,7 @@ def pack(
     pad_id: int,
     eos_id: int,
     fill_multiple: int | None = None,
-    overlong: Literal["drop", "refuse"] = "drop",
+    overlong: Overlong = "drop",
     packing: Packing = "best_fit",
     random_length: float = 0.0,
     long_text: Literal["split", "drop"] = "split",
@@ -101,12 +102,14 @@ def pack_store(store: TokenStore, options: PackOptions, chosen: Array | None = N
         row_length=options.row_length,
         tokens=int(length.sum() + fill.sum()),
         trainable=_trainable(store, document, start, length) + int(fill.sum()),
+        cut=given.cut,
+        untrainable=given.untrainable,
         fill=int(fill.sum()),
         split=split,
         pieces=len(document),
         dropped=int(given.dropped.sum()),
         dropped_text=int((given.dropped & ~given.is_answer).sum()),
-        dropped_tokens=int(given.length[given.dropped].sum()),
+        dropped_tokens=int(given.length[given.dropped].sum()) + given.cut_tokens,
         first_dropped=given.first_dropped,
         packing=options.packing,
         rows_best_fit=best,
@@ -127,7 +130,10 @@ def pack_store(store: TokenStore, options: PackOptions, chosen: Array | None = N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Given:
-    """The documents to pack: their numbers in the store, lengths and flags, which are left out, the first of those."""
+    """The documents to pack: their numbers in the store, lengths and flags, which are left out, the first of those.
+
+    Of answers that lost their end: how many, their lost tokens, and how many were left out for it.
+    """
 
     index: Array
     length: Array
@@ -135,6 +141,9 @@ class _Given:
     is_filled: NDArray[np.bool_]
     dropped: NDArray[np.bool_]
     first_dropped: str
+    cut: int
+    cut_tokens: int
+    untrainable: int
 
 
 def _given(store: TokenStore, options: PackOptions, index: Array) -> _Given:
@@ -156,7 +165,12 @@ def _given(store: TokenStore, options: PackOptions, index: Array) -> _Given:
             f"{store.where(int(index[refused]))}: {what} have {size[refused]} tokens, more than a "
             f"row; raise row_length ({options.row_length}) or shorten the document"
         )
-    dropped = over & (is_answer | (options.long_text == "drop"))
+    cut = over & is_answer & (options.overlong == "cut" and not store.paired)
+    teaches = _teaches(store, index, cut, options.row_length)
+    kept = cut & teaches
+    dropped = over & np.where(is_answer, ~kept, options.long_text == "drop")
+    cut_tokens = int((length - options.row_length)[kept].sum())
+    length = np.where(kept, options.row_length, length)  # which is a multiple of the fill, so none is added
     first_dropped = store.where(int(index[np.argmax(dropped)])) if dropped.any() else ""
     if dropped.all():
         kind = f"{len(index) // 2} preference pairs" if store.paired else f"{len(index)} {_kinds(is_answer)} documents"
@@ -170,7 +184,18 @@ def _given(store: TokenStore, options: PackOptions, index: Array) -> _Given:
         is_filled=is_filled,
         dropped=dropped,
         first_dropped=first_dropped,
+        cut=int(kept.sum()),
+        cut_tokens=cut_tokens,
+        untrainable=int((cut & ~teaches).sum()),
     )
+
+
+def _teaches(store: TokenStore, index: Array, cut: NDArray[np.bool_], row_length: int) -> NDArray[np.bool_]:
+    """Return which documents have a learnt token among their first `row_length`; asked of those that are cut."""
+    found = np.ones(len(index), dtype=np.bool_)
+    for number in np.flatnonzero(cut):
+        found[number] = store.read(int(index[number]), 0, row_length)[1].any()
+    return found
 
 
 def _kinds(is_answer: NDArray[np.bool_]) -> str:
@@ -267,10 +292,18 @@ def _rows_of_both(lengths: Array, row_length: int) -> tuple[int, int]:
 
 
 def _trainable(store: TokenStore, document: Array, start: Array, length: Array) -> int:
-    """Return the tokens of all pieces that are learnt; an answer is never cut, so its record knows."""
+    """Return the tokens of all pieces that are learnt; of an answer that kept its end the record knows."""
     is_answer = (store.column("flags")[document] & ANSWER) != 0
-    prompt = store.column("prompt")[document]
-    return int(np.where(is_answer, store.column("learnt")[document], length - np.clip(prompt - start, 0, length)).sum())
+    is_answer &= length == store.column("length")[document]
+    bits = (store.column("flags")[document] & BITS) != 0
+    learnt = np.where(
+        is_answer,
+        store.column("learnt")[document],
+        length - np.clip(store.column("prompt")[document] - start, 0, length),
+    )
+    for number in np.flatnonzero(bits & ~is_answer):
+        learnt[number] = store.read(int(document[number]), int(start[number]), int(length[number]))[1].sum()
+    return int(learnt.sum())
 
 
 def _fingerprint(store: TokenStore, options: PackOptions, row_start: Array, document: Array, *columns: Array) -> str:

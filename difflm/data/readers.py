@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from difflm.data.documents import Document, check_fields, parse_record
+from difflm.data.documents import Document
 from difflm.data.formats import delimiter_of
+from difflm.data.records import Fields, check_fields, parse_record, used_fields
 from difflm.data.streams import RECORD_BYTES, decode, lines, open_stream
 from difflm.errors import DataError
 
@@ -20,7 +21,7 @@ _CHUNK = 1 << 18
 _STRUCTURE = re.compile(rb'["\\{}\[\]]')
 
 
-def read_jsonl(file: Path, text_field: str) -> Iterator[Document]:
+def read_jsonl(file: Path, fields: Fields) -> Iterator[Document]:
     """Yield the documents of a file with one JSON object a line; blank lines are skipped."""
     empty = True
     with open_stream(file) as stream:
@@ -28,7 +29,7 @@ def read_jsonl(file: Path, text_field: str) -> Iterator[Document]:
             if not text.strip():
                 continue
             empty = False
-            yield parse_record(parse_json(text, f"{file}:{number}"), f"{file}:{number}", text_field)
+            yield parse_record(parse_json(text, f"{file}:{number}"), f"{file}:{number}", fields)
     if empty:
         raise DataError(f"{file}: the file is empty; JSONL needs one object a line")
 
@@ -45,14 +46,14 @@ def parse_json(text: str, where: str) -> object:
         raise DataError(f"{where}: not valid JSON ({error}); each line is one JSON object") from None
 
 
-def read_json(file: Path, text_field: str) -> Iterator[Document]:
+def read_json(file: Path, fields: Fields) -> Iterator[Document]:
     """Yield the documents of a JSON array of objects; `where` has the line on which an object begins."""
     empty = True
     with open_stream(file) as stream:
         for line, content in _elements(stream, file):
             empty = False
             where = f"{file}:{line}"
-            yield parse_record(parse_json(decode(content, where), where), where, text_field)
+            yield parse_record(parse_json(decode(content, where), where), where, fields)
     if empty:
         raise DataError(f"{file}: the file is empty; the JSON array holds no object")
 
@@ -141,27 +142,27 @@ class _Cursor:
         return DataError(f"{self._file}:{self.line}: not valid JSON (the array ends early); the file is not complete")
 
 
-def read_csv(file: Path, text_field: str) -> Iterator[Document]:
+def read_csv(file: Path, fields: Fields) -> Iterator[Document]:
     """Yield the documents of a table with a header; the columns are named like the fields of JSONL."""
     limit = csv.field_size_limit(RECORD_BYTES)
     try:
         with open_stream(file) as stream:
-            yield from _table(stream, file, text_field)
+            yield from _table(stream, file, fields)
     finally:
         csv.field_size_limit(limit)
 
 
-def _table(stream: io.BufferedReader, file: Path, text_field: str) -> Iterator[Document]:
+def _table(stream: io.BufferedReader, file: Path, fields: Fields) -> Iterator[Document]:
     text = (line for _, line in lines(stream, file))
     header = next(text, "")
     delimiter = delimiter_of(header)
     names = next(csv.reader([header], delimiter=delimiter), [])
-    form = check_fields(names, f"{file}:1", text_field)
-    if form == ("input_ids",):
-        raise DataError(f"{file}:1: column 'input_ids' cannot be read from CSV; use JSONL, Parquet or Arrow")
+    form = check_fields(names, f"{file}:1", fields)
+    if form.nested:
+        raise DataError(f"{file}:1: column {form.needs[0]!r} cannot be read from CSV; use JSONL, Parquet or Arrow")
     if len(set(names)) < len(names):
         raise DataError(f"{file}:1: a column name stands twice in {', '.join(map(repr, names[:8]))}; rename one")
-    columns = {name: names.index(name) for name in form}
+    columns = {name: names.index(name) for name in used_fields(form, names)}
     rows = csv.reader(text, delimiter=delimiter, strict=True)
     empty = True
     while True:
@@ -179,7 +180,7 @@ def _table(stream: io.BufferedReader, file: Path, text_field: str) -> Iterator[D
             raise DataError(
                 f"{where}: {len(row)} cells in a row, {len(names)} in the header; quote cells that hold {delimiter!r}"
             )
-        yield parse_record({name: row[column] for name, column in columns.items()}, where, text_field)
+        yield parse_record({name: row[column] for name, column in columns.items()}, where, fields)
     if empty:
         raise DataError(f"{file}: the file is empty; CSV needs rows below the header")
 

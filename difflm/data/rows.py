@@ -15,6 +15,7 @@ from difflm.errors import ConfigError
 from difflm.types import PADDING, Batch
 
 Packing = Literal["best_fit", "greedy"]
+Overlong = Literal["drop", "refuse", "cut"]
 Array = NDArray[np.int64]
 
 
@@ -31,7 +32,8 @@ class PackOptions:
         packing: "best_fit" or "greedy".
         random_length: share of rows with a drawn room, in [0, 1].
         long_text: plain text longer than a row is cut ("split") or left out ("drop").
-        overlong: a prompt + completion document longer than a row is left out ("drop") or refused ("refuse").
+        overlong: a prompt + completion document longer than a row is left out ("drop"), refused ("refuse") or loses
+            its end ("cut"); pairs are never cut, but dropped.
         seed: of the drawn rooms.
     """
 
@@ -42,7 +44,7 @@ class PackOptions:
     packing: Packing = "best_fit"
     random_length: float = 0.0
     long_text: Literal["split", "drop"] = "split"
-    overlong: Literal["drop", "refuse"] = "drop"
+    overlong: Overlong = "drop"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,9 +71,11 @@ class PackCounts:
         fill: EOS tokens added by `fill_multiple`.
         split: documents that were cut because they are longer than a row.
         pieces: documents as they stand in rows (pieces of a cut document count each).
-        dropped: documents left out because they are longer than a row.
+        cut: answers that lost their end, because they are longer than a row.
+        dropped: documents left out because they are longer than a row; of pairs both answers count.
+        untrainable: those of them of which cutting would have left nothing that is learnt.
         dropped_text: those of them that are plain text.
-        dropped_tokens: their tokens.
+        dropped_tokens: their tokens, and those that were cut off.
         first_dropped: "file:line" of the first of them; empty if there is none.
         packing: how the rows were made.
         rows_best_fit: rows that best fit makes of these pieces (at full room).
@@ -86,7 +90,9 @@ class PackCounts:
     fill: int
     split: int
     pieces: int
+    cut: int
     dropped: int
+    untrainable: int
     dropped_text: int
     dropped_tokens: int
     first_dropped: str

@@ -57,18 +57,26 @@ class ShardWriter:
         stem: how their names begin.
         dtype: type of the ids.
         shard_tokens: a shard ends with the document that reaches this many tokens.
-        eos_id: see `RecordMaker`.
+        eos_id, ends: see `RecordMaker`.
         files: names of the source files, in order.
     """
 
     def __init__(
-        self, folder: Path, stem: str, *, dtype: str, shard_tokens: int, eos_id: int, files: Sequence[str]
+        self,
+        folder: Path,
+        stem: str,
+        *,
+        dtype: str,
+        shard_tokens: int,
+        eos_id: int,
+        files: Sequence[str],
+        ends: Sequence[int] = (),
     ) -> None:
         self.folder, self.stem, self.shard_tokens = folder, stem, shard_tokens
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self.totals = {"documents": 0, "tokens": 0, "trainable": 0, "without_eos": 0, "largest_id": -1}
         self.shards: list[dict[str, Any]] = []
-        self._maker = RecordMaker(eos_id)
+        self._maker = RecordMaker(eos_id, ends)
         self._maker.files.update({name: number for number, name in enumerate(files)})
         self._open: dict[str, _File] = {}
 
@@ -87,7 +95,7 @@ class ShardWriter:
         self.totals["documents"] += 1
         self.totals["tokens"] += len(token)
         self.totals["trainable"] += len(token) - document.num_prompt if known is None else sum(known)
-        self.totals["without_eos"] += token[-1] != self._maker.eos_id
+        self.totals["without_eos"] += token[-1] not in self._maker.ends
         self.totals["largest_id"] = max(self.totals["largest_id"], int(ids.max()))
         if self._maker.num_tokens >= self.shard_tokens:
             self._end_shard()

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from difflm.data.columnar import read_arrow, read_parquet
 from difflm.data.documents import Document
 from difflm.data.formats import SUFFIXES, FileFormat, Format, Found, check_format, detect, named_format
 from difflm.data.readers import read_csv, read_json, read_jsonl, read_text
+from difflm.data.records import Fields
 from difflm.data.shards import MANIFEST, is_prepared
 from difflm.errors import DataError
 
 _METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
 """What the datasets library writes beside Arrow files; no data."""
-_READERS: dict[FileFormat, Callable[[Path, str], Iterator[Document]]] = {
+_READERS: dict[FileFormat, Callable[[Path, Fields], Iterator[Document]]] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,
@@ -33,20 +35,20 @@ def read_documents(
     paths: str | Path | Sequence[str | Path],
     *,
     format: Format = "auto",
-    text_field: str = "text",
+    fields: Fields | None = None,
     report: Callable[[Found], None] | None = None,
 ) -> Iterator[Document]:
     """Yield the documents of files, folders (read recursively) and glob patterns, in a reproducible order.
 
-    A record has `text`, or `prompt` and `completion`, or `input_ids` (with `labels` and `attention_mask` if need be);
-    further fields (metadata) are ignored unless they belong to another format. A plain text file is one document,
-    in pieces where it is longer than 1 MiB. All documents of one call must be of one kind.
+    A record holds plain text, a prompt with its completion, a conversation, a preference pair or ids (`records.py`
+    has the fields); further fields (metadata) are ignored unless they belong to another format. A plain text file is
+    one document, in pieces where it is longer than 1 MiB. All documents of one call must be of one kind.
 
     Args:
         paths: file, folder or pattern, or several of them; folders and patterns are sorted by name.
         format: how files are read, or "auto" to conclude it from the first rows of each.
-        text_field: name of the field or column with plain text.
-        report: is told what was concluded about each file, before its first document.
+        fields: how records are read; None for the defaults.
+        report: is told what was concluded about each file, with its first document.
 
     Raises:
         DataError: a path that does not exist or is given twice, an empty or binary file, a record without the
@@ -56,18 +58,18 @@ def read_documents(
     files = list_files(paths, format=format)
     yield from of_one_kind(
         document
-        for found in detect_all(files, format=format, text_field=text_field)
-        for document in read_file(found, text_field, report)
+        for found in detect_all(files, format=format, fields=fields)
+        for document in read_file(found, fields, report)
     )
 
 
-def detect_all(files: Iterable[Path], *, format: Format, text_field: str) -> list[Found]:
+def detect_all(files: Iterable[Path], *, format: Format, fields: Fields | None = None) -> list[Found]:
     """Return what each file holds.
 
     Raises:
         DataError: a file that cannot be read, or one in another format than the first.
     """
-    found = [detect(file, format=format, text_field=text_field) for file in files]
+    found = [detect(file, format=format, fields=fields) for file in files]
     for each in found:
         if each.format != found[0].format:
             raise DataError(
@@ -78,13 +80,13 @@ def detect_all(files: Iterable[Path], *, format: Format, text_field: str) -> lis
 
 
 def read_file(
-    found: Found, text_field: str = "text", report: Callable[[Found], None] | None = None
+    found: Found, fields: Fields | None = None, report: Callable[[Found], None] | None = None
 ) -> Iterator[Document]:
-    """Yield the documents of one file, which have to be of one kind."""
-    if report is not None:
-        report(found)
+    """Yield the documents of one file, which have to be of one kind; `report` is told with the first of them."""
     first: Document | None = None
-    for document in _READERS[found.format](found.file, text_field):
+    for document in _READERS[found.format](found.file, fields or Fields()):
+        if first is None and report is not None:
+            report(replace(found, holds=document.kind))
         first = first or document
         if document.kind != first.kind:
             raise DataError(

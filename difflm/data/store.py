@@ -130,11 +130,12 @@ class RecordMaker:
     """Turns token documents into records; knows which files there are and where the next document begins.
 
     Args:
-        eos_id: only an answer that ends in it is filled with more of it.
+        eos_id: only an answer that ends in it (or in one of `ends`) is filled with more of it.
+        ends: further ids that end an answer.
     """
 
-    def __init__(self, eos_id: int) -> None:
-        self.eos_id = eos_id
+    def __init__(self, eos_id: int, ends: Sequence[int] = ()) -> None:
+        self.ends = frozenset((eos_id, *ends))
         self.files: dict[str, int] = {}
         self.restart()
 
@@ -153,7 +154,7 @@ class RecordMaker:
         flags = ANSWER * document.is_answer | (BITS if bits else 0) | side
         learnt = len(token) - document.num_prompt if document.trainable is None else sum(document.trainable)
         ends_learnt = learnt > 0 if document.trainable is None else document.trainable[-1]
-        if document.is_answer and ends_learnt and token[-1] == self.eos_id:
+        if document.is_answer and ends_learnt and token[-1] in self.ends:
             flags |= FILLED
         digest = hashlib.blake2b(token.tobytes(), digest_size=16)
         digest.update(struct.pack("<ii", document.num_prompt, flags))
@@ -180,11 +181,11 @@ class MemoryStore:
     """Collects token documents in memory: four bytes a token and one record a document.
 
     Args:
-        eos_id: see `RecordMaker`.
+        eos_id, ends: see `RecordMaker`.
     """
 
-    def __init__(self, eos_id: int) -> None:
-        self._maker = RecordMaker(eos_id)
+    def __init__(self, eos_id: int, ends: Sequence[int] = ()) -> None:
+        self._maker = RecordMaker(eos_id, ends)
         self._token: array[int] = array("i")
         self._document, self._bits = bytearray(), bytearray()
 

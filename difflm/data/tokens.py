@@ -1,18 +1,36 @@
-"""Documents -> token ids: text plus exactly one end-of-sequence token, with the prompt marked off."""
+"""Documents -> token ids: text plus exactly one end-of-sequence token, with the prompt marked off.
+
+Each learnt message of a conversation becomes a document of its own, which ends with it: what comes before is its
+prompt, and what comes behind is not there. So the last block of an answer holds what it holds when it is decoded (the
+answer, EOS, fill), and no later turn can be seen from an earlier one, whatever the block size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
 
-from difflm.data.documents import Document
-from difflm.errors import DataError
+from difflm.data.documents import Chat, Document
+from difflm.errors import DataError, DifflmError
 
 Side = Literal["chosen", "rejected"]
 """Which answer of a preference pair a document is; the rejected one directly follows the chosen one."""
-EncodeBatch = Callable[[list[str]], list[list[int]]]
-"""Texts -> ids of each, without added special tokens."""
+
+
+class Encoder(Protocol):
+    """Makes ids of texts and conversations; a loaded checkpoint is one."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without added special tokens."""
+        ...
+
+    def encode_answers(
+        self, messages: Sequence[Any], learnt: Sequence[int], *, tools: Sequence[Any] | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        """Return (prompt ids, ids of the answer up to its one EOS) of some messages of a conversation."""
+        ...
+
 
 _BATCH_DOCUMENTS, _BATCH_CHARACTERS = 512, 1 << 20
 
@@ -25,7 +43,7 @@ class TokenDocument:
         token: ids, ending in exactly one EOS (a leading BOS included, if one was asked for). A piece of a longer
             text has no EOS, and given ids are what they are.
         num_prompt: how many leading ids are given, not learnt (prompt and BOS).
-        is_answer: the document is an answer to a prompt; such a document is never split, and may be
+        is_answer: the document is an answer to a prompt; such a document is never split into several, and may be
             filled to a block multiple.
         trainable: which ids are learnt, where that is not a prompt and the rest; None otherwise.
         side: which answer of a preference pair it is; None for a document of its own.
@@ -49,12 +67,14 @@ class Special:
 
     Attributes:
         eos: ends every document; learnt.
+        ends: further ids that end an answer (a turn's end in a chat template); they are learnt like `eos`.
         bos: begins every document, given and not learnt; None for none.
         mask: the mask token, refused in data; None skips the check.
         vocabulary: ids are below this; None skips the check of given ids.
     """
 
     eos: int
+    ends: tuple[int, ...] = ()
     bos: int | None = None
     mask: int | None = None
     vocabulary: int | None = None
@@ -83,47 +103,98 @@ def tokenise(
         mask_id: id of the mask token, refused in data; None skips the check.
 
     Raises:
-        DataError: a document whose ids contain the mask id; names where it stands.
+        DataError: a document whose ids contain the mask id, or a conversation, which needs a chat template; names
+            where it stands.
     """
     special = Special(eos=eos_id, bos=bos_id, mask=mask_id)
-    return list(token_stream(documents, lambda texts: [encode(text) for text in texts], special))
+    groups = token_groups(documents, _Texts(encode), special)
+    return [document for group in groups for document in group]
 
 
-def token_stream(documents: Iterable[Document], encode_batch: EncodeBatch, special: Special) -> Iterator[TokenDocument]:
-    """Yield the token ids of every document as `tokenise` returns them, encoding many texts at once.
+class _Texts:
+    """Encodes texts one by one, and no conversation."""
+
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
+        self._encode = encode
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self._encode(text) for text in texts]
+
+    def encode_answers(
+        self, messages: Sequence[Any], learnt: Sequence[int], *, tools: Sequence[Any] | None = None
+    ) -> list[tuple[list[int], list[int]]]:
+        raise DataError("a conversation needs a chat template; pass the documents through a checkpoint")
+
+
+def token_groups(
+    documents: Iterable[Document], encoder: Encoder, special: Special
+) -> Iterator[tuple[TokenDocument, ...]]:
+    """Yield the token ids of every document, encoding many texts at once.
+
+    One document gives one of ids, or one for each learnt message of a conversation, or the two sides of a pair.
 
     Args:
         documents: what to encode, in order; about a megabyte of them is held at a time.
-        encode_batch: texts -> ids of each.
+        encoder: makes the ids.
         special: ids with a meaning.
 
     Raises:
-        DataError: a document whose ids contain the mask id, or ids of the data's own that are no tokens.
+        DataError: a document whose ids contain the mask id, ids of the data's own that are no tokens, or a conversation
+            that the chat template does not take.
     """
     waiting: list[Document] = []
     characters = 0
     for document in documents:
         waiting.append(document)
-        characters += sum(len(text) for text in _texts(document))
+        characters += len(document.said())
         if len(waiting) >= _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield from _encode(waiting, encode_batch, special)
+            yield from _encode(waiting, encoder, special)
             waiting, characters = [], 0
-    yield from _encode(waiting, encode_batch, special)
+    yield from _encode(waiting, encoder, special)
 
 
-def _texts(document: Document) -> list[str]:
-    return [text for text in (document.text, document.prompt, document.completion) if text]
+def _sides(document: Document) -> tuple[Document, ...]:
+    pair = document.chosen, document.rejected
+    return tuple(side for side in pair if side is not None) or (document,)
 
 
-def _encode(documents: list[Document], encode_batch: EncodeBatch, special: Special) -> Iterator[TokenDocument]:
-    texts = [text for document in documents for text in _texts(document)]
-    ids = iter(encode_batch(texts))
+def _encode(documents: list[Document], encoder: Encoder, special: Special) -> Iterator[tuple[TokenDocument, ...]]:
+    parts = [part for document in documents for part in _sides(document)]
+    texts = [text for part in parts for text in (part.text, part.prompt, part.completion) if text]
+    ids = iter(encoder.encode_batch(texts))
     for document in documents:
-        if document.token is not None:
-            yield _given(document, special)
-        else:
-            prompt = next(ids) if document.prompt else []
-            yield _joined(document, prompt, next(ids), special)
+        if document.chosen is None:
+            yield tuple(_of_one(document, ids, encoder, special))
+            continue
+        both = [each for side in _sides(document) for each in _of_one(side, ids, encoder, special)]
+        chosen, rejected = (replace(each, content=document.content, where=document.where) for each in both)
+        yield replace(chosen, side="chosen"), replace(rejected, side="rejected")
+
+
+def _of_one(
+    document: Document, ids: Iterator[list[int]], encoder: Encoder, special: Special
+) -> Iterator[TokenDocument]:
+    if document.chat is not None:
+        yield from _turns(document, document.chat, encoder, special)
+    elif document.token is not None:
+        yield _given(document, special)
+    else:
+        prompt = next(ids) if document.prompt else []
+        yield _joined(document, prompt, next(ids), special)
+
+
+def _turns(document: Document, chat: Chat, encoder: Encoder, special: Special) -> Iterator[TokenDocument]:
+    """Yield one document for each learnt message of a conversation."""
+    try:
+        answers = encoder.encode_answers(chat.messages, chat.learnt, tools=chat.tools or None)
+    except DifflmError as error:
+        raise DataError(f"{document.where}: {error}") from None
+    for prompt, answer in answers:
+        token = [*prompt, *answer]
+        _refuse_mask(token, document, special)
+        yield TokenDocument(
+            token=token, num_prompt=len(prompt), is_answer=True, content=document.content, where=document.where
+        )
 
 
 def _joined(document: Document, prompt: list[int], answer: list[int], special: Special) -> TokenDocument:

@@ -11,10 +11,11 @@ from difflm.checkpoints.loading import LoadedModel
 from difflm.checkpoints.tokens import tokenizer_fingerprint
 from difflm.data.documents import Document
 from difflm.data.formats import Found, listed
+from difflm.data.records import Fields
 from difflm.data.shards import Prepared, is_prepared, open_prepared
 from difflm.data.sources import list_files, read_documents
 from difflm.data.store import MemoryStore, TokenStore, joined
-from difflm.data.tokens import Special, token_stream
+from difflm.data.tokens import Special, token_groups
 from difflm.errors import ConfigError, DataError
 from difflm.training.config import DataConfig
 
@@ -52,6 +53,7 @@ def special_ids(loaded: LoadedModel, *, field: str = "train.model") -> Special:
         raise ConfigError(f"{field}: {loaded.path} names no EOS token; set eos_token_id in its config.json")
     return Special(
         eos=loaded.config.eos_token_ids[0],
+        ends=loaded.config.eos_token_ids[1:],
         mask=loaded.config.mask_token_id,
         vocabulary=loaded.config.tokenizer_length,
     )
@@ -123,14 +125,20 @@ def _open(paths: list[Path], data: DataConfig, loaded: LoadedModel, special: Spe
     """Return the sources of one prepared folder, or the one source of raw paths."""
     if is_prepared(paths[0]):
         return _prepared_sources(open_prepared(paths[0]), data, loaded, special)
-    collected = MemoryStore(special.eos)
+    collected = MemoryStore(special.eos, special.ends)
     found: list[Found] = []
     kinds: set[str] = set()
-    documents = read_documents(paths, format=data.format, text_field=data.text_field, report=found.append)
-    for document in token_stream(_noting(documents, kinds), loaded.encode_batch, special):
-        collected.add(document)
+    documents = read_documents(paths, format=data.format, fields=fields_of(data), report=found.append)
+    for group in token_groups(_noting(documents, kinds), loaded, special):
+        for document in group:
+            collected.add(document)
     name = ", ".join(map(str, paths))
     return [Source(name=name, kind=kinds.pop(), store=collected.finish(), notes=tuple(listed(found)))]
+
+
+def fields_of(data: DataConfig) -> Fields:
+    """Return how a run's records are read."""
+    return Fields(text=data.text_field, records=data.records)
 
 
 def _noting(documents: Iterable[Document], kinds: set[str]) -> Iterator[Document]:

@@ -5,7 +5,7 @@ Neither holds more than a batch of documents; what has to be known of all of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from difflm.data.documents import Document
 from difflm.data.duplicates import ExactDuplicates, Flags, NearDuplicates, Pair, normalised
 from difflm.data.fitting import FillMeter
 from difflm.data.formats import Found
+from difflm.data.records import Fields
 from difflm.data.shards import ShardWriter, file_hash
 from difflm.data.sources import of_one_kind, read_file
 from difflm.data.splitting import Split
-from difflm.data.tokens import Special, TokenDocument, token_stream
+from difflm.data.tokens import Special, TokenDocument, token_groups
 from difflm.errors import DataError
 
 Report = Callable[[str], None]
@@ -32,7 +33,7 @@ class Plan:
 
     Attributes:
         sources: path, weight (None without weights) and files of each source.
-        text_field: name of the field with plain text.
+        fields: how records are read.
         split: the validation split.
         drop_duplicates: leave out exact copies.
         near_threshold: similarity that counts; 0 does not look.
@@ -42,7 +43,7 @@ class Plan:
     """
 
     sources: tuple[tuple[str, float | None, tuple[Found, ...]], ...]
-    text_field: str
+    fields: Fields
     split: Split
     drop_duplicates: bool
     near_threshold: float
@@ -84,12 +85,17 @@ class Lengths:
     overlong_answers: int = 0
     overlong_tokens: int = 0
 
-    def add(self, document: TokenDocument) -> None:
-        """Take in a document as training would pack it."""
-        length, row = len(document.token), self.meter.row_length
+    def add(self, group: Sequence[TokenDocument]) -> None:
+        """Take in what became of a document, as training would pack it: the sides of a pair together."""
+        paired = group[0].side is not None
+        for unit in [group] if paired else [(document,) for document in group]:
+            self._add(sum(len(document.token) for document in unit), is_answer=unit[0].is_answer)
+
+    def _add(self, length: int, *, is_answer: bool) -> None:
+        row = self.meter.row_length
         if length <= row:
             self.meter.add(length)
-        elif document.is_answer:
+        elif is_answer:
             self.overlong_answers += 1
             self.overlong_tokens += length
         else:
@@ -100,7 +106,7 @@ class Lengths:
 
 def _documents(plan: Plan, source: int) -> Iterator[Document]:
     _, _, files = plan.sources[source]
-    return of_one_kind(document for found in files for document in read_file(found, plan.text_field))
+    return of_one_kind(document for found in files for document in read_file(found, plan.fields))
 
 
 def first_pass(plan: Plan, scratch: Path) -> Scan:
@@ -114,6 +120,8 @@ def first_pass(plan: Plan, scratch: Path) -> Scan:
             scan.states[found.file], scan.hashes[found.file] = _state(found.file), file_hash(found.file)
         count, kind = 0, ""
         for document in _documents(plan, number):
+            if not count:
+                plan.report(f"documents: {path}: {document.kind}")
             count, kind = count + 1, document.kind
             content = document.content
             exact.add(content)
@@ -143,7 +151,7 @@ def _compared(document: Document) -> bytes:
     """Return what near duplicates are looked for in: the text, or the bytes of given ids."""
     if document.token is not None:
         return b"".join(token.to_bytes(4, "little") for token in document.token)
-    return normalised(f"{document.prompt}\n{document.completion}" if document.text is None else document.text)
+    return normalised(document.said())
 
 
 def _state(file: Path) -> tuple[int, int]:
@@ -174,23 +182,25 @@ def second_pass(plan: Plan, scan: Scan, loaded: LoadedModel, special: Special, f
                 dtype=token_dtype(special),
                 shard_tokens=plan.shard_tokens,
                 eos_id=special.eos,
+                ends=special.ends,
                 files=[str(found.file) for found in files],
             )
             for side in ("train", "validation")
         }
-        tokenised = token_stream(_documents(plan, number), loaded.encode_batch, special)
-        for index, document in enumerate(tokenised, start=base):
+        tokenised = token_groups(_documents(plan, number), loaded, special)
+        for index, group in enumerate(tokenised, start=base):
             if index >= base + scan.counts[number]:
                 break  # the file grew, which is refused below
             if index in wanted:
-                written.places[index] = document.where
+                written.places[index] = group[0].where
             if plan.drop_duplicates and scan.repeated[index]:
                 written.dropped += 1
                 continue
-            validates = plan.split.rank(document.content) < scan.boundary
-            writers["validation" if validates else "train"].add(document)
+            validates = plan.split.rank(group[0].content) < scan.boundary
+            for document in group:
+                writers["validation" if validates else "train"].add(document)
             if not validates:
-                written.lengths.add(document)
+                written.lengths.add(group)
         base += scan.counts[number]
         written.sides.append({side: writer.finish() for side, writer in writers.items()})
     for file, state in scan.states.items():

@@ -18,6 +18,7 @@ from difflm.checkpoints.folders import require_free, staged_folder
 from difflm.checkpoints.loading import LoadedModel, load_without_weights
 from difflm.checkpoints.tokens import tokenizer_fingerprint
 from difflm.data.formats import Format, Found, check_format, listed
+from difflm.data.records import Fields, Records
 from difflm.data.shards import is_prepared, write_manifest
 from difflm.data.sources import detect_all, list_files
 from difflm.data.splitting import Split
@@ -35,9 +36,10 @@ class SourceSummary:
         path: as it was given.
         weight: its share in the mixture; None without weights.
         files: what was concluded about each file.
-        kind: "text", "prompt + completion" or "token ids".
+        kind: "text", "prompt + completion", "messages", "preference pairs", ...
         documents: read.
-        train_documents, validation_documents: written to either side.
+        train_documents, validation_documents: written to either side; a conversation gives one for each learnt
+            message, a preference pair two.
         tokens: on the training side.
         trainable: those of them that are learnt.
         validation_tokens: on the validation side.
@@ -127,6 +129,7 @@ def prepare(
     weights: Sequence[float] = (),
     format: Format = "auto",
     text_field: str = "text",
+    records: Records = "auto",
     validation_fraction: float = 0.0,
     split_seed: int = 0,
     drop_duplicates: bool = False,
@@ -144,6 +147,7 @@ def prepare(
         weights: share of each path in a mixture, in proportion; empty for none.
         format: of the files, "auto" to conclude it from their first rows.
         text_field: name of the field or column with plain text.
+        records: what records hold, "auto" to conclude it from their fields.
         validation_fraction: share of the documents that goes to the validation side, by a hash of their content.
         split_seed: seed of that hash.
         drop_duplicates: leave out documents that repeat an earlier one word for word.
@@ -164,7 +168,7 @@ def prepare(
         paths,
         weights=weights,
         format=format,
-        text_field=text_field,
+        fields=Fields(text=text_field, records=records),
         split=Split(fraction=validation_fraction, seed=split_seed),
         drop_duplicates=drop_duplicates,
         near_threshold=near_threshold,
@@ -195,7 +199,7 @@ def check_plan(
     *,
     weights: Sequence[float],
     format: Format,
-    text_field: str,
+    fields: Fields,
     split: Split,
     drop_duplicates: bool,
     near_threshold: float,
@@ -226,9 +230,9 @@ def check_plan(
     files = [list_files(entry, format=format) for entry in entries]
     list_files(entries, format=format)  # over all of them: none twice, at least one
     if weights:
-        found = [detect_all(each, format=format, text_field=text_field) for each in files]
+        found = [detect_all(each, format=format, fields=fields) for each in files]
     else:
-        every = iter(detect_all([file for each in files for file in each], format=format, text_field=text_field))
+        every = iter(detect_all([file for each in files for file in each], format=format, fields=fields))
         found = [[next(every) for _ in each] for each in files]
     for group in found:
         for line in listed(group):
@@ -237,7 +241,7 @@ def check_plan(
         sources=tuple(
             (entry, weights[number] if weights else None, tuple(found[number])) for number, entry in enumerate(entries)
         ),
-        text_field=text_field,
+        fields=fields,
         split=split,
         drop_duplicates=drop_duplicates,
         near_threshold=near_threshold,
@@ -304,7 +308,8 @@ def _manifest(
             "eos_id": special.eos,
             "mask_id": special.mask,
         },
-        "text_field": plan.text_field,
+        "text_field": plan.fields.text,
+        "records": plan.fields.records,
         "validation": {
             "fraction": plan.split.fraction,
             "seed": plan.split.seed,

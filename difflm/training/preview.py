@@ -14,11 +14,12 @@ import torch
 from difflm.checkpoints.loading import LoadedModel, load_without_weights
 from difflm.data.formats import Format
 from difflm.data.packing import pack_store
+from difflm.data.records import Fields, Records
 from difflm.data.rows import PackedRows, Packing, PackOptions
 from difflm.data.shards import is_prepared, open_prepared
 from difflm.data.sources import read_documents
 from difflm.data.store import MemoryStore, TokenStore
-from difflm.data.tokens import Special, token_stream
+from difflm.data.tokens import Special, token_groups
 from difflm.diffusion.noise import Bernoulli, RowNoise
 from difflm.errors import ConfigError
 from difflm.training.opening import check_tokenizer, special_ids
@@ -76,6 +77,7 @@ def preview(
     packing: Packing = "best_fit",
     format: Format = "auto",
     text_field: str = "text",
+    records: Records = "auto",
     seed: int = 0,
     report: Report | None = None,
 ) -> list[ShownRow]:
@@ -91,6 +93,7 @@ def preview(
         packing: "best_fit" or "greedy".
         format: of the files, "auto" to conclude it from their first rows.
         text_field: name of the field or column with plain text.
+        records: what records hold, "auto" to conclude it from their fields.
         seed: of the noise.
         report: is told what was concluded about each file.
 
@@ -104,19 +107,13 @@ def preview(
         raise ConfigError(f"show: {rows} is not usable; give at least 1 row")
     loaded = load_without_weights(model)
     special = special_ids(loaded, field="model")
-    pad = loaded.config.pad_token_id
-    options = PackOptions(
-        row_length=row_length,
-        pad_id=special.eos if pad is None else pad,
-        eos_id=special.eos,
-        fill_multiple=loaded.config.block_size if block_size is None else block_size,
-        packing=packing,
-    )
+    options = _options(loaded, special, row_length=row_length, block_size=block_size, packing=packing)
+    fields = Fields(text=text_field, records=records)
     shown: list[ShownRow] = []
     for number, path in enumerate(paths):
         wanted = -(-(rows - len(shown)) // (len(paths) - number))
         store, count = _beginning(
-            Path(path), loaded, special, wanted * row_length, format=format, text_field=text_field, report=report
+            Path(path), loaded, special, wanted * row_length, format=format, fields=fields, report=report
         )
         packed = pack_store(store, options, np.arange(count, dtype=np.int64))
         shown += [
@@ -126,6 +123,19 @@ def preview(
     return shown
 
 
+def _options(
+    loaded: LoadedModel, special: Special, *, row_length: int, block_size: int | None, packing: Packing
+) -> PackOptions:
+    pad = loaded.config.pad_token_id
+    return PackOptions(
+        row_length=row_length,
+        pad_id=special.eos if pad is None else pad,
+        eos_id=special.eos,
+        fill_multiple=loaded.config.block_size if block_size is None else block_size,
+        packing=packing,
+    )
+
+
 def _beginning(
     path: Path,
     loaded: LoadedModel,
@@ -133,7 +143,7 @@ def _beginning(
     tokens: int,
     *,
     format: Format,
-    text_field: str,
+    fields: Fields,
     report: Report | None,
 ) -> tuple[TokenStore, int]:
     """Return (store, documents of it to pack): the first documents with about eight times so many tokens."""
@@ -143,15 +153,17 @@ def _beginning(
         check_tokenizer(prepared, loaded, special)
         store = prepared.sources[0].train
         total = np.cumsum(store.column("length"))
-        return store, min(int(np.searchsorted(total, most)) + 1, _MOST_DOCUMENTS, len(store))
+        count = min(int(np.searchsorted(total, most)) + 1, _MOST_DOCUMENTS, len(store))
+        return store, count + count % 2 if store.paired else count  # no pair is torn
     documents = read_documents(
-        path, format=format, text_field=text_field, report=lambda found: report(f"format: {found}") if report else None
+        path, format=format, fields=fields, report=lambda found: report(f"format: {found}") if report else None
     )
-    collected = MemoryStore(special.eos)
+    collected = MemoryStore(special.eos, special.ends)
     read = 0
-    for document in token_stream(islice(documents, _MOST_DOCUMENTS), loaded.encode_batch, special):
-        collected.add(document)
-        read += len(document.token)
+    for group in token_groups(islice(documents, _MOST_DOCUMENTS), loaded, special):
+        for document in group:
+            collected.add(document)
+            read += len(document.token)
         if read >= most:
             break
     store = collected.finish()
@@ -170,7 +182,7 @@ def _shown(packed: PackedRows, row: int, source: str, loaded: LoadedModel, *, ma
             role = "padding"
         elif fill[place]:
             role = "fill"
-        elif trainable[place] and token_id == packed.options.eos_id:
+        elif trainable[place] and token_id in loaded.config.eos_token_ids:
             role = "eos"
         tokens.append(
             ShownToken(

@@ -19,6 +19,8 @@ from difflm.training.opening import Source, open_sources
 
 Part = tuple[TokenStore, Array]
 """Some documents of a store."""
+PAIR_OBJECTIVES: tuple[type, ...] = ()
+"""Configurations of objectives that learn preference pairs; the others learn documents of their own."""
 
 
 def load_rows(config: TrainConfig, loaded: LoadedModel) -> tuple[PackedRows, PackedRows | None]:
@@ -33,6 +35,8 @@ def load_rows(config: TrainConfig, loaded: LoadedModel) -> tuple[PackedRows, Pac
     train, held = _split(sources, fraction=data.validation_fraction, seed=data.split_seed)
     if data.validation_paths:
         held = [(source.store, _all(source.store)) for source in open_sources(data.validation_paths, (), data, loaded)]
+    for store, _ in (*train, *held):
+        _check_pairs(config, store)
     if data.validation_paths or len(sources) > 1:
         _check_disjoint(train, held)
     options = pack_options(config, loaded)
@@ -53,6 +57,19 @@ def load_rows(config: TrainConfig, loaded: LoadedModel) -> tuple[PackedRows, Pac
     if not validation:
         return rows, None
     return rows, validation[0] if len(validation) == 1 else mix(validation, [""] * len(validation), ())
+
+
+def _check_pairs(config: TrainConfig, store: TokenStore) -> None:
+    """Refuse pairs for an objective that learns answers, and answers for one that learns pairs."""
+    learns_pairs = isinstance(config.objective, PAIR_OBJECTIVES)
+    if not len(store) or store.paired == learns_pairs:
+        return
+    kind, held, other = config.objective.kind, "preference pairs", "documents with one answer"
+    if learns_pairs:
+        held, other = other, held
+    raise DataError(
+        f"{store.where(0)}: {held}, but objective {kind} learns {other}; give other data or another objective"
+    )
 
 
 def pack_options(config: TrainConfig, loaded: LoadedModel) -> PackOptions:
@@ -76,12 +93,16 @@ def describe_rows(rows: PackedRows) -> list[str]:
     counts = rows.counts
     other = "greedy" if counts.packing == "best_fit" else "best_fit"
     lines = [f"data: {note}" for note in rows.notes]
+    per, name = (2, "preference pairs") if rows.store.paired else (1, "documents")
+    filled = f", {counts.fill} of them EOS fill" if counts.fill else ""
+    untrainable = f"{counts.untrainable} would learn nothing; " if counts.untrainable else ""
     lines.append(
-        f"data: {counts.documents} documents, {counts.tokens} tokens ({counts.trainable} trainable) in "
+        f"data: {counts.documents // per} {name}, {counts.tokens} tokens ({counts.trainable} trainable{filled}) in "
         f"{counts.rows} rows of {counts.row_length}, fill {counts.fill_rate:.1%} "
         f"({counts.packing}; {other} {counts.fill_rate_of(other):.1%})"
         + (f", {counts.split} split" if counts.split else "")
-        + (f", {counts.dropped} dropped (first: {counts.first_dropped})" if counts.dropped else "")
+        + (f", {counts.cut} cut" if counts.cut else "")
+        + (f", {counts.dropped // per} dropped ({untrainable}first: {counts.first_dropped})" if counts.dropped else "")
     )
     total = sum(source.weight or 0.0 for source in rows.sources)
     if total:

@@ -31,7 +31,7 @@ ROUNDING = (
     "validation.rows_per_batch",
 )
 # Where things are; what is there is compared by its hash (see `difflm.training.origin`).
-CONTENT = ("model", "revision", "data.paths", "data.validation_paths", "data.format", "data.text_field")
+CONTENT = ("model", "revision", "data.paths", "data.validation_paths", "data.format", "data.text_field", "data.records")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,28 @@ def test_tables_give_the_documents_of_jsonl(tmp_path: Path, kind: str, packing: 
 
 
 @pytest.mark.parametrize("kind", ["parquet", "stream"])
+def test_conversations_and_preferences(tmp_path: Path, kind: str) -> None:
+    """A table gives every message every key; those that are null were not there."""
+    talk = [
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 1}],
+        [
+            {"role": "user", "content": "r", "name": "me"},
+            {"role": "assistant", "content": "b"},
+            {"role": "assistant", "content": "c", "weight": 0},
+        ],
+    ]
+    lines = [json.dumps({"messages": each}) for each in talk]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    table = write(tmp_path / "chats", {"messages": talk, "id": [1, 2]}, kind)
+    read, expected = (list(read_documents(file)) for file in (table, tmp_path / "lines.jsonl"))
+    assert [document.chat for document in read] == [document.chat for document in expected]
+    sides = {"prompt": ["q"], "chosen": [talk[0][1:]], "rejected": [talk[1][1:2]], "source": ["x"]}
+    (pair,) = read_documents(write(tmp_path / "pairs", sides, kind))
+    assert pair.chosen is not None
+    assert pair.chosen.chat == expected[0].chat
+
+
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
 def test_rows_of_ids_and_pairs(tmp_path: Path, kind: str) -> None:
     columns = {"input_ids": pa.array([[1, 2], [3, 4, 5]], pa.list_(pa.int32())), "labels": [[-100, 2], [3, 4, 5]]}
     read = list(read_documents(write(tmp_path / "ids", columns, kind)))
@@ -72,7 +95,7 @@ def test_bad_tables_are_named_with_the_row(tmp_path: Path, kind: str) -> None:
     file = write(tmp_path / "bytes", {"text": [b"a"]}, kind)
     assert "field 'text' is a value" in failure(file)
     file = write(tmp_path / "chat", {"messages": ["a"]}, kind)
-    assert failure(file).startswith(f"{file}:1: field 'messages' belongs to a format")
+    assert failure(file).startswith(f"{file}:1: field 'messages' is a string")
     file = write(tmp_path / "empty", {"text": pa.array([], pa.string())}, kind)
     assert "the table has no row" in failure(file)
     file = write(tmp_path / "whole", {"text": TEXTS}, kind)

@@ -1,70 +1,10 @@
-"""Records: which fields make a document, and how rows of ids are checked."""
+"""Documents: what they are called, and hashes of what they say."""
 
 from __future__ import annotations
 
-from typing import Any
+from difflm.data.documents import Chat, Document
 
-import pytest
-
-from difflm.data.documents import Document, check_fields, parse_record, used_fields
-from difflm.errors import DataError
-
-
-def test_the_text_field_has_the_name_it_is_given() -> None:
-    assert parse_record({"content": "x", "instruction": "y"} | {"text": 3}, "f:1", "instruction").text == "y"
-    with pytest.raises(DataError, match="f:1: field 'content' is missing, found 'text'"):
-        parse_record({"text": "x"}, "f:1", "content")
-
-
-def test_ids_alone_are_all_learnt() -> None:
-    document = parse_record({"input_ids": [5, 6, 7], "id": 1}, "f:1")
-    assert (document.token, document.trainable, document.kind) == ([5, 6, 7], None, "token ids")
-
-
-def test_labels_say_what_is_learnt_and_the_attention_mask_cuts_padding() -> None:
-    record = {
-        "input_ids": [0, 0, 5, 6, 7, 0],
-        "labels": [-100, -100, -100, 6, 7, -100],
-        "attention_mask": [0, 0, 1, 1, 1, 0],
-    }
-    document = parse_record(record, "f:1")
-    assert (document.token, document.trainable) == ([5, 6, 7], [False, True, True])
-    assert parse_record({"input_ids": [5], "labels": None, "attention_mask": None}, "f:1").trainable is None
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"input_ids": [5, 6], "labels": [6, -100]}, "labels[0] is 6, but input_ids[0] is 5; a label is the id at its"),
-        ({"input_ids": [5, 6], "labels": [5]}, "field 'labels' has 1 entries for 2 input_ids"),
-        ({"input_ids": [5, 6], "labels": [-100, -100]}, "every label is -100, so nothing would be learnt"),
-        ({"input_ids": [5, 6, 7], "attention_mask": [1, 0, 1]}, "not one run of 1 between 0s"),
-        ({"input_ids": [5, 6], "attention_mask": [2, 1]}, "not one run of 1 between 0s"),
-        ({"input_ids": [5, 6], "attention_mask": [0, 0]}, "holds no token"),
-        ({"input_ids": []}, "holds no token"),
-        ({"input_ids": "5"}, 'is a string ("5"); it must be a list of whole numbers'),
-        ({"input_ids": [5, True]}, "input_ids[1] is a boolean (true)"),
-        ({"input_ids": [5, -1]}, "input_ids[1] is a number (-1); it must be a whole number from 0 on"),
-        ({"input_ids": [5.0]}, "input_ids[0] is a number (5.0)"),
-        ({"input_ids": [5, 2**31]}, "input_ids[1] is a number (2147483648)"),
-        ({"input_ids": [5], "text": "x"}, "fields 'text', 'input_ids' together are ambiguous"),
-        ({"labels": [5], "text": "x"}, "field 'labels' belongs to a format that is not read here"),
-        ({"conversations": []}, "field 'conversations' belongs to a format that is not read here"),
-    ],
-)
-def test_what_is_wrong_with_a_record_is_said_in_one_line(record: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError) as caught:
-        parse_record(record, "f:7")
-    text = str(caught.value)
-    assert text.startswith("f:7: ")
-    assert message in text
-    assert "\n" not in text
-
-
-def test_only_the_columns_of_the_form_are_used() -> None:
-    names = ["id", "labels", "input_ids", "attention_mask", "source"]
-    assert used_fields(check_fields(names, "f"), names) == ["labels", "input_ids", "attention_mask"]
-    assert used_fields(check_fields(["text", "attention_mask"], "f"), ["text", "attention_mask"]) == ["text"]
+TALK = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
 
 def test_equal_ids_with_other_labels_are_another_document() -> None:
@@ -72,3 +12,32 @@ def test_equal_ids_with_other_labels_are_another_document() -> None:
     assert one.content == Document(token=[1, 2], trainable=[False, True], where="elsewhere").content
     assert one.content != Document(token=[1, 2]).content
     assert one.content != Document(token=[1, 3], trainable=[False, True]).content
+
+
+def test_hashes_of_chats_and_pairs_tell_what_would_train_differently() -> None:
+    chat = Chat(messages=TALK, learnt=(1,))
+    pair = Document(chosen=Document(prompt="a", completion="b"), rejected=Document(prompt="a", completion="c"))
+    swapped = Document(chosen=pair.rejected, rejected=pair.chosen)
+    every = [
+        Document(chat=chat),
+        Document(chat=Chat(messages=TALK, learnt=(1,), tools=({},))),
+        Document(chat=Chat(messages=(*TALK, *TALK), learnt=(3,))),
+        Document(chat=Chat(messages=(*TALK, *TALK), learnt=(1, 3))),
+        pair,
+        swapped,
+        Document(prompt="a", completion="b"),
+    ]
+    assert len({document.content for document in every}) == len(every)
+    turned = ({"content": "a", "role": "user"}, TALK[1])
+    assert Document(chat=Chat(messages=turned, learnt=(1,)), form="Alpaca", where="g").content == every[0].content
+
+
+def test_kinds_and_what_is_said() -> None:
+    chat = Document(chat=Chat(messages=(*TALK, {"role": "assistant", "tool_calls": []}), learnt=(1,)))
+    pair = Document(chosen=Document(prompt="a", completion="b"), rejected=chat)
+    every = [chat, pair, Document(text="t"), Document(prompt="", completion="c"), Document(token=[1])]
+    assert [each.kind for each in every] == [
+        *("messages", "preference pairs", "text", "prompt + completion", "token ids"),
+    ]
+    assert [each.said() for each in every] == ["a\nb\n", "a\nb\na\nb\n", "t", "\nc", ""]
+    assert Document(chat=chat.chat, form="ShareGPT").kind == "ShareGPT"

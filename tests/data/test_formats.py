@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from difflm.data.formats import Found, detect, listed
+from difflm.data.records import Fields
 from difflm.errors import DataError
 
 
@@ -56,7 +57,7 @@ def test_the_text_field_counts_in_the_conclusion(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text('{"content": "x"}\n')
     assert detect(file).format == "text"
-    assert detect(file, text_field="content").format == "jsonl"
+    assert detect(file, fields=Fields(text="content")).format == "jsonl"
 
 
 @pytest.mark.parametrize(

@@ -319,3 +319,34 @@ def test_no_pair_is_torn(sizes: list[tuple[int, int, int]], fill: int | None, pa
         assert fill or learnt == list(size[1:])
     assert pairs.count == len(sizes) - rows.counts.dropped // 2
     assert (batch.document_BL != PADDING).sum() == rows.counts.tokens
+
+
+def test_an_answer_that_is_cut_has_no_end() -> None:
+    """EOS is learnt where the answer ends and nowhere else; what is cut off is counted."""
+    whole, long = answer(2, 7, where="f:1"), answer(2, 11, first=50, where="f:2")
+    rows = pack_small([whole, long, text(19, first=70)], fill_multiple=4, overlong="cut")
+    batch = rows.batch(range(len(rows)))
+    assert batch.token_BL[:2].tolist() == [[*range(10, 16), EOS, EOS], [*range(50, 58)]]
+    assert batch.trainable_BL[:2].tolist() == [[False] * 2 + [True] * 6] * 2
+    counts = rows.counts
+    assert (counts.cut, counts.dropped, counts.dropped_tokens, counts.split, counts.fill) == (1, 0, 3, 1, 1)
+    assert counts.trainable == int(batch.trainable_BL.sum())
+    assert counts.tokens == int((batch.document_BL != PADDING).sum())
+
+
+def test_a_cut_that_leaves_nothing_to_learn_is_dropped_and_counted() -> None:
+    asks = answer(8, 10, where="f:2")
+    marked = TokenDocument(token=[5] * 10, is_answer=True, trainable=[False] * 8 + [True] * 2, where="f:3")
+    early = TokenDocument(token=[6] * 10, is_answer=True, trainable=[False, True] * 5, where="f:4")
+    rows = pack_small([answer(2, 5), asks, marked, early], overlong="cut")
+    counts = rows.counts
+    assert (counts.cut, counts.dropped, counts.untrainable, counts.first_dropped) == (1, 2, 2, "f:2")
+    assert counts.dropped_tokens == 22
+    assert counts.trainable == 3 + 4 == int(rows.batch(range(len(rows))).trainable_BL.sum())
+    with pytest.raises(DataError, match="f:2: none of the 1 prompt"):
+        pack_small([asks], overlong="cut")
+
+
+def test_pairs_are_never_cut() -> None:
+    rows = pack_small([*pair(2, 2, 2), *pair(2, 9, 2, where="f:2")], overlong="cut")
+    assert (rows.counts.cut, rows.counts.dropped, rows.counts.untrainable) == (0, 2, 0)

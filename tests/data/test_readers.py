@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from difflm.data import readers
 from difflm.data.documents import Document
 from difflm.data.readers import read_csv, read_json, read_jsonl, read_text
+from difflm.data.records import Fields
 from difflm.errors import DataError
 
-Reader = Callable[[Path, str], Iterator[Document]]
+Reader = Callable[[Path, Fields], Iterator[Document]]
 texts = st.lists(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), min_size=1, max_size=6
 )
@@ -38,13 +39,13 @@ def test_every_format_gives_the_same_documents(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "_CHUNK", chunk)
         for reader, name in ((read_jsonl, "a.jsonl"), (read_json, "a.json"), (read_csv, "a.csv")):
-            assert [document.text for document in reader(folder / name, "text")] == given_texts, name
+            assert [document.text for document in reader(folder / name, Fields())] == given_texts, name
 
 
 def failure(reader: Reader, file: Path, content: str | bytes) -> str:
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError) as caught:
-        list(reader(file, "text"))
+        list(reader(file, Fields()))
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(str(file))
@@ -73,7 +74,7 @@ def test_a_bad_array_is_named_with_its_line(tmp_path: Path, content: str, messag
 def test_where_of_an_array_is_the_line_of_the_object(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text('\n[{"text":\n "x"}, {"text": "y"},\n\n{"text": "z"}]\n')
-    assert [document.where for document in read_json(file, "text")] == [f"{file}:2", f"{file}:3", f"{file}:5"]
+    assert [document.where for document in read_json(file, Fields())] == [f"{file}:2", f"{file}:3", f"{file}:5"]
 
 
 def test_an_object_that_never_ends_is_not_read_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +85,7 @@ def test_an_object_that_never_ends_is_not_read_to_the_end(tmp_path: Path, monkey
 def test_csv_cells_may_have_lines_and_rows_are_named_by_their_first(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text('prompt;n;completion\n"a;\nb";1;c\n\nd;2;"e ""f"""\n')
-    assert list(read_csv(file, "text")) == [
+    assert list(read_csv(file, Fields())) == [
         Document(prompt="a;\nb", completion="c", where=f"{file}:2"),
         Document(prompt="d", completion='e "f"', where=f"{file}:5"),
     ]
@@ -94,7 +95,7 @@ def test_a_cell_may_be_longer_than_the_default_of_the_csv_module(tmp_path: Path)
     file = tmp_path / "a.csv"
     file.write_text("text,n\n" + "x" * 200_000 + ",1\n")
     limit = csv.field_size_limit()
-    assert [len(document.text or "") for document in read_csv(file, "text")] == [200_000]
+    assert [len(document.text or "") for document in read_csv(file, Fields())] == [200_000]
     assert csv.field_size_limit() == limit
 
 
@@ -139,7 +140,7 @@ def test_white_space_behind_the_last_piece_still_ends_the_text(tmp_path: Path, m
 def test_bad_bytes_of_a_text_are_placed_over_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "TEXT_PIECE_BYTES", 10)
 
-    def read(file: Path, _: str) -> Iterator[Document]:
+    def read(file: Path, _: Fields) -> Iterator[Document]:
         return read_text(file)
 
     assert "byte 0xff at offset 25" in failure(read, tmp_path / "a.txt", b"x" * 25 + b"\xff" + b"y" * 30)

@@ -87,6 +87,13 @@ def test_the_digest_tells_what_would_train_differently(changed: TokenDocument) -
     assert bytes(one.column("digest")[0]) != bytes(other.column("digest")[0])
 
 
+def test_every_end_of_an_answer_lets_it_be_filled() -> None:
+    collected = MemoryStore(EOS, (9,))
+    for end in (EOS, 9, 8):
+        collected.add(TokenDocument(token=[5, end], num_prompt=1, is_answer=True))
+    assert collected.finish().column("flags").tolist() == [ANSWER | FILLED, ANSWER | FILLED, ANSWER]
+
+
 def test_a_record_has_the_fields_of_its_type() -> None:
     maker = RecordMaker(EOS)
     maker.make(DOCUMENTS[0])

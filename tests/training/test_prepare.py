@@ -183,7 +183,8 @@ def test_formats_are_reported_before_the_work(model: Path, tmp_path: Path) -> No
     path = write(tmp_path / "a.jsonl", "x", "y")
     prepare(path, model=model, output=tmp_path / "p", report=lines.append)
     assert lines[0] == f"format: {path}: jsonl (the first line is an object)"
-    assert [line[:9] for line in lines[1:]] == ["pass 1 of", "pass 2 of"]
+    assert [line[:9] for line in lines[1:]] == ["pass 1 of", "documents", "pass 2 of"]
+    assert lines[2] == f"documents: {path}: text"
 
 
 def test_kinds_mix_with_weights_only(model: Path, tmp_path: Path) -> None:

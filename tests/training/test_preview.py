@@ -91,7 +91,7 @@ def test_a_prepared_folder_shows_the_same_rows(model: Path, tmp_path: Path) -> N
 def test_formats_are_reported(model: Path, pairs: Path) -> None:
     lines: list[str] = []
     preview([pairs], model=model, rows=1, report=lines.append)
-    assert lines == [f"format: {pairs}: jsonl (the first line is an object)"]
+    assert lines == [f"format: {pairs}: jsonl of prompt + completion (the first line is an object)"]
 
 
 def test_what_cannot_be_shown_is_named(model: Path, pairs: Path, tmp_path: Path) -> None:
@@ -103,5 +103,16 @@ def test_what_cannot_be_shown_is_named(model: Path, pairs: Path, tmp_path: Path)
         preview([pairs], model=model, rows=1, row_length=30)
     chat = tmp_path / "chat.jsonl"
     chat.write_text(json.dumps({"messages": []}) + "\n")
-    with pytest.raises(DataError, match=r"chat.jsonl:1: field 'messages' belongs to a format"):
+    with pytest.raises(DataError, match=r"chat.jsonl:1: field 'messages' holds no message"):
         preview([chat], model=model, rows=1)
+
+
+def test_prepared_pairs_are_shown_whole(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    record = {"prompt": "q", "chosen": "ab", "rejected": "c" * 70}
+    path.write_text(f"{json.dumps(record)}\n" * 3)
+    prepare(path, model=model, output=tmp_path / "p")
+    (row,) = preview([tmp_path / "p"], model=model, rows=1, row_length=80)
+    assert [token.document for token in row.tokens] == [0] * 4 + [1] * 72 + [-1] * 4
+    (first, _, last) = preview([tmp_path / "p"], model=model, rows=3, row_length=80)
+    assert first.documents_read % 2 == last.documents_read % 2 == 0

@@ -14,7 +14,8 @@ from difflm.data import Document, PackedRows
 from difflm.data.mixture import row_order
 from difflm.data.splitting import Split
 from difflm.errors import ConfigError, DataError
-from difflm.training.config import DataConfig, StageConfig, TrainConfig
+from difflm.training import rows as rows_module
+from difflm.training.config import BlockDiffusionConfig, DataConfig, StageConfig, TrainConfig
 from difflm.training.prepare import prepare
 from difflm.training.rows import describe_rows, load_rows
 from tests.standins import write_parent, write_texts
@@ -167,7 +168,8 @@ def test_the_description_names_packing_fill_and_losses(loaded: LoadedModel, tmp_
     path = pairs(tmp_path / "pairs.jsonl", ("abc", "xy"), ("a" * 40, "b"), ("abcdefgh", "uvwxyz"))
     line = describe_rows(load_rows(config(path, packing="greedy"), loaded)[0])[-1]
     assert line.startswith(
-        "data: 3 documents, 24 tokens (13 trainable) in 1 rows of 32, fill 75.0% (greedy; best_fit 75.0%"
+        "data: 3 documents, 24 tokens (13 trainable, 3 of them EOS fill) in 1 rows of 32, fill 75.0% "
+        "(greedy; best_fit 75.0%"
     )
     assert line.endswith(f"1 dropped (first: {path}:2)")
 
@@ -186,3 +188,100 @@ def test_options_of_packing_reach_the_rows(loaded: LoadedModel, tmp_path: Path) 
     )
     assert held is not None
     assert held.counts.rows == held.counts.rows_best_fit, "validation rows have full room"
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<|endoftext|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "q <|endoftext|>"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "r"},
+    {"role": "assistant", "content": "no"},
+]
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    loaded = load_model(write_parent(tmp_path_factory.mktemp("rows") / "parent"))
+    loaded.require_tokenizer().chat_template = TEMPLATE
+    return loaded
+
+
+def lines(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_each_answer_of_a_conversation_stands_behind_the_prompt_of_use(chatting: LoadedModel, tmp_path: Path) -> None:
+    path = lines(tmp_path / "chat.jsonl", {"messages": TALK})
+    rows, _ = load_rows(config(path, row_length=128), chatting)
+    batch, eos = rows.batch([0]), chatting.config.eos_token_ids[0]
+    for number, (turn, answer) in enumerate(((1, "yes"), (3, "no"))):
+        inside = batch.document_BL[0] == number
+        prompt = chatting.encode_chat(TALK[:turn])
+        ids = [*prompt, *chatting.encode(answer), eos]
+        fill = -len(ids) % 8
+        assert batch.token_BL[0][inside].tolist() == ids + [eos] * fill
+        assert batch.trainable_BL[0][inside].tolist() == [place >= len(prompt) for place in range(len(ids) + fill)]
+        assert prompt.count(eos) == (turn - 1) // 2, "typed, it is text"
+    (line,) = describe_rows(rows)[1:]
+    assert f"trainable, {rows.counts.fill} of them EOS fill)" in line
+    assert describe_rows(rows)[0] == f"data: {path}: jsonl of messages (the first line is an object)"
+
+
+def test_pairs_need_an_objective_that_learns_them(
+    chatting: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = [*TALK[:3], {"role": "assistant", "content": "well"}]
+    path = lines(
+        tmp_path / "pairs.jsonl", {"chosen": TALK, "rejected": bad}, {"chosen": TALK, "rejected": TALK[:1] + bad[3:]}
+    )
+    with pytest.raises(DataError, match="behind what both sides share, 'chosen' holds assistant, user, assistant"):
+        load_rows(config(path), chatting)
+    answers = lines(tmp_path / "answers.jsonl", {"messages": TALK})
+    long = {"prompt": "q", "chosen": "a" * 200, "rejected": "b"}
+    path = lines(tmp_path / "pairs.jsonl", {"prompt": "q", "chosen": "a", "rejected": "b"}, long)
+    message = "pairs.jsonl:1: preference pairs, but objective block_diffusion learns documents with one answer"
+    with pytest.raises(DataError, match=message):
+        load_rows(config(path), chatting)
+    monkeypatch.setattr(rows_module, "PAIR_OBJECTIVES", (BlockDiffusionConfig,))
+    rows, _ = load_rows(config(path), chatting)
+    assert rows.batch([0]).pairs().count == 1
+    assert "data: 2 preference pairs, 16 tokens" in describe_rows(rows)[-1]
+    assert f", 1 dropped (first: {path}:2)" in describe_rows(rows)[-1]
+    with pytest.raises(DataError, match=r"answers.jsonl:1: documents with one answer, but .* learns preference pairs"):
+        load_rows(config(answers, row_length=128), chatting)
+
+
+def test_both_sides_of_a_pair_validate_together(
+    chatting: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows_module, "PAIR_OBJECTIVES", (BlockDiffusionConfig,))
+    records = [{"prompt": f"q{number}", "chosen": "a", "rejected": "b"} for number in range(40)]
+    path = lines(tmp_path / "pairs.jsonl", *records)
+    train, held = load_rows(config(path, validation_fraction=0.3), chatting)
+    assert held is not None
+    found = [rows.batch(range(len(rows))).pairs().count for rows in (train, held)]
+    assert sum(found) == 40
+    assert min(found) > 3
+
+
+def test_what_is_cut_is_said(loaded: LoadedModel, tmp_path: Path) -> None:
+    path = pairs(tmp_path / "pairs.jsonl", ("abc", "x" * 40), ("a" * 40, "b"))
+    rows, _ = load_rows(config(path, overlong="cut"), loaded)
+    assert f", 1 cut, 1 dropped (1 would learn nothing; first: {path}:2)" in describe_rows(rows)[-1]
+
+
+def test_what_records_hold_can_be_forced(chatting: LoadedModel, tmp_path: Path) -> None:
+    path = lines(tmp_path / "both.jsonl", {"prompt": "p", "completion": "c", "messages": TALK})
+    with pytest.raises(
+        DataError, match=r"ambiguous; say what is meant \(data.records, --records\): prompt_completion or"
+    ):
+        load_rows(config(path, row_length=128), chatting)
+    found = [
+        load_rows(config(path, row_length=128, records=each), chatting)[0].counts.documents
+        for each in ("prompt_completion", "messages")
+    ]
+    assert found == [1, 2]
