@@ -444,9 +444,10 @@ def narrow_pair(linear: Linear) -> Linear:
         replaced(0, lambda each: Linear(INPUTS, 12, bias=False).double()),
         replaced(0, lambda each: nn.Linear(INPUTS, 12).double()),
         replaced(0, lambda each: Doubled(INPUTS, 12, bias=True).double()),
+        [Doubled(INPUTS, size, bias=True) for size in SIZES],
         replaced(2, QuantisedLinear),
     ],
-    ids=["wrapped", "wrapped pair", "narrow pair", "dtype", "meta", "bias", "other", "inherits", "some in int8"],
+    ids=["wrapped", "wrapped pair", "narrow pair", "dtype", "meta", "bias", "other", "one inherits", "inherit", "int8"],
 )
 def test_what_cannot_be_stacked_is_left_alone(maps: list[nn.Module]) -> None:
     before = [tensor.data_ptr() for each in maps for tensor in each.parameters() if type(tensor.data) is Tensor]
