@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,34 @@ if TYPE_CHECKING:
     show_default=True,
     help="Longest answer; a request for more is refused. A chat that names no number gets what the context has left.",
 )
+@click.option(
+    "--api-key-file",
+    type=folder(),
+    metavar="FILE",
+    show_default="the keys in DIFFLM_API_KEYS, if any",
+    help="Keys, one a line, beside those in DIFFLM_API_KEYS; a request has to bring one of them.",
+)
+@click.option(
+    "--allowed-host",
+    multiple=True,
+    metavar="NAME",
+    show_default="this machine's own names on loopback, else any",
+    help="Name in the Host header that is served, repeatable.",
+)
+@click.option(
+    "--cors-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    show_default="none",
+    help="Site whose pages may ask from a browser, repeatable.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="Of the lines of JSON on stderr; a request is one at info.",
+)
 @click.option("--max-requests", type=click.IntRange(1), default=64, show_default=True, help="Answers decoded at once.")
 @click.option("--max-queue", type=click.IntRange(0), default=256, show_default=True, help="Answers that may wait.")
 @click.option(
@@ -74,9 +103,11 @@ def serve(
 
     A model that drafts is decoded left to right in fewer forwards (decoding verified), and the text is its base's.
     """
+    from difflm.serving.logs import write_logs
     from difflm.serving.setup import Options, served
 
     chosen = Options(**options)
     chosen.check()
+    write_logs(sys.stderr, chosen.log_level)
     loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
     return served(loaded, chosen, fallback_name=model.resolve().name, say=lambda line: click.echo(line, err=True)).run()

@@ -1,14 +1,15 @@
 """The application: which path leads to which endpoint. Annotations here are real: the framework reads them."""
 
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from difflm import __version__
-from difflm.errors import ConfigError
+from difflm.errors import ConfigError, DifflmError
 from difflm.serving import endpoints
-from difflm.serving.errors import internal
+from difflm.serving.errors import ApiError, internal
+from difflm.serving.failures import Unanswered
+from difflm.serving.guard import Guard
 from difflm.serving.openapi import described
 from difflm.serving.service import Service
 from difflm.serving.sse import ReaderGone
@@ -16,11 +17,8 @@ from difflm.serving.sse import ReaderGone
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-Aborting = Callable[[Any], Callable[[], None]]
-"""A request's scope -> what cuts its connection."""
 
-
-def make_app(service: Service, *, aborting: Aborting = lambda scope: lambda: None) -> "FastAPI":
+def make_app(service: Service, *, aborting: endpoints.Aborting = lambda scope: lambda: None) -> "FastAPI":
     """Return the ASGI application of a service; its start and end are the service's.
 
     Args:
@@ -32,7 +30,7 @@ def make_app(service: Service, *, aborting: Aborting = lambda scope: lambda: Non
     """
     try:
         from fastapi import FastAPI, Request, Response
-        from starlette.exceptions import HTTPException
+        from starlette.middleware.cors import CORSMiddleware
     except ImportError as error:
         raise ConfigError(f"serve: {error.name} is not installed; pip install 'difflm[serve]'") from None
 
@@ -42,41 +40,35 @@ def make_app(service: Service, *, aborting: Aborting = lambda scope: lambda: Non
         yield
         await service.stop()
 
-    created = int(time.time())
+    def endpoint(handle: endpoints.Handle) -> Any:
+        async def answer(request: Request) -> Response:
+            return await handle(request)
+
+        return answer
+
     app = FastAPI(title="difflm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    for method, path, handle in endpoints.table(service, aborting):
+        app.add_api_route(
+            path, endpoint(handle), methods=[method], response_model=None, name=path, **described(method, path)
+        )
+    _add_handlers(app)
+    app.add_middleware(Guard, access=service.access, limits=service.limits)  # type: ignore[arg-type]
+    if service.access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(service.access.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    return app
 
-    async def chat(request: Request) -> Response:
-        return await endpoints.completions(service, request, "chat", aborting(request.scope))
 
-    async def text(request: Request) -> Response:
-        return await endpoints.completions(service, request, "text", aborting(request.scope))
-
-    async def models() -> Response:
-        return endpoints.models(service, created)
-
-    async def model(name: str) -> Response:
-        return endpoints.model(service, created, name)
-
-    async def health() -> Response:
-        return endpoints.health(service)
-
-    async def ready() -> Response:
-        return endpoints.ready(service)
-
-    async def version() -> Response:
-        return endpoints.version()
-
-    routes: list[tuple[str, str, Any]] = [
-        ("POST", "/v1/chat/completions", chat),
-        ("POST", "/v1/completions", text),
-        ("GET", "/v1/models", models),
-        ("GET", "/v1/models/{name:path}", model),
-        ("GET", "/health", health),
-        ("GET", "/ready", ready),
-        ("GET", "/version", version),
-    ]
-    for method, path, endpoint in routes:
-        app.add_api_route(path, endpoint, methods=[method], response_model=None, **described(path))
+def _add_handlers(app: "FastAPI") -> None:
+    """Let every failure be answered in one form."""
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+    from starlette.responses import Response
 
     async def wrong(request: Request, error: Exception) -> Response:
         return endpoints.answer_to(error)
@@ -86,18 +78,13 @@ def make_app(service: Service, *, aborting: Aborting = lambda scope: lambda: Non
         return endpoints.not_found(error.status_code, str(error.detail))
 
     async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)  # nobody reads it; it stands in the log
 
     async def defect(request: Request, error: Exception) -> Response:
         return endpoints.error_response(internal())
-
-    from difflm.errors import DifflmError
-    from difflm.serving.errors import ApiError
-    from difflm.serving.failures import Unanswered
 
     for kind in (ApiError, Unanswered, DifflmError):
         app.add_exception_handler(kind, wrong)
     app.add_exception_handler(HTTPException, absent)
     app.add_exception_handler(ReaderGone, gone)
     app.add_exception_handler(Exception, defect)
-    return app

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from difflm.serving.answering import chunks, error_of, whole
 from difflm.serving.errors import ApiError
 from difflm.serving.service import Service
 from difflm.serving.sse import HEADERS, ReaderGone, ReaderTooSlow, Receive, Send, send_events, unless_gone, written
+from difflm.serving.tokenizing import detokenized, tokenized, tokenizer_info
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("difflm.serving")
 Abort = Callable[[], None]
 """Cuts the connection of a request."""
+Aborting = Callable[[Any], Abort]
+"""The scope of a request -> what cuts its connection."""
+Handle = Callable[["Request"], Awaitable["Response"]]
 
 
 def json_response(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -47,9 +53,18 @@ async def completions(service: Service, request: Request, kind: str, abort: Abor
     body = await json_body(request)
     plan = await service.plan(kind, body)
     tickets = service.submit(plan, client_of(request))
+
+    def over() -> None:
+        facts = service.metrics.observe(plan, tickets)
+        request.scope.get("state", {}).get("facts", {}).update(facts)
+
     if plan.stream:
-        return stream_response(chunks(plan, tickets, service.bridge, service.limits), service, abort)
-    return json_response(await unless_gone(request.receive, whole(plan, tickets, service.bridge, service.limits)))
+        return stream_response(chunks(plan, tickets, service.bridge, service.limits), service, abort, over)
+    try:
+        work = whole(plan, tickets, service.bridge, service.limits)
+        return json_response(await unless_gone(request.receive, work))
+    finally:
+        over()
 
 
 def client_of(request: Request) -> str:
@@ -70,42 +85,39 @@ async def json_body(request: Request) -> bytes:
     return await request.body()
 
 
-def stream_response(chunks: AsyncGenerator[dict[str, Any], None], service: Service, abort: Abort) -> Response:
-    """Return a response that sends chunks as events."""
+def stream_response(
+    chunks: AsyncGenerator[dict[str, Any], None], service: Service, abort: Abort, over: Callable[[], None]
+) -> Response:
+    """Return a response that sends chunks as events.
+
+    Args:
+        chunks: of the answer.
+        service: the model.
+        abort: for a client that does not read.
+        over: called at the end, however it comes.
+    """
     from starlette.responses import Response
 
     class EventStream(Response):
         async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
             head = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            async with aclosing(chunks):
-                await send(head)
-                try:
-                    await send_events(receive, send, chunks, write_seconds=service.limits.write_seconds)
-                except ReaderGone:
-                    return
-                except ReaderTooSlow:
-                    _log.warning("a reader was cut: it took nothing for %g seconds", service.limits.write_seconds)
-                    abort()
+            seconds = service.limits.write_seconds
+            try:
+                async with aclosing(chunks):
+                    await send(head)
+                    await send_events(receive, send, chunks, write_seconds=seconds)
+            except ReaderGone:
+                return
+            except ReaderTooSlow:
+                _log.warning("a reader was cut: it took nothing for %g seconds", seconds)
+                abort()
+            finally:
+                over()
 
     response = EventStream()
     del response.headers["content-length"]
     response.headers.update(HEADERS)
     return response
-
-
-def models(service: Service, created: int) -> Response:
-    """List the model."""
-    return json_response({"object": "list", "data": [service.model_object(created)]})
-
-
-def model(service: Service, created: int, name: str) -> Response:
-    """Describe the model of a name.
-
-    Raises:
-        ApiError: there is none of that name.
-    """
-    service.planner.check_model(name)
-    return json_response(service.model_object(created))
 
 
 def health(service: Service) -> Response:
@@ -123,6 +135,68 @@ def ready(service: Service) -> Response:
 def version() -> Response:
     """Say which difflm this is."""
     return json_response({"version": __version__})
+
+
+async def tokenize(service: Service, request: Request) -> Response:
+    """Return the ids of a text or a conversation."""
+    body = await json_body(request)
+    return json_response(await service.off_the_loop(lambda: tokenized(service.planner, body)))
+
+
+async def detokenize(service: Service, request: Request) -> Response:
+    """Return the text of ids."""
+    body = await json_body(request)
+    return json_response(await service.off_the_loop(lambda: detokenized(service.planner, body)))
+
+
+def metrics(service: Service) -> Response:
+    """Return the metrics."""
+    from starlette.responses import Response
+
+    return Response(service.metrics.text(), media_type=service.metrics.content_type)
+
+
+def table(service: Service, aborting: Aborting) -> list[tuple[str, str, Handle]]:
+    """Return method, path and handler of every endpoint.
+
+    Args:
+        service: the model.
+        aborting: how the connection of a request is cut.
+    """
+    created = int(time.time())
+
+    async def chat(request: Request) -> Response:
+        return await completions(service, request, "chat", aborting(request.scope))
+
+    async def text(request: Request) -> Response:
+        return await completions(service, request, "text", aborting(request.scope))
+
+    async def models(request: Request) -> Response:
+        return json_response({"object": "list", "data": [service.model_object(created)]})
+
+    async def model(request: Request) -> Response:
+        service.planner.check_model(request.path_params["name"])
+        return json_response(service.model_object(created))
+
+    def simple(make: Callable[[], Response]) -> Handle:
+        async def answer(request: Request) -> Response:
+            return make()
+
+        return answer
+
+    return [
+        ("POST", "/v1/chat/completions", chat),
+        ("POST", "/v1/completions", text),
+        ("GET", "/v1/models", models),
+        ("GET", "/v1/models/{name:path}", model),
+        ("POST", "/tokenize", functools.partial(tokenize, service)),
+        ("POST", "/detokenize", functools.partial(detokenize, service)),
+        ("GET", "/tokenizer_info", simple(lambda: json_response(tokenizer_info(service.loaded)))),
+        ("GET", "/health", simple(lambda: health(service))),
+        ("GET", "/ready", simple(lambda: ready(service))),
+        ("GET", "/version", simple(version)),
+        ("GET", "/metrics", simple(lambda: metrics(service))),
+    ]
 
 
 def answer_to(error: Exception) -> Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from difflm.serving.schema import Body, ChatRequest, CompletionRequest
+from difflm.serving.schema import Body, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
 _ERROR: dict[str, Any] = {
     "type": "object",
@@ -25,6 +25,7 @@ _ERROR: dict[str, Any] = {
 }
 _FAILURES: Mapping[int, str] = {
     400: "The request has to be changed; `param` names the field.",
+    408: "The body did not arrive in time.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     429: "The queue is full; `Retry-After` says when to come back.",
@@ -35,32 +36,48 @@ _FAILURES: Mapping[int, str] = {
 _BODIES: Mapping[str, tuple[type[Body], str]] = {
     "/v1/chat/completions": (ChatRequest, "Answer a conversation."),
     "/v1/completions": (CompletionRequest, "Go on with a prompt."),
+    "/tokenize": (TokenizeRequest, "The ids of a text or a conversation."),
+    "/detokenize": (DetokenizeRequest, "The text of ids."),
 }
 _SUMMARIES: Mapping[str, str] = {
     "/v1/models": "The model that is served.",
     "/v1/models/{name:path}": "A model by its name.",
+    "/tokenizer_info": "What is to be known of the tokenizer.",
     "/health": "Whether the engine is alive.",
     "/ready": "Whether requests are taken.",
     "/version": "Which difflm this is.",
+    "/metrics": "Metrics in Prometheus' text format.",
 }
-_NOT_OK: Mapping[str, tuple[int, ...]] = {"/health": (503,), "/ready": (503,), "/v1/models/{name:path}": (404,)}
+_ALWAYS = {401: "The API key is missing or wrong.", 403: "The Host header names another host."}
 
 
-def described(path: str) -> dict[str, Any]:
-    """Return what a route says about itself: summary, body, responses.
+def described(method: str, path: str) -> dict[str, Any]:
+    """Return what a route says about itself: name, summary, body, responses.
 
     Args:
+        method: of the route.
         path: of the route.
     """
-    if path not in _BODIES:
-        responses = {status: {"description": "It is not."} for status in _NOT_OK.get(path, ())}
-        return {"summary": _SUMMARIES[path], "responses": responses}
-    kind, summary = _BODIES[path]
     failed = {"application/json": {"schema": _ERROR}}
-    responses = {status: {"description": text, "content": failed} for status, text in _FAILURES.items()}
-    responses[404] = {"description": "There is no such model.", "content": failed}
-    body = {"required": True, "content": {"application/json": {"schema": inlined(kind.model_json_schema())}}}
-    return {"summary": summary, "responses": responses, "openapi_extra": {"requestBody": body}}
+    name = "".join(letter if letter.isalnum() else "_" for letter in f"{method.lower()}{path}").rstrip("_")
+    known = dict(_ALWAYS)
+    more: dict[str, Any] = {}
+    if path in _BODIES:
+        kind, summary = _BODIES[path]
+        known |= {**_FAILURES, 404: "There is no such model."}
+        body = {"required": True, "content": {"application/json": {"schema": inlined(kind.model_json_schema())}}}
+        more = {"openapi_extra": {"requestBody": body}}
+    else:
+        summary = _SUMMARIES[path]
+        known |= {"/health": {503: "It is dead."}, "/ready": {503: "They are not."}}.get(path, {})
+        known |= {404: "There is none."} if path in ("/v1/models/{name:path}", "/tokenizer_info") else {}
+        if "{name" in path:
+            of_name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+            more = {"openapi_extra": {"parameters": [of_name]}}
+    responses: dict[int | str, Any] = {
+        status: {"description": text, "content": failed} for status, text in known.items()
+    }
+    return {"summary": summary, "operation_id": name, "responses": responses, **more}
 
 
 def inlined(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Served:
             port=self.binding.port,
             http=Protocol,
             ws="none",
-            log_level="warning",
+            log_config=None,
             access_log=False,
             proxy_headers=False,
             server_header=False,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from difflm.decode.engine import DEFAULT_CACHE_BYTES, DEFAULT_PREFILL_TOKENS, Engine
 from difflm.serving.bridge import Bridge, QueueLimits
 from difflm.serving.failures import Overloaded
-from difflm.serving.limits import Defaults, Limits
+from difflm.serving.limits import Access, Defaults, Limits
+from difflm.serving.metrics import Metrics
 from difflm.serving.pieces import Pieces
 from difflm.serving.planning import Plan, Planner
 from difflm.serving.tickets import Ticket
@@ -35,6 +36,7 @@ class Service:
         limits: bounds of a request.
         queue: bounds of what waits.
         defaults: what requests do not say.
+        access: who may ask; None: everybody.
         max_requests: answers that the engine decodes at once.
         cache_bytes: its keys and values.
         prefill_tokens: prompt tokens of one forward, at most.
@@ -49,6 +51,7 @@ class Service:
         limits: Limits | None = None,
         queue: QueueLimits | None = None,
         defaults: Defaults | None = None,
+        access: Access | None = None,
         max_requests: int = 64,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
@@ -56,6 +59,7 @@ class Service:
     ) -> None:
         self.loaded, self.name = loaded, name
         self.limits, self.defaults = limits or Limits(), defaults or Defaults()
+        self.access = access or Access()
         make = functools.partial(
             Engine,
             loaded,
@@ -65,6 +69,7 @@ class Service:
             prefix_caching=prefix_caching,
         )
         self.bridge = Bridge(make, limits=queue)
+        self.metrics = Metrics(self.bridge)
         self.planner = Planner(
             loaded=loaded,
             name=name,

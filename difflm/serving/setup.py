@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from difflm.decode.admission import decoding_for
 from difflm.decode.checks import check_number
 from difflm.decode.policies.named import policy, policy_settings
 from difflm.decode.request import SamplingParams
+from difflm.errors import ConfigError
 from difflm.serving.bridge import QueueLimits
-from difflm.serving.limits import Defaults, Limits
+from difflm.serving.limits import Access, Defaults, Limits
 from difflm.serving.server import Binding, Served
 from difflm.serving.service import Service
 from difflm.types import Decoding
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
+
+
+KEYS = "DIFFLM_API_KEYS"
+"""Environment variable with API keys, separated by white space."""
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +40,10 @@ class Options:
         max_new_tokens: longest answer.
         max_requests: decoded at once.
         max_queue, max_queue_tokens: that may wait.
+        api_key_file: keys, one a line, beside those of the environment.
+        allowed_host: names in the Host header that are served.
+        cors_origin: of pages that may ask from a browser.
+        log_level: "debug", "info", "warning" or "error".
         cache_gib: keys and values.
         prefix_caching: whether prompts that begin alike are read once.
     """
@@ -48,6 +60,10 @@ class Options:
     max_requests: int = 64
     max_queue: int = 256
     max_queue_tokens: int = 1 << 20
+    api_key_file: Path | None = None
+    allowed_host: tuple[str, ...] = ()
+    cors_origin: tuple[str, ...] = ()
+    log_level: str = "info"
     cache_gib: float = 4.0
     prefix_caching: bool = True
     grace: float = 30.0
@@ -64,6 +80,27 @@ class Options:
         if self.policy is not None:
             name, settings = policy_settings(self.policy)
             policy(name, **settings)
+
+    @property
+    def access(self) -> Access:
+        """Who may ask.
+
+        Raises:
+            ConfigError: a file of keys that cannot be read, or holds none.
+        """
+        keys = tuple(os.environ.get(KEYS, "").split())
+        if self.api_key_file is not None:
+            try:
+                found = tuple(self.api_key_file.read_text(encoding="utf-8").split())
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"--api-key-file: {self.api_key_file} cannot be read ({error})") from None
+            if not found:
+                raise ConfigError(f"--api-key-file: {self.api_key_file} holds no key; write one a line")
+            keys += found
+        hosts = tuple(name.lower() for name in self.allowed_host)
+        if not hosts and self.host in LOOPBACK:
+            hosts = LOOPBACK
+        return Access(keys=keys, hosts=hosts, origins=self.cors_origin)
 
     @property
     def defaults(self) -> Defaults:
@@ -95,6 +132,7 @@ def served(loaded: LoadedModel, options: Options, *, fallback_name: str, say: Ca
         limits=Limits(new_tokens=options.max_new_tokens),
         queue=QueueLimits(requests=options.max_queue, tokens=options.max_queue_tokens),
         defaults=options.defaults,
+        access=options.access,
         max_requests=options.max_requests,
         cache_bytes=int(options.cache_gib * (1 << 30)),
         prefix_caching=options.prefix_caching,
@@ -121,10 +159,14 @@ def introduction(service: Service) -> list[str]:
         facts.append(f"block size {defaults.block_size or size}")
         facts.append(f"threshold {threshold if defaults.threshold is None else defaults.threshold:g}")
     template = loaded.tokenizer is not None and bool(loaded.tokenizer.chat_template)
+    access = service.access
+    keys = f"{len(access.keys)} API keys" if access.keys else "no API key is asked for"
+    hosts = f"hosts {', '.join(access.hosts)}" if access.hosts else "any host"
     return [
         f"model {service.name}: {loaded.path}, context {loaded.config.model.max_positions} tokens, "
         f"{'with' if template else 'without'} a chat template",
         f"where a request does not say: {', '.join(facts)}",
+        f"access: {keys}, {hosts}, pages of {', '.join(access.origins) or 'no other site'}",
     ]
 
 
@@ -142,4 +184,5 @@ def example(service: Service, address: str) -> str:
         path, body = "completions", {"prompt": "In the beginning", "max_tokens": 64}
     else:
         path, body = "completions", {"prompt": [1, 2, 3], "max_tokens": 64}
-    return f"curl {address}/v1/{path} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    key = " -H 'Authorization: Bearer KEY'" if service.access.keys else ""
+    return f"curl {address}/v1/{path}{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

@@ -104,7 +104,7 @@ def test_answering_has_an_end(loaded: LoadedModel) -> None:
     async def body(bridge: Bridge, gate: Gate, ask: Asked) -> None:
         plan, tickets = ask()
         await gate.one_forward()
-        with pytest.raises(TimedOut, match="it was not finished within 0.5 seconds"):
+        with pytest.raises(TimedOut, match=r"it was not finished within 0\.5 seconds"):
             await whole(plan, tickets, bridge, Limits(queue_seconds=0.1, answer_seconds=0.5))
 
     with_bridge(loaded, body, gated=True)

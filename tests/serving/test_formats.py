@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_log_probabilities_of_a_text(loaded: LoadedModel) -> None:
 
 
 @pytest.mark.parametrize("end", ["stop", "length", "stuck"])
-def test_ends_are_those_that_clients_know(end: str, loaded: LoadedModel) -> None:
+def test_ends_are_those_that_clients_know(end: Any, loaded: LoadedModel) -> None:
     answer = Answer(loaded=loaded, index=0, prompt=(1,), seed=7, growing=GrowingText(loaded.decode))
     answer.completion = Completion(
         tokens=[],
@@ -59,7 +60,7 @@ def test_ends_are_those_that_clients_know(end: str, loaded: LoadedModel) -> None
         forwards=Forwards(denoise=2),
         finish_reason=end,
         num_tokens=3,
-        seconds=1,  # type: ignore[arg-type]
+        seconds=1,
     )
     choice = form(loaded).whole([answer], Usage())["choices"][0]
     assert choice["finish_reason"] in ("stop", "length")

@@ -64,6 +64,64 @@ def test_a_body_in_single_bytes(server: Running) -> None:
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 3
 
 
+def chunked(parts: list[bytes]) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+
+
+def test_a_body_in_chunks_without_a_length(server: Running) -> None:
+    with server.connect() as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for part in (b'{"prompt": "i', b'n", "max_t', b'okens": 2}', b""):
+            connection.sendall(chunked([part]))
+        assert received(connection).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 99999999\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_a_body_that_is_too_large_is_refused_before_it_is_whole(length: bytes, loaded: LoadedModel) -> None:
+    with serving(loaded, limits=Limits(body_bytes=10_000)) as running, running.connect() as connection:
+        connection.sendall(HEAD + length + b"\r\n")
+        if b"chunked" in length:
+            connection.sendall(chunked([b" " * 9000, b" " * 9000]))
+        answer = received(connection)
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b'"code":"body_too_large"' in answer
+        assert running.post("/v1/completions", {"prompt": "in", "max_tokens": 2}).status_code == 200
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(loaded: LoadedModel) -> None:
+    with serving(loaded, limits=Limits(body_seconds=0.3)) as running, running.connect() as connection:
+        connection.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+        assert received(connection).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(
+    "data", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", b"\x00" * 100 + b"\r\n\r\n"]
+)
+def test_what_is_no_http(data: bytes, server: Running) -> None:
+    with server.connect() as connection:
+        connection.sendall(data)
+        assert b" 400 " in received(connection)[:20]
+    assert server.get("/health").status_code == 200
+
+
+def test_a_large_body_does_not_hold_up_others(loaded: LoadedModel) -> None:
+    with serving(loaded) as running:
+        body = {"prompt": "in the beginning " * 200_000}
+        found: list[Any] = []
+        thread = threading.Thread(target=lambda: found.append(running.post("/v1/completions", body)))
+        thread.start()
+        slowest = 0.0
+        while thread.is_alive():
+            began = time.monotonic()
+            assert running.get("/health").status_code == 200
+            slowest = max(slowest, time.monotonic() - began)
+        assert found[0].json()["error"]["code"] == "context_length_exceeded"
+        assert slowest < 2.0
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_the_engine(stream: bool, loaded: LoadedModel) -> None:
     with serving(loaded, max_requests=1) as running:
@@ -172,7 +230,7 @@ def test_a_port_that_is_taken(server: Running, loaded: LoadedModel) -> None:
 
 def test_the_command_serves_until_sigterm(loaded: LoadedModel) -> None:
     words = [sys.executable, "-m", "difflm", "serve", str(loaded.path), "--port", "0", "--threads", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DIFFLM_API_KEYS": "sesame"}
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stderr is not None
@@ -180,14 +238,21 @@ def test_the_command_serves_until_sigterm(loaded: LoadedModel) -> None:
         while not (lines and lines[-1].startswith("curl ")):
             lines.append(process.stderr.readline())
             assert process.poll() is None, lines
+        assert lines[2].startswith("access: 1 API keys, hosts localhost, 127.0.0.1")
         assert lines[0].startswith(f"model tiny: {loaded.path}, context 512 tokens, with a chat template")
         assert "decoding block, temperature 0, block size 8, threshold 0.95" in lines[1]
         command = re.sub(r"^curl ", "curl --silent --show-error --fail-with-body ", lines[-1])
+        assert "Bearer KEY" in command
+        command = command.replace("KEY", "sesame")
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["choices"][0]["message"]["role"] == "assistant"
         process.send_signal(signal.SIGTERM)
+        logged = [json.loads(line) for line in process.stderr.read().splitlines()]
         assert process.wait(30) == 0
+        [request] = [line for line in logged if line["message"] == "request"]
+        assert (request["path"], request["status"], request["finished"]) == ("/v1/chat/completions", 200, 1)
+        assert "sesame" not in json.dumps(logged)
     finally:
         process.kill()
         process.wait()

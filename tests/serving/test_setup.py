@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from difflm.checkpoints.loading import LoadedModel, load_model
-from difflm.errors import RequestError
+from difflm.errors import ConfigError, RequestError
 from difflm.serving.setup import Options, example, introduction, served
 from tests.drafters import drafters
 
@@ -39,7 +39,10 @@ def test_options_arrive(loaded: LoadedModel) -> None:
     assert found.binding.grace_seconds == 7
     assert lines[1] == "where a request does not say: decoding hf21, temperature 0.5"
     found.on_start("http://127.0.0.1:1")
-    assert lines[2].startswith("http://127.0.0.1:1\ncurl http://127.0.0.1:1/v1/chat/completions -H ")
+    assert lines[2] == (
+        "access: no API key is asked for, hosts localhost, 127.0.0.1, [::1], ::1, pages of no other site"
+    )
+    assert lines[3].startswith("http://127.0.0.1:1\ncurl http://127.0.0.1:1/v1/chat/completions -H ")
 
 
 @pytest.mark.parametrize(
@@ -68,3 +71,32 @@ def test_models_without_a_template_or_a_tokenizer_have_another_example(loaded: L
     service = served(bare, Options(), fallback_name="bare", say=lambda line: None).service
     assert '"prompt": [1, 2, 3]' in example(service, "http://x")
     assert "without a chat template" in introduction(service)[0]
+
+
+def test_keys_come_from_the_environment_and_a_file_and_are_never_shown(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").write_text("second\n\nthird \u00e9\n", encoding="utf-8")
+    monkeypatch.setenv("DIFFLM_API_KEYS", "first")
+    lines: list[str] = []
+    options = Options(api_key_file=tmp_path / "keys", host="0.0.0.0")
+    service = served(loaded, options, fallback_name="tiny", say=lines.append).service
+    assert service.access.keys == ("first", "second", "third", "\u00e9")
+    assert service.access.hosts == ()
+    assert "4 API keys, any host" in lines[2]
+    assert "Bearer KEY" in example(service, "http://x")
+    assert not any(key in "".join(lines) + repr(service.access) for key in ("first", "second", "third"))
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff\xfe"])
+def test_a_file_without_keys_leaves_no_server_open(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match="--api-key-file: "):
+        _ = Options(api_key_file=path).access
+
+
+def test_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Options(host="127.0.0.1", allowed_host=("Mine.example",)).access.hosts == ("mine.example",)
+    assert "localhost" in Options(host="localhost").access.hosts
