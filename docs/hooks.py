@@ -7,5 +7,5 @@ from typing import Any
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return the page with "bash test" and "python test" fences as plain ones, which the Markdown parser knows."""
-    return re.sub(r"^```(bash|python) test$", r"```\1", markdown, flags=re.M)
+    """Return the page with the fences of bash, python and json that are marked "test" as plain ones."""
+    return re.sub(r"^```(bash|python|json) test$", r"```\1", markdown, flags=re.M)

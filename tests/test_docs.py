@@ -11,7 +11,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -19,11 +21,13 @@ import yaml
 
 import difflm
 from difflm.checkpoints.convert import convert
+from difflm.data.records import Records
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import Objective
 from difflm.plots import read_rows
 from difflm.recipes import recipe_names, recipe_path
 from difflm.training.config_io import read_tree
+from difflm.training.preview import preview
 from difflm.types import Batch, ModelInput, TokenScores
 from tests.cli_options import commands
 from tests.standins import write_parent, write_texts
@@ -297,3 +301,51 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation["license"] == "Apache-2.0"
     assert citation["cff-version"] == "1.2.0"
     assert {"title", "message", "authors"} <= set(citation)
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
+    "{{ c.function.arguments | tojson }}{% endfor %}{% if m.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+DATA = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+RECORDS = re.findall(r"^```json test\n(.*?)^```\n\nLearnt: (.*?)\n", DATA, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("records")
+    parent = write_parent(folder / "parent")
+    facts = json.loads((parent / "tokenizer_config.json").read_text()) | {"chat_template": TEMPLATE}
+    (parent / "tokenizer_config.json").write_text(json.dumps(facts))
+    convert(parent, folder / "model", block_size=4)
+    return folder / "model"
+
+
+def test_every_form_of_a_record_has_its_example() -> None:
+    assert DATA.count("```json test") == len(RECORDS)
+    headings = re.findall(r"^### .* \((\w+)\)$", DATA, re.M)
+    assert sorted(headings) == sorted(set(get_args(Records)) - {"auto"})
+    assert all(record.count("\n") <= 5 for record, _ in RECORDS)
+
+
+@pytest.mark.parametrize(("record", "learnt"), RECORDS)
+def test_records_of_the_page_teach_what_it_says(record: str, learnt: str, chatting: Path, tmp_path: Path) -> None:
+    """Each is detected as what its heading says, and shown with exactly these tokens as learnt."""
+    heading, forced = re.findall(r"^### (.*) \((\w+)\)$", DATA[: DATA.index(record)], re.M)[-1]
+    file = tmp_path / "records.json"
+    file.write_text(f"[{record}]")
+    lines: list[str] = []
+    rows = preview([file], model=chatting, rows=1, row_length=512, mask_rate=0.0, report=lines.append)
+    assert f": json of {heading.split()[0]}" in lines[0] or heading == "text"
+    told = preview([file], model=chatting, rows=1, row_length=512, mask_rate=0.0, records=forced)  # type: ignore[arg-type]
+    assert told == rows
+    expected = re.findall(r"`([^`]+)`", learnt)
+    tokens = [token for token in rows[0].tokens if token.role == "trainable"]
+    found = ["".join(token.text for token in run) for _, run in groupby(tokens, key=lambda token: token.document)]
+    if forced == "input_ids":
+        assert expected == [str(label) for label in json.loads(record)["labels"] if label != -100]
+        assert len(tokens) == len(expected)
+    else:
+        assert found == expected
+        assert sum(token.role == "eos" for token in rows[0].tokens) == len(expected)
