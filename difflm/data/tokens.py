@@ -206,7 +206,8 @@ def _joined(document: Document, prompt: list[int], answer: list[int], special: S
         answer = list(answer)
         while answer and answer[-1] == special.eos:
             answer.pop()
-        answer.append(special.eos)
+        if answer[-1:] not in [[each] for each in special.ends]:
+            answer.append(special.eos)
     token = [*prompt, *answer]
     _refuse_mask(token, document, special)
     return TokenDocument(

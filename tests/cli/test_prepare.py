@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from difflm.checkpoints.convert import convert
+from difflm.checkpoints.loading import load_model
+from difflm.cli.chat import Conversation
 from difflm.cli.main import run
+from difflm.decode.request import SamplingParams
 from tests.standins import write_parent, write_texts
 
 
@@ -92,3 +97,40 @@ def test_mistakes_are_one_line(
     assert printed.count("\n") == 1
     assert message in printed
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% if m.role == 'assistant' %}<|endoftext|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_saved_chat_is_data(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What /save writes is shown, prepared and trained on; the template that comes with the model is asked."""
+    chatting = tmp_path / "model"
+    shutil.copytree(model, chatting)
+    facts = json.loads((chatting / "tokenizer_config.json").read_text()) | {"chat_template": TEMPLATE}
+    (chatting / "tokenizer_config.json").write_text(json.dumps(facts))
+    (chatting / "chat_template.jinja").unlink(missing_ok=True)
+    talk = Conversation(load_model(chatting), SamplingParams(), lambda *_: SimpleNamespace(text="ab"))  # type: ignore[arg-type,return-value]
+    talk.say("q")
+    talk.say("r")
+    talk.save(tmp_path / "talk.jsonl")
+    common = ["prepare", str(tmp_path / "talk.jsonl"), "--model", str(chatting), "--row-length", "64"]
+    assert run([*common, "--show", "1", "--mask-rate", "0", "--records", "messages"]) == 0
+    printed = capsys.readouterr().out
+    assert "talk.jsonl: jsonl of messages (the first line is an object)\n" in printed
+    assert "  {<|u|s|e|r|>|q|<|a|s|s|i|s|t|a|n|t|>}|a|b|<EOS>|<fill>|<fill>|<fill>|\n" in printed
+    assert run([*common, "--output", str(tmp_path / "prepared"), "--near-threshold", "0"]) == 0
+    printed = capsys.readouterr().out
+    assert f"documents: {tmp_path / 'talk.jsonl'}: messages\n" in printed
+    tree = {
+        "data": {"paths": [str(tmp_path / "prepared")], "row_length": 64},
+        "curriculum": [{"block_size": 4, "tokens": 100}],
+        "threads": 1,
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(tree))
+    arguments = ["train", str(tmp_path / "recipe.yaml"), "--model", str(chatting), "--output", str(tmp_path / "run")]
+    assert run(arguments) == 0
+    printed = capsys.readouterr()
+    assert "2 documents, 68 tokens (" in printed.out + printed.err

@@ -91,6 +91,19 @@ def test_csv_cells_may_have_lines_and_rows_are_named_by_their_first(tmp_path: Pa
     ]
 
 
+def test_tables_hold_alpaca_and_pairs_of_texts(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("instruction,input,output,id\ni,x,o,1\nj,,p,2\n")
+    first, second = read_csv(file, Fields())
+    assert first.chat is not None
+    assert [message["content"] for message in first.chat.messages] == ["i\nx", "o"]
+    assert second.chat is not None
+    assert [message["content"] for message in second.chat.messages] == ["j", "p"]
+    file.write_text("prompt;chosen;rejected\nq;a;b\n")
+    (pair,) = read_csv(file, Fields())
+    assert pair.rejected == Document(prompt="q", completion="b", where=f"{file}:2")
+
+
 def test_a_cell_may_be_longer_than_the_default_of_the_csv_module(tmp_path: Path) -> None:
     file = tmp_path / "a.csv"
     file.write_text("text,n\n" + "x" * 200_000 + ",1\n")

@@ -29,6 +29,13 @@ def test_text_ends_in_exactly_one_eos(text: str) -> None:
     assert one(Document(text=text)).token == [97, 98, EOS]
 
 
+def test_an_end_of_another_id_is_an_end() -> None:
+    (group,) = token_groups([Document(prompt="x", completion="ab!")], Templated(), Special(eos=EOS, ends=(ord("!"),)))
+    assert group[0].token == encode("xab!")
+    (group,) = token_groups([Document(text="!$")], Templated(), Special(eos=EOS, ends=(ord("!"),)))
+    assert group[0].token == encode("!")
+
+
 def test_an_eos_inside_stays() -> None:
     assert one(Document(text="a$b")).token == [97, EOS, 98, EOS]
 
