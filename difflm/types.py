@@ -215,6 +215,21 @@ class LossRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairRows:
+    """Which answer of which preference pair each scored row is of, P pairs with K samples of the noise.
+
+    Attributes:
+        slot_M: int64, (2 * pair + side) * K + sample of each row of the first term; side 0 is the chosen answer.
+        tokens_P2: int64, tokens of each answer that could be scored.
+        samples: K.
+    """
+
+    slot_M: Tensor
+    tokens_P2: Tensor
+    samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInput:
     """What a forward needs, and what the loss needs after it.
 
@@ -228,6 +243,9 @@ class ModelInput:
         view_B: int64, view of each row where every view is a row of its own; 0 where `layout.view_BW` says it.
         maskable_BW: bool, noisy rows that the noise could have masked and that the first term counts (mask rates are
             measured over them), W = L in a single stream; None for an objective without masks.
+        pairs: of an objective that compares two answers; None for the others.
+        reference_P2K: float32 [P, 2, K], what the reference gives the answers of `pairs`, a constant of the loss; None
+            until it has scored them.
     """
 
     token_BN: Tensor
@@ -239,6 +257,8 @@ class ModelInput:
     epoch_B: Tensor
     view_B: Tensor
     maskable_BW: Tensor | None = None
+    pairs: PairRows | None = None
+    reference_P2K: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,8 +44,7 @@ class ConfidenceAware:
 
     def __post_init__(self) -> None:
         """Refuse what is not defined."""
-        for name in ("weight", "temperature"):
-            value: float = getattr(self, name)
+        for name, value in (("weight", self.weight), ("temperature", self.temperature)):
             if value <= 0:
                 raise ConfigError(
                     f"objective.confidence.{name}: {value} is not above 0; leave the section out for none"

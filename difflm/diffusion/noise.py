@@ -8,6 +8,7 @@ Shape legend: see `difflm.types`; U groups of a row that share one noise time (b
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -26,6 +27,14 @@ def _mix(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _WORD
     return value ^ (value >> 31)
+
+
+def content_key(numbers: Iterable[int]) -> int:
+    """Return a number for a list of numbers, the same in every process: what is drawn for a content, wherever it is."""
+    word = 0
+    for number in numbers:
+        word = _mix(word + number)
+    return word >> 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,7 @@ class ParameterMemory:
         working_gradients: of a bfloat16 working copy, until they are added to the masters'.
         optimizer: moments and counters.
         embedding_gradient: of the embedding (and a tied head), in the run's dtype.
+        reference: frozen copy that a preference run compares with, in the run's dtype; 0 where there is none.
     """
 
     parameters: int
@@ -56,6 +57,7 @@ class ParameterMemory:
     working_gradients: int
     optimizer: int
     embedding_gradient: int
+    reference: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,7 +272,7 @@ def peak_memory_of(parameters: ParameterMemory, step: StepMemory, *, accumulatio
         step: of its largest micro-batch.
         accumulation: micro-batches of an optimiser step; from the second on, gradients lie there during the forward.
     """
-    held = parameters.weights + parameters.masters + parameters.optimizer + step.masks
+    held = parameters.weights + parameters.reference + parameters.masters + parameters.optimizer + step.masks
     summed = parameters.gradients if accumulation > 1 else 0
     # A working copy's gradients are added to the masters' and freed one after the other, after the backward.
     gradients = summed + parameters.working_gradients if parameters.masters else parameters.gradients

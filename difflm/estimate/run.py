@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from difflm.estimate.workload import Workload, workload_of
 from difflm.models.attention import AttentionBackend, backend_for
 from difflm.models.config import ModelConfig
 from difflm.training.build import set_threads
-from difflm.training.config import BlockDiffusionConfig, DraftingConfig, TrainConfig
+from difflm.training.config import BlockDiffusionConfig, DraftingConfig, PreferenceConfig, TrainConfig
 from difflm.training.metrics import resident_memory
 from difflm.training.rows import load_rows
 
@@ -30,6 +30,7 @@ KERNELS = 330 * 2**20
 """Bytes of the kernels that oneDNN keeps for bfloat16 products on CPU, one for each number of rows and up to 1024: with
 experts, whose rows differ in every step, it comes to that (0.2 to 0.4 MiB each, measured)."""
 
+PREFERENCE_NOTE = "dpo: the forwards of the reference, without gradient, are not in the time"
 LORA_NOTE = "lora: activations and time are counted as if every weight learned, an upper bound"
 
 LARGEST_DATA = 200 * 2**20
@@ -122,6 +123,7 @@ def estimate(
     dtype = resolve_dtype(config.dtype)
     backend = _backend(config, facts.model, dtype, notes)
     parameters = parameter_memory(facts.model, config.learning, dtype=dtype, lora=config.lora, family=facts.family)
+    parameters = _with_reference(config, parameters, notes)
     largest = largest_step(config, facts.model, [stage.heaviest for stage in work.stages], backend=backend)
     on_cpu = torch.device(config.device).type == "cpu"
     process = _process(config, facts.model) if on_cpu else 0
@@ -148,6 +150,15 @@ def estimate(
         validation_tokens=tokens,
         notes=tuple(notes),
     )
+
+
+def _with_reference(config: TrainConfig, parameters: ParameterMemory, notes: list[str]) -> ParameterMemory:
+    """Return the parameters with the frozen copy that a preference run compares with."""
+    if not isinstance(config.objective, PreferenceConfig):
+        return parameters
+    notes.append(PREFERENCE_NOTE)
+    copied = config.lora is None or config.objective.reference is not None
+    return replace(parameters, reference=parameters.weights if copied else 0)
 
 
 def _lora_notes(config: TrainConfig) -> list[str]:

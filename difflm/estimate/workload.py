@@ -14,7 +14,7 @@ import torch
 from difflm.data.packing import PackedRows
 from difflm.diffusion.noise import RowNoise
 from difflm.training.build import at_block_size, curriculum_of, objective_of
-from difflm.training.config import TrainConfig
+from difflm.training.config import PreferenceConfig, TrainConfig
 from difflm.types import PADDING, Batch, ModelInput, Parametrisation
 
 SAMPLED_TOKENS, FEWEST_ROWS, MOST_ROWS = 16_384, 32, 64
@@ -76,17 +76,23 @@ class Workload:
         return sum(stage.steps for stage in self.stages)
 
 
-def plain_rows(length: int, *, rows: int, fill: float) -> Batch:
-    """Return rows of one document each, `fill` of the row long, all of it trainable; ids are zeros."""
+def plain_rows(length: int, *, rows: int, fill: float, paired: bool = False) -> Batch:
+    """Return rows of one document each, `fill` of the row long, all of it trainable; ids are zeros.
+
+    With `paired` a row is a preference pair, each answer half as long.
+    """
     position_BL = torch.arange(length).expand(rows, length).clone()
-    real_BL = position_BL < max(round(fill * length), 2)
+    used = max(round(fill * length), 2)
+    half = used // 2 if paired else length
+    real_BL, second_BL = position_BL < used, position_BL >= half
     return Batch(
         token_BL=torch.zeros_like(position_BL),
-        document_BL=torch.where(real_BL, 0, PADDING),
-        position_BL=torch.where(real_BL, position_BL, 0),
+        document_BL=torch.where(real_BL, second_BL.long(), PADDING),
+        position_BL=torch.where(real_BL, position_BL - half * second_BL.long(), 0),
         trainable_BL=real_BL,
         row_B=torch.arange(rows),
         epoch_B=torch.zeros(rows, dtype=torch.int64),
+        paired=paired,
     )
 
 
@@ -146,7 +152,13 @@ def _rows(config: TrainConfig, rows: PackedRows | None, fill: float, start: int)
     if rows is not None:
         return rows.batch([index % len(rows) for index in wanted])
     return replace(
-        plain_rows(config.data.row_length, rows=config.rows_per_batch, fill=fill), row_B=torch.tensor(list(wanted))
+        plain_rows(
+            config.data.row_length,
+            rows=config.rows_per_batch,
+            fill=fill,
+            paired=isinstance(config.objective, PreferenceConfig),
+        ),
+        row_B=torch.tensor(list(wanted)),
     )
 
 

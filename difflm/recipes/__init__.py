@@ -8,6 +8,7 @@ from __future__ import annotations
 from difflm.recipes.functions import (
     Recipe,
     cap,
+    dpo,
     laptop,
     laptop_wsd,
     llada2_flash,
@@ -26,6 +27,7 @@ from difflm.recipes.shipped import recipe_names, recipe_path, recipe_summary
 __all__ = [
     "Recipe",
     "cap",
+    "dpo",
     "laptop",
     "laptop_wsd",
     "llada2_flash",

@@ -14,10 +14,17 @@ from difflm.diffusion.confidence import ConfidenceAware
 from difflm.diffusion.curriculum import BlockCurriculum, Stage, lookahead_at
 from difflm.diffusion.noise import Bernoulli, CosineSchedule, ExactCount, LinearSchedule, Noise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken, Objective
+from difflm.diffusion.preference import DirectPreference
 from difflm.diffusion.windows import Drafting
 from difflm.errors import ConfigError
 from difflm.models.attention import backend_for
-from difflm.training.config import BlockDiffusionConfig, DraftingConfig, NextTokenConfig, TrainConfig
+from difflm.training.config import (
+    BlockDiffusionConfig,
+    DraftingConfig,
+    NextTokenConfig,
+    PreferenceConfig,
+    TrainConfig,
+)
 from difflm.training.nonfinite import weights_not_finite
 from difflm.training.router import check_routers
 from difflm.types import Parametrisation
@@ -31,6 +38,15 @@ def objective_of(config: TrainConfig, parametrisation: Parametrisation) -> Objec
     chosen = config.objective
     if isinstance(chosen, NextTokenConfig):
         return NextToken()
+    if isinstance(chosen, PreferenceConfig):
+        return DirectPreference(
+            block_size=None,
+            beta=chosen.beta,
+            samples=chosen.samples,
+            length_normalised=chosen.length_normalised,
+            block_origin=chosen.block_origin,
+            parametrisation=parametrisation,
+        )
     if isinstance(chosen, DraftingConfig):
         window = config.block_sizes[0]
         assert window is not None, "checked with the configuration"
@@ -90,6 +106,8 @@ def at_block_size(objective: Objective, config: TrainConfig, block_size: int | N
         base = at_block_size(objective.base, config, block_size, tokens=tokens)
         assert isinstance(base, BlockDiffusion), "an objective stays of its kind"
         return replace(objective, base=base)
+    if isinstance(objective, DirectPreference):
+        return replace(objective, block_size=block_size)
     if isinstance(objective, Drafting):
         assert block_size is not None, "a stage of drafting has a window"
         return replace(objective, window=block_size)

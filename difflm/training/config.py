@@ -23,6 +23,7 @@ from difflm.training.config_objective import (
     EmbeddingNoiseConfig,
     NextTokenConfig,
     ObjectiveConfig,
+    PreferenceConfig,
     StageConfig,
 )
 from difflm.training.config_optimizer import LearningRateConfig, OptimizerConfig
@@ -116,6 +117,11 @@ class TrainConfig:
                 f"train.embedding_noise.stages: {self.embedding_noise.stages} is more than the "
                 f"{len(self.curriculum)} stages of train.curriculum; lower it"
             )
+        if self.embedding_noise.sigma and isinstance(self.objective, PreferenceConfig):
+            raise ConfigError(
+                f"train.embedding_noise.sigma: {self.embedding_noise.sigma} has no meaning for objective dpo, whose "
+                "reference knows no such noise; set it to 0"
+            )
         if self.lora is not None and self.router.bias_update_rate:
             raise ConfigError(
                 f"train.router.bias_update_rate: {self.router.bias_update_rate} changes the base, which "
@@ -194,7 +200,7 @@ def _check_gated(config: TrainConfig) -> None:
     objective, field = config.objective, "train.lora.adapter_rows: 'noisy'"
     if isinstance(objective, NextTokenConfig):
         raise ConfigError(f"{field} has nothing to act on: next_token has no noisy rows; set it to 'all'")
-    if objective.ar_weight:
+    if not isinstance(objective, PreferenceConfig) and objective.ar_weight:
         raise ConfigError(
             f"train.objective.ar_weight: {objective.ar_weight}, but clean rows do not learn under {field}; set it to 0"
         )

@@ -10,7 +10,16 @@ from pydantic import ConfigDict, Field
 from difflm.diffusion.confidence import ConfidenceNormaliser
 from difflm.diffusion.windows import DraftLoss, WindowNoise
 from difflm.errors import ConfigError
-from difflm.training.config_fields import STRICT, AboveZero, Count, NonNegative, Positive, Share, UpToOne
+from difflm.training.config_fields import (
+    STRICT,
+    AboveZero,
+    Count,
+    NonEmptyPath,
+    NonNegative,
+    Positive,
+    Share,
+    UpToOne,
+)
 from difflm.types import BlockOrigin
 
 
@@ -153,6 +162,33 @@ class DraftingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceConfig:
+    """Direct preference optimisation on the block ELBO (Eqs. 7-8); the data are preference pairs.
+
+    The masks of a block are exact counts with the ELBO weight. Chosen and rejected answer share noise times, policy and
+    reference share all masks.
+
+    Attributes:
+        kind: "dpo".
+        beta: scale of the difference of log-likelihoods. Default 0.1.
+        samples: draws of the noise of each pair in a step, all before one clean stream. Default 1.
+        length_normalised: divide the log-likelihood of an answer by its tokens. Default false.
+        reference: checkpoint that the policy is compared with; null takes the model that the run starts from: with
+            `lora` the base with the adapter off, otherwise a second, frozen copy. Default null.
+        block_origin: blocks start anew in each "document" or are counted along the "row". Default "document".
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    kind: Literal["dpo"] = "dpo"
+    beta: AboveZero = 0.1
+    samples: Positive = 1
+    length_normalised: bool = False
+    reference: NonEmptyPath | None = None
+    block_origin: BlockOrigin = "document"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NextTokenConfig:
     """Next-token prediction: the AR control, and a sanity check of a conversion.
 
@@ -165,7 +201,9 @@ class NextTokenConfig:
     kind: Literal["next_token"] = "next_token"
 
 
-ObjectiveConfig = Annotated[BlockDiffusionConfig | DraftingConfig | NextTokenConfig, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[
+    BlockDiffusionConfig | DraftingConfig | PreferenceConfig | NextTokenConfig, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

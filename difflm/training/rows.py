@@ -14,12 +14,12 @@ from difflm.data.rows import Array, PackedRows, PackOptions
 from difflm.data.splitting import Split, overlap
 from difflm.data.store import TokenStore
 from difflm.errors import DataError
-from difflm.training.config import TrainConfig
+from difflm.training.config import PreferenceConfig, TrainConfig
 from difflm.training.opening import Source, open_sources
 
 Part = tuple[TokenStore, Array]
 """Some documents of a store."""
-PAIR_OBJECTIVES: tuple[type, ...] = ()
+PAIR_OBJECTIVES: tuple[type, ...] = (PreferenceConfig,)
 """Configurations of objectives that learn preference pairs; the others learn documents of their own."""
 
 

@@ -31,6 +31,7 @@ from difflm.training.nonfinite import BadStep, examine, is_bad, require_budget, 
 from difflm.training.optim import MasterWeights, Optimizer, learning_rate_ratio, working_copy
 from difflm.training.origin import continued_state
 from difflm.training.parameters import plan_parameters
+from difflm.training.preferences import Preferences
 from difflm.training.router import ForwardProbe, RouterStep
 from difflm.training.rows import describe_rows, load_rows
 from difflm.training.run_folder import Resume, check_run, open_run
@@ -95,6 +96,7 @@ class Trainer:
         self.curriculum = curriculum_of(config)
         self.rows, self.validation_rows = load_rows(config, parent)
         give_adapter(config, parent)
+        self.preferences = Preferences(config, parent)
         plan_parameters(parent.model, config.learning, mask_id=self.mask_id)  # for its errors
         self.loaded = parent
         # Of the model the run starts from, so that a resumed run adds the same noise.
@@ -181,6 +183,7 @@ class Trainer:
         objective = self.objective_at(stage)
         inputs, tokens = self._draw(objective)
         tally = StepTally()
+        self.preferences.restart()
         noisy_only = self.loaded.model.adapter_gate == "noisy"
         moe = self.loaded.config.model.moe
         routers = RouterStep(self.config.router, moe, device=self.config.device, noisy_only=noisy_only)
@@ -217,6 +220,7 @@ class Trainer:
             "stage": stage,
             "block_size": size,
             **tally.row(block_size=size),
+            **self.preferences.row(),
             "grad_norm": norm,
             "learning_rate": rate,
             "tokens_per_second": tokens / seconds,
@@ -269,6 +273,7 @@ class Trainer:
         """Forward one micro-batch, add its gradient, and its figures to the tallies."""
         probe = routers.probe(inputs)
         scores = self._score(inputs, probe)
+        inputs = self.preferences.compared(self.model, objective, scores, inputs)
         if tally.counting:  # the only micro-batch: its own forward tells
             tally.count(inputs, scores)
         sums = objective.loss(scores, inputs)
@@ -350,6 +355,9 @@ class Trainer:
             drafting=drafting,
         )
         figures = result.as_metrics()
+        figures |= self.preferences.validate(
+            self.model, self.validation_rows, self.objective_at(-1), mask_id=self.mask_id, say=self.observer.message
+        )
         self.state = replace(self.state, validation=figures["perplexity"], ar_perplexity=figures["ar_perplexity"])
         self._record({"kind": "validation", "step": self.state.step, "num_tokens": self.state.tokens, **figures})
 

@@ -19,7 +19,7 @@ from difflm.models.attention import AttentionChoice
 from difflm.models.transformer import Transformer
 from difflm.training.drafts import DraftTally
 from difflm.training.tally import NelboTally
-from difflm.types import Parametrisation
+from difflm.types import PADDING, Parametrisation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,9 @@ def perplexity(
         for start in range(0, num_rows, rows_per_batch):
             indices = range(start, min(start + rows_per_batch, num_rows))
             batch = rows.batch(indices, [draw] * len(indices))
+            if batch.paired:  # of a pair, what is preferred
+                chosen_BL = batch.pairs().chosen_BL != PADDING
+                batch = replace(batch, trainable_BL=batch.trainable_BL & chosen_BL)
             inputs = objective.prepare(batch, mask_id=mask_id, noise=noise)
             scores, total_B = measure(model, inputs, backend=backend)
             tally.add(inputs, scores[0])

@@ -157,6 +157,8 @@ def test_peaks_count_gradients_where_they_lie() -> None:
     once, twice = (peak_memory_of(parameters, step, accumulation=each) for each in (1, 2))
     assert once == {"start of the backward pass": 156, "end of the backward pass": 81, "update": 71}
     assert twice["start of the backward pass"] == 176, "gradients of the micro-batch before"
+    beside = peak_memory_of(replace(parameters, reference=9), step, accumulation=1)
+    assert beside == {name: value + 9 for name, value in once.items()}
     narrow = replace(parameters, masters=20, working_gradients=10)
     assert peak_memory_of(narrow, step, accumulation=2)["end of the backward pass"] == 71 + 20 + 10 + 7 + 3
 

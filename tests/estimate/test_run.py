@@ -27,6 +27,19 @@ def named(model: str, **changes: Any):  # noqa: ANN201
     return config_from_tree({**tree, **changes})
 
 
+@pytest.mark.parametrize(
+    ("changes", "copies"),
+    [({}, 1), ({"lora": {"rank": 2}}, 0), ({"lora": {"rank": 2}, "reference": "other"}, 1)],
+    ids=["full", "lora", "named"],
+)
+def test_a_preference_run_holds_its_reference(changes: dict[str, Any], copies: int) -> None:
+    changes = dict(changes)
+    objective = {"kind": "dpo", **({"reference": changes.pop("reference")} if "reference" in changes else {})}
+    found = estimate(named("smollm2-135m", objective=objective, **changes), measured=False)
+    assert found.parameters.reference == copies * found.parameters.weights
+    assert any(note.startswith("dpo: the forwards of the reference") for note in found.notes)
+
+
 def test_estimates_need_no_files() -> None:
     found = estimate(named("smollm2-135m"), measured=False)
     tree = estimate_tree(found)

@@ -67,3 +67,12 @@ def test_plain_rows_are_filled_as_far_as_said() -> None:
     rows = plain_rows(64, rows=3, fill=0.25)
     assert rows.num_tokens() == 3 * 16
     assert int(rows.trainable_BL.sum()) == 3 * 16
+
+
+def test_rows_of_pairs_hold_two_answers() -> None:
+    rows = plain_rows(64, rows=2, fill=0.5, paired=True)
+    assert rows.pairs().count == 2
+    assert [int((rows.document_BL == document).sum()) for document in (0, 1)] == [32, 32]
+    assert rows.position_BL[0, 15:18].tolist() == [15, 0, 1]
+    work = workload_of(config(objective={"kind": "dpo", "samples": 3}), Parametrisation(), mask_id=9)
+    assert work.stages[1].model_tokens == 2 * 4 * 64, "three samples and one clean stream"

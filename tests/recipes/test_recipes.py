@@ -20,7 +20,13 @@ from difflm.models.config import ModelConfig
 from difflm.models.transformer import Transformer
 from difflm.recipes import recipe, recipe_names, recipe_path
 from difflm.training.build import curriculum_of, objective_of
-from difflm.training.config import BlockDiffusionConfig, DraftingConfig, NextTokenConfig, TrainConfig
+from difflm.training.config import (
+    BlockDiffusionConfig,
+    DraftingConfig,
+    NextTokenConfig,
+    PreferenceConfig,
+    TrainConfig,
+)
 from difflm.training.config_io import config_from_tree, dump_config, parse_yaml
 from difflm.training.lora import sites_of
 from difflm.training.parameters import plan_parameters
@@ -165,6 +171,18 @@ def test_fine_tuning_masks_complementary_pairs_of_the_answer() -> None:
     assert config.objective.weighting == "uniform"
     assert sum(config.objective.band) == 1.0, "symmetric, so that both views lie in the band"
     assert config.fill_multiple == 32
+
+
+def test_each_stage_begins_at_the_learning_rate_at_which_the_one_before_it_ends() -> None:
+    sft, cap, dpo = (made(name) for name in ("sft", "cap", "dpo"))
+    for before in (sft, cap):
+        last = before.optimizer.learning_rate * before.lr_schedule.final_ratio
+        assert dpo.optimizer.learning_rate == pytest.approx(last)
+    assert isinstance(dpo.objective, PreferenceConfig)
+    assert dpo.objective.beta == 0.1
+    assert isinstance(cap.objective, BlockDiffusionConfig)
+    assert cap.objective.confidence is not None
+    assert cap.objective.confidence.weight == 2.0
 
 
 def test_the_control_has_no_blocks() -> None:

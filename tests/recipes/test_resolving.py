@@ -194,6 +194,7 @@ def test_recipes_are_found_by_name_and_by_path(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("seed: 1\n")
     assert find_recipe(str(tmp_path / "mine.yaml")) == tmp_path / "mine.yaml"
     with pytest.raises(
-        ConfigError, match=r"'latop-wsd' is neither .*did you mean 'laptop-wsd'\? \(laptop, laptop-wsd, llada2"
+        ConfigError,
+        match=r"'latop-wsd' is neither .*did you mean 'laptop-wsd'\? \(cap, dpo, laptop, laptop-wsd, llada2",
     ):
         find_recipe("latop-wsd")

@@ -12,6 +12,7 @@ from difflm.recipes.shipped import recipe_names, recipe_path, recipe_summary
 def test_the_shipped_recipes() -> None:
     assert recipe_names() == [
         "cap",
+        "dpo",
         "laptop",
         "laptop-wsd",
         "llada2_flash",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -89,3 +90,31 @@ def test_an_ar_model_has_no_nelbo() -> None:
     )
     assert found.nelbo == {}
     assert found.as_metrics()["perplexity"] == {}
+
+
+def test_of_pairs_the_chosen_answer_is_measured() -> None:
+    loaded = tiny()
+    generator = torch.Generator().manual_seed(0)
+    documents = [
+        TokenDocument(
+            token=torch.randint(0, MASK, (size,), generator=generator).tolist(),
+            num_prompt=2,
+            is_answer=True,
+            side="chosen" if number % 2 == 0 else "rejected",
+        )
+        for number, size in enumerate((9, 11, 7, 5, 6, 12))
+    ]
+    chosen = [dataclasses.replace(each, side=None) for each in documents[::2]]
+    found, expected = (
+        validate(
+            loaded.model,
+            pack(given, row_length=24, pad_id=0, eos_id=0),
+            block_sizes=[1],
+            parametrisation=loaded.config.parametrisation,
+            mask_id=MASK,
+            seed=0,
+        )
+        for given in (documents, chosen)
+    )
+    assert found.nelbo == pytest.approx(expected.nelbo)
+    assert found.autoregressive == pytest.approx(expected.autoregressive)
