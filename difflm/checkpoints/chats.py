@@ -34,7 +34,7 @@ class ChatEncoder:
 
     Attributes:
         safe: encodes text without a conversation.
-        eos_ids: ids that end an answer; the first is added where a template ends answers with nothing.
+        eos_ids: ids that end an answer; the first is added where a template ends answers with none of them.
         path: checkpoint, for messages.
     """
 
@@ -83,7 +83,7 @@ class ChatEncoder:
 
         Raises:
             CheckpointError: see `prompt`; or a template in which a conversation does not begin with the prompt of its
-                last message, renders nothing for it, or ends it with a token that is no EOS.
+                last message, or renders nothing for it.
             RequestError: see `prompt`.
         """
         conversation = self._conversation(messages, tools)
@@ -112,26 +112,14 @@ class ChatEncoder:
                 )
             ids = ids[: ends[0] + 1]
         else:
-            text = text.rstrip()
-            self._refuse_another_end(text, number)
-            ids = [*self._encode(text, hidden), self.eos_ids[0]]
+            # Decoding stops at EOS alone, whatever else the template ends a turn with.
+            ids = [*self._encode(text.rstrip(), hidden), self.eos_ids[0]]
         if len(ids) == 1:
             raise CheckpointError(
                 f"{self.path}: the chat template renders nothing for messages[{number}], so it would teach nothing; "
                 "leave the message out, or mend the template"
             )
         return ids
-
-    def _refuse_another_end(self, text: str, number: int) -> None:
-        """Refuse a template that ends answers with a control token after which decoding would go on."""
-        last = None if self._control is None else list(self._control.finditer(text))[-1:]
-        if last and last[0].end() == len(text):
-            token, ids = last[0][0], ", ".join(map(str, self.eos_ids))
-            token_id = self.safe.tokenizer.convert_tokens_to_ids(token)
-            raise CheckpointError(
-                f"{self.path}: the chat template ends messages[{number}] with {token!r}, which is none of the model's "
-                f"EOS ids ({ids}), so decoding would not stop there; add {token_id} to eos_token_id in config.json"
-            )
 
     def _check_opening(self, conversation: _Conversation, number: int, prompt: str) -> None:
         """Refuse, once, a template that opens the assistant's turn behind everything, an answer included."""

@@ -90,12 +90,12 @@ def test_a_template_that_does_not_show_the_answer_is_refused(template: str | Non
     assert "\n" not in str(caught.value)
 
 
-def test_a_template_whose_end_does_not_end_decoding_is_refused() -> None:
+def test_an_eos_is_added_behind_an_end_of_turn_that_does_not_end_decoding() -> None:
+    """As LLaDA2 and base models have it: the turn's mark is learnt, and EOS behind it."""
     chats = encoder(templates.CHATML, eos=("<|endoftext|>",))
-    with pytest.raises(
-        CheckpointError, match=r"with '<\|im_end\|>', which is none of .* ids \(0\), .* add 2 to eos_tok"
-    ):
-        chats.answers(TALK, [2])
+    first, second = chats.answers(TALK, [2, 4])
+    assert text(chats, first[1]) == "jumps<|im_end|><|endoftext|>"
+    assert text(chats, second[0]).count("<|endoftext|>") == 0
 
 
 def test_an_answer_that_ends_like_its_prompt_is_not_taken_for_an_opening() -> None:
