@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from difflm.decode.request import SamplingParams
 from difflm.diffusion.noise import Bernoulli, RowNoise
 from difflm.diffusion.objectives import BlockDiffusion, NextToken
 from difflm.display.denoising import DenoisingView, canvas_of
-from difflm.errors import DataError
+from difflm.errors import ConfigError, DataError
 from difflm.models.attention import AttentionChoice
 from difflm.recipes import recipe_names, recipe_path
 from difflm.runs import train
@@ -514,6 +515,37 @@ def test_report_33_padding_and_document_masks_do_not_add_up_to_nan_in_bfloat16()
         gradients = [each.grad for each in loaded.model.parameters() if each.grad is not None]
         assert gradients
         assert all(bool(each.isfinite().all()) for each in gradients)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"lora": {"rank": 4, "targets": ["attention"]}}, {"dtype": "bfloat16"}],
+    ids=["full", "lora", "bfloat16"],
+)
+def test_report_35_preferences_begin_at_log_2_and_move(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Policy and reference compute in one way, under one draw of masks; there is no dropout, and no beta of 0."""
+    chatting(tmp_path)
+    records = [
+        {"chosen": TALK[:2], "rejected": [TALK[0], {"role": "assistant", "content": wrong}]} for wrong in ("5", "a few")
+    ]
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    tree = tree_of(
+        tmp_path,
+        data={"paths": [str(path)], "row_length": 128, "shuffle": False},
+        objective={"kind": "dpo"},
+        optimizer={"learning_rate": 1e-2},
+        curriculum=[{"block_size": 4, "tokens": 10_000}],
+        **changes,
+    )
+    trainer = Trainer(as_config(tree))
+    rows = [trainer.train_step() for _ in range(6)]
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert rows[0]["rewards"] == {"chosen": 0.0, "rejected": 0.0, "margins": 0.0, "accuracies": 0.0}
+    assert rows[-1]["loss"] < 0.69
+    assert rows[-1]["rewards"]["margins"] > 0
+    with pytest.raises(ConfigError, match=r"train\.objective\.beta: 0"):
+        as_config(tree | {"objective": {"kind": "dpo", "beta": 0}})
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
