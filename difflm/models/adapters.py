@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from difflm.models.draft_head import DraftHead
 from difflm.models.lora import AdapterGate, Linear, LowRank, TokenRows
 from difflm.models.moe import Experts
 from difflm.models.transformer import Transformer
@@ -62,6 +63,7 @@ def attach_adapter(
     generator: torch.Generator | None = None,
     dtype: torch.dtype | None = None,
     gate: AdapterGate = "all",
+    draft_rank: int = 0,
 ) -> None:
     """Put a fresh adapter on a model: it changes nothing yet (B is zero, rows of the embedding are as they were).
 
@@ -74,6 +76,7 @@ def attach_adapter(
         generator: of A, on the CPU; sites draw in their order. None: A is zero, for one that is read from a file.
         dtype: of the adapter; None: the model's.
         gate: the rows that it is for.
+        draft_rank: R of a `DraftHead` for those rows; 0: none.
     """
     assert not adapter_parameters(model), "a model carries one adapter"
     model.adapter_gate = gate
@@ -95,11 +98,19 @@ def attach_adapter(
     if token_ids:
         rows = model.embedding.weight.detach()[list(token_ids)].to(kind, copy=True)
         model.token_rows = TokenRows(token_ids, nn.Parameter(rows))
+    if draft_rank:
+        width = model.config.hidden_size
+        down = torch.zeros(draft_rank, 2 * width)
+        if generator is not None:
+            down.uniform_(-((2 * width) ** -0.5), (2 * width) ** -0.5, generator=generator)
+        up = torch.zeros(width, draft_rank)
+        halves = (nn.Parameter(each.to(device=device, dtype=kind)) for each in (down, up))
+        model.draft_head = DraftHead(*halves)
 
 
 def adapter_parameters(model: Transformer) -> dict[str, nn.Parameter]:
     """Return the parameters of a model's adapter by name, shared ones once; empty without an adapter."""
-    prefixes = {name for name, _ in _adapter_modules(model)}
+    prefixes = {name for name, _ in _adapter_modules(model)} | {"draft_head"}
     return {name: each for name, each in model.named_parameters() if name.rpartition(".")[0] in prefixes}
 
 
@@ -110,7 +121,7 @@ def remove_adapter(model: Transformer) -> None:
             module.lora = None
         elif isinstance(module, Experts):
             module.gate_up_lora = module.down_lora = None
-    model.token_rows, model.adapter_gate = None, "all"
+    model.token_rows, model.draft_head, model.adapter_gate = None, None, "all"
 
 
 def pair_name(weight: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from difflm.models.config import ModelConfig
+from difflm.models.draft_head import DraftHead
 from difflm.models.lora import AdapterGate, AdapterRows, Linear, LowRank, TokenRows
 from difflm.models.mlp import MLP
 from difflm.models.moe import MoE, RouterProbe
@@ -119,6 +120,7 @@ class Transformer(nn.Module):
         # On the meta device there is nothing to draw, and asking for it would import torch's compiler (seconds).
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table if table.is_meta else None)
         self.token_rows: TokenRows | None = None
+        self.draft_head: DraftHead | None = None
         self.adapter_gate: AdapterGate = "all"
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -139,7 +141,9 @@ class Transformer(nn.Module):
 
         Parameters of an adapter are not among them; `difflm.models.adapters` knows those.
         """
-        adapters = {name for name, module in self.named_modules() if isinstance(module, LowRank | TokenRows)}
+        adapters = {
+            name for name, module in self.named_modules() if isinstance(module, LowRank | TokenRows | DraftHead)
+        }
         every = dict(self.named_parameters()) | dict(self.named_buffers())
         return {name: tensor for name, tensor in every.items() if name.rpartition(".")[0] not in adapters}
 
