@@ -14,7 +14,7 @@ from difflm.serving.answers import Answer, Delta, usage_of
 from difflm.serving.bridge import Bridge
 from difflm.serving.errors import ApiError, internal, not_usable, unanswered
 from difflm.serving.failures import TimedOut, Unanswered
-from difflm.serving.formats import provisional_object, usage_object
+from difflm.serving.formats import Echo, provisional_object, usage_object
 from difflm.serving.limits import Limits
 from difflm.serving.planning import Plan
 from difflm.serving.tickets import Ticket
@@ -43,17 +43,45 @@ async def whole(plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: L
 
     Args:
         plan: what is answered.
-        tickets: of its orders.
+        tickets: of its jobs, and then of its orders.
         bridge: they are of.
         limits: how long it may take.
 
     Raises:
         Unanswered: there is none.
     """
-    async with aclosing(deltas(plan, tickets, bridge, limits)) as told:
-        async for _ in told:
-            pass
-    return plan.form.whole(plan.answers, usage_of(plan.prompts, plan.answers))
+    try:
+        before = await echoes(plan, tickets, limits)
+        async with aclosing(deltas(plan, tickets[len(plan.jobs) :], bridge, limits)) as told:
+            async for _ in told:
+                pass
+        return plan.form.whole(plan.answers, usage_of(plan.prompts, plan.answers), before)
+    finally:
+        give_up(tickets, bridge)
+
+
+def give_up(tickets: Sequence[Ticket], bridge: Bridge) -> None:
+    """Cancel what is not finished."""
+    for ticket in tickets:
+        bridge.cancel(ticket)
+
+
+async def echoes(plan: Plan, tickets: Sequence[Ticket], limits: Limits) -> list[Echo]:
+    """Return what is repeated before each answer, with its log-probabilities if they were asked for.
+
+    Args:
+        plan: what is answered.
+        tickets: of its jobs, and then of its orders.
+        limits: how long it may take.
+
+    Raises:
+        Unanswered: there are none.
+    """
+    try:
+        async with asyncio.timeout(limits.answer_seconds):
+            return plan.echoes([await ticket.value() for ticket in tickets[: len(plan.jobs)]])
+    except TimeoutError:
+        raise TimedOut(f"the prompt was not scored within {limits.answer_seconds:g} seconds") from None
 
 
 async def chunks(
@@ -73,7 +101,12 @@ async def chunks(
         if form.kind == "chat":
             for answer in plan.answers:
                 yield chunk(form.opening(answer.index))
-        async with aclosing(deltas(plan, tickets, bridge, limits)) as told:
+        for answer, echo in zip(plan.answers, await echoes(plan, tickets, limits), strict=False):
+            scores = form.text_logprobs(echo.logprobs) if plan.jobs else None
+            yield chunk(form.part(answer.index, echo.text, scores))
+            if not plan.orders:
+                yield chunk(form.closing(answer))
+        async with aclosing(deltas(plan, tickets[len(plan.jobs) :], bridge, limits)) as told:
             async for delta in told:
                 answer = plan.answers[delta.index]
                 if delta.provisional is not None:
@@ -89,6 +122,8 @@ async def chunks(
             yield chunk(usage=usage_object(usage_of(plan.prompts, plan.answers)))
     except Exception as error:
         yield error_of(error).body
+    finally:
+        give_up(tickets, bridge)
 
 
 def _scores(plan: Plan, answer: Answer, delta: Delta) -> dict[str, Any] | None:
@@ -97,7 +132,8 @@ def _scores(plan: Plan, answer: Answer, delta: Delta) -> dict[str, Any] | None:
         return None
     if plan.form.kind == "chat":
         return plan.form.chat_logprobs(delta.logprobs)
-    return plan.form.text_logprobs(delta.logprobs, answer.tokens[: -len(delta.tokens)])
+    before = answer.tokens[: -len(delta.tokens)]
+    return plan.form.text_logprobs(delta.logprobs, [*answer.prompt, *before] if plan.echo else before)
 
 
 async def deltas(plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: Limits) -> AsyncGenerator[Delta, None]:
@@ -117,7 +153,7 @@ async def deltas(plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: 
         except Exception as error:
             inbox.put_nowait((answer, error))
 
-    pairs = zip(plan.answers, tickets, strict=True)
+    pairs = zip(plan.answers, tickets, strict=bool(plan.orders))
     tasks = [asyncio.create_task(follow(answer, ticket)) for answer, ticket in pairs]
     began, left = asyncio.get_running_loop().time(), len(tasks)
     try:
@@ -128,8 +164,7 @@ async def deltas(plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: 
             left -= isinstance(event, Finished)
             yield answer.take(event)
     finally:
-        for ticket in tickets:
-            bridge.cancel(ticket)
+        give_up(tickets, bridge)
         for task in tasks:
             task.cancel()
 

@@ -62,7 +62,7 @@ class Metrics:
 
         Args:
             plan: of the request.
-            tickets: of its answers.
+            tickets: of its jobs, and then of its answers.
         """
         usage = usage_of(plan.prompts, plan.answers)
         done = [each.completion for each in plan.answers if each.completion is not None]
@@ -79,7 +79,7 @@ class Metrics:
         for each in done:
             self.answers.labels(each.finish_reason).inc()
             self.rate.observe(each.tokens_per_forward)
-        for ticket, answer in zip(tickets, plan.answers, strict=True):
+        for ticket, answer in zip(tickets[len(plan.jobs) :], plan.answers, strict=bool(plan.orders)):
             self._times(ticket, len(answer.tokens))
         return {
             "id": plan.form.id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from pydantic import ValidationError
 
 from difflm.decode.admission import admit
 from difflm.decode.engine import seeds
+from difflm.decode.events import Completion, Forwards, TokenLogprob
 from difflm.decode.request import SamplingParams
 from difflm.errors import DifflmError
 from difflm.serving.answers import Answer
+from difflm.serving.echoing import prompt_logprobs
 from difflm.serving.errors import ApiError, bad, not_usable, not_valid, of_field
 from difflm.serving.formats import Echo, Form, Kind
 from difflm.serving.limits import Defaults, Limits
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 DEFAULT_NEW_TOKENS = 16
 """Of /v1/completions, where a request does not say."""
+
+NOTHING = Completion(tokens=[], text="", forwards=Forwards(), finish_reason="length", num_tokens=0, seconds=0.0)
+"""The answer of no tokens."""
 
 B = TypeVar("B", bound=Body)
 
@@ -61,13 +67,15 @@ class Plan:
     echo: bool = False
     texts: Sequence[str] = ()
 
-    def echoes(self, scores: Sequence[Echo]) -> list[Echo]:
-        """Return what is repeated before each answer.
+    def echoes(self, scores: Sequence[tuple[TokenLogprob | int, ...]]) -> list[Echo]:
+        """Return what is repeated before each answer; nothing without `echo`.
 
         Args:
-            scores: of each prompt; empty where they were not asked for.
+            scores: of each prompt's tokens; empty where they were not asked for.
         """
-        each = scores or [Echo(text=text) for text in self.texts]
+        if not self.echo:
+            return []
+        each = [Echo(text=text, logprobs=scores[i] if scores else ()) for i, text in enumerate(self.texts)]
         return [each[number * len(each) // len(self.answers)] for number in range(len(self.answers))]
 
 
@@ -113,13 +121,52 @@ class Planner:
         """Return the plan of a completion. Raises as `chat`."""
         asked = parsed(CompletionRequest, body)
         self._check_common(asked, chat=False)
-        if asked.max_tokens == 0:
-            raise of_field("max_tokens", "0 cannot be used; give at least 1")
-        if asked.echo:
-            raise of_field("echo", "it is not supported by this server; leave it out")
+        if asked.max_tokens == 0 and not asked.echo:
+            raise of_field("max_tokens", "0 cannot be used without echo; give at least 1")
         prompts = prompts_of(self.loaded, asked, self.limits)
         new_tokens = self._new_tokens(prompts, asked.max_tokens, DEFAULT_NEW_TOKENS, where="prompt")
-        return self._plan(asked, "text", prompts, new_tokens=new_tokens, top=asked.logprobs)
+        if not asked.echo:
+            return self._plan(asked, "text", prompts, new_tokens=new_tokens, top=asked.logprobs)
+        self._check_ids(prompts)
+        scored = asked.logprobs is not None
+        if scored:
+            # Who asks for scores counts on so many tokens behind the prompt, whatever they are.
+            asked = asked.model_copy(update={"ignore_eos": True})
+        plan = self._plan(asked, "text", prompts, new_tokens=max(new_tokens, 1), top=asked.logprobs)
+        if new_tokens == 0:
+            for answer in plan.answers:
+                answer.completion = NOTHING
+        return replace(
+            plan,
+            echo=True,
+            orders=plan.orders if new_tokens else (),
+            texts=self._texts(asked, prompts),
+            jobs=[self._job(prompt, asked.logprobs or 0) for prompt in prompts] if scored else (),
+        )
+
+    def _check_ids(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Refuse ids that are no tokens of a text."""
+        vocab_size, mask_id = self.loaded.config.model.vocab_size, self.loaded.config.mask_token_id
+        for prompt in prompts:
+            for token in prompt:
+                if not 0 <= token < vocab_size:
+                    raise of_field("prompt", f"id {token} is not in the vocabulary (0..{vocab_size - 1})")
+                if token == mask_id:
+                    raise of_field("prompt", f"id {token} is the MASK token; remove it")
+
+    def _texts(self, asked: CompletionRequest, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Return the texts of prompts: as they were given, else of their ids."""
+        if isinstance(asked.prompt, str):
+            return [asked.prompt]
+        given = asked.prompt or []
+        if all(isinstance(each, str) for each in given):
+            return [each for each in given if isinstance(each, str)]
+        if self.loaded.tokenizer is None:
+            return [""] * len(prompts)
+        return [self.loaded.decode(prompt, skip_special_tokens=False) for prompt in prompts]
+
+    def _job(self, prompt: Sequence[int], top: int) -> Job:
+        return Job(compute=functools.partial(prompt_logprobs, self.loaded, prompt, top), cost=len(prompt))
 
     def check_model(self, model: str | None) -> None:
         """Refuse a name under which nothing is served; no name is the only model's.
@@ -148,15 +195,15 @@ class Planner:
             )
         context = min(self.loaded.config.model.max_positions, self.cache_tokens)
         longest = max(map(len, prompts))
-        room = context - longest
-        if room < (most or 1):
+        room, least = context - longest, 1 if most is None else most
+        if room < least:
             raise of_field(
                 where,
-                f"{longest} tokens and {most or 1} new ones do not fit the context of {context}; shorten it"
+                f"{longest} tokens and {least} new ones do not fit the context of {context}; shorten it"
                 + (" or lower max_tokens" if room > 0 else ""),
                 code="context_length_exceeded",
             )
-        return most or min(default, room)
+        return min(default, room) if most is None else most
 
     def _plan(
         self, asked: Asked, kind: Kind, prompts: Sequence[Sequence[int]], *, new_tokens: int, top: int | None

@@ -123,7 +123,7 @@ class Service:
         return await self.off_the_loop(lambda: make(body))
 
     def submit(self, plan: Plan, client: str) -> Sequence[Ticket]:
-        """Queue the orders of a plan.
+        """Queue the jobs of a plan, and its orders; return their tickets.
 
         Args:
             plan: of a request.
@@ -132,7 +132,7 @@ class Service:
         Raises:
             Unanswered: they are not taken.
         """
-        return self.bridge.submit(plan.orders, client=client, request=plan.form.id)
+        return self.bridge.submit([*plan.jobs, *plan.orders], client=client, request=plan.form.id)
 
     def model_object(self, created: int) -> dict[str, Any]:
         """Return the model as /v1/models lists it.
