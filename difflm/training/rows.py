@@ -12,7 +12,7 @@ from difflm.data.mixture import mix
 from difflm.data.packing import pack_store
 from difflm.data.rows import Array, PackedRows, PackOptions
 from difflm.data.splitting import Split, overlap
-from difflm.data.store import TokenStore
+from difflm.data.store import BITS, TokenStore
 from difflm.errors import DataError
 from difflm.training.config import PreferenceConfig, TrainConfig
 from difflm.training.opening import Source, open_sources
@@ -104,6 +104,12 @@ def describe_rows(rows: PackedRows) -> list[str]:
         + (f", {counts.cut} cut" if counts.cut else "")
         + (f", {counts.dropped // per} dropped ({untrainable}first: {counts.first_dropped})" if counts.dropped else "")
     )
+    exposed = int(((rows.store.column("flags")[rows.document] & BITS) != 0).sum())
+    if exposed:
+        lines.append(
+            f"data: {exposed} rows of ids have given tokens behind learnt ones, which see them where they share a "
+            "block; give each answer a row that ends with it"
+        )
     total = sum(source.weight or 0.0 for source in rows.sources)
     if total:
         shares = (

@@ -285,3 +285,14 @@ def test_what_records_hold_can_be_forced(chatting: LoadedModel, tmp_path: Path) 
         for each in ("prompt_completion", "messages")
     ]
     assert found == [1, 2]
+
+
+def test_rows_whose_answers_see_what_comes_behind_are_told(loaded: LoadedModel, tmp_path: Path) -> None:
+    learnt = [[-100, 6, 7], [-100, 6, -100], [5, -100, 7], [5, 6, 7]]
+    path = lines(tmp_path / "ids.jsonl", *({"input_ids": [5, 6, 7], "labels": labels} for labels in learnt))
+    told = describe_rows(load_rows(config(path), loaded)[0])
+    assert told[-1].startswith(
+        "data: 2 rows of ids have given tokens behind learnt ones, which see them where they share"
+    )
+    clean = lines(tmp_path / "clean.jsonl", {"input_ids": [5, 6, 7], "labels": learnt[0]})
+    assert "behind learnt ones" not in "".join(describe_rows(load_rows(config(clean), loaded)[0]))
