@@ -27,6 +27,7 @@ from difflm.estimate.memory import (
     largest_step,
     parameter_memory,
     peak_memory_of,
+    with_reference,
 )
 from difflm.estimate.workload import StageWork, workload_of
 from difflm.models.config import ModelConfig
@@ -185,6 +186,7 @@ def cluster_estimate(config: TrainConfig, cluster: Cluster) -> ClusterEstimate:
     wide = cluster.shard == "fsdp" and config.lora is None
     dtype = torch.float32 if wide else resolve_dtype(config.dtype)
     counts = parameter_memory(model, config.learning, dtype=dtype, lora=config.lora, family=facts.family)
+    counts = with_reference(counts, config)
     gathered = (0, 0)
     if cluster.shard == "fsdp":
         gathered = gathered_parameters(model, expert_parallel=cluster.expert_parallel)
@@ -250,7 +252,8 @@ def gpu_memory(
         gathered: parameters (outside of the layers, of the largest layer) that a GPU gathers.
     """
     step = largest_step(config, model, batches, backend="flex")
-    total = counts.weights + counts.masters + counts.gradients + counts.working_gradients + counts.optimizer
+    total = counts.weights + counts.reference + counts.masters + counts.gradients + counts.working_gradients
+    total += counts.optimizer
     if cluster.shard == "none":
         peaks = peak_memory_of(counts, step, accumulation=config.accumulation // cluster.gpus)
         return GpuMemory(total=total, state=total, root=0, layers=0, reduced=0, step=step, peaks=peaks)

@@ -11,7 +11,7 @@ Shape letters as in `difflm.types`; H query heads, G key/value heads, E head dim
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,7 +23,7 @@ from difflm.models.adapters import attach_adapter
 from difflm.models.attention import AttentionBackend
 from difflm.models.config import ModelConfig
 from difflm.models.transformer import Transformer
-from difflm.training.config import OptimizerConfig, TrainConfig
+from difflm.training.config import OptimizerConfig, PreferenceConfig, TrainConfig
 from difflm.training.config_lora import LoRAConfig
 from difflm.training.lora import sites_of
 from difflm.training.parameters import plan_parameters
@@ -124,6 +124,14 @@ def parameter_memory(
         optimizer=state,
         embedding_gradient=embedding.numel() * dtype.itemsize if learns else 0,
     )
+
+
+def with_reference(parameters: ParameterMemory, config: TrainConfig) -> ParameterMemory:
+    """Return the parameters of a run with the frozen copy that a preference run compares with, where it needs one."""
+    chosen = config.objective
+    if not isinstance(chosen, PreferenceConfig) or (config.lora is not None and chosen.reference is None):
+        return parameters
+    return replace(parameters, reference=parameters.parameters * resolve_dtype(config.dtype).itemsize)
 
 
 def _idle(model: ModelConfig) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,14 @@ from difflm.checkpoints.loading import load_without_weights, resolve_dtype
 from difflm.data.rows import PackedRows
 from difflm.errors import ConfigError
 from difflm.estimate.facts import available_memory, model_facts
-from difflm.estimate.memory import ParameterMemory, StepMemory, largest_step, parameter_memory, peak_memory_of
+from difflm.estimate.memory import (
+    ParameterMemory,
+    StepMemory,
+    largest_step,
+    parameter_memory,
+    peak_memory_of,
+    with_reference,
+)
 from difflm.estimate.probe import probe
 from difflm.estimate.speed import MOST_LAYERS, Speed, product_speed, rated_speed, step_operations, warm_up
 from difflm.estimate.workload import Workload, workload_of
@@ -107,7 +114,7 @@ def estimate(
     Raises:
         DifflmError: a configuration, model or data file that cannot be used.
     """
-    facts, notes = model_facts(config), _lora_notes(config)
+    facts, notes = model_facts(config), _notes(config)
     if facts.model.max_positions < config.data.row_length:
         raise ConfigError(
             f"train.data.row_length: {config.data.row_length} exceeds the model's context of "
@@ -123,7 +130,7 @@ def estimate(
     dtype = resolve_dtype(config.dtype)
     backend = _backend(config, facts.model, dtype, notes)
     parameters = parameter_memory(facts.model, config.learning, dtype=dtype, lora=config.lora, family=facts.family)
-    parameters = _with_reference(config, parameters, notes)
+    parameters = with_reference(parameters, config)
     largest = largest_step(config, facts.model, [stage.heaviest for stage in work.stages], backend=backend)
     on_cpu = torch.device(config.device).type == "cpu"
     process = _process(config, facts.model) if on_cpu else 0
@@ -152,19 +159,10 @@ def estimate(
     )
 
 
-def _with_reference(config: TrainConfig, parameters: ParameterMemory, notes: list[str]) -> ParameterMemory:
-    """Return the parameters with the frozen copy that a preference run compares with."""
-    if not isinstance(config.objective, PreferenceConfig):
-        return parameters
-    notes.append(PREFERENCE_NOTE)
-    copied = config.lora is None or config.objective.reference is not None
-    return replace(parameters, reference=parameters.weights if copied else 0)
-
-
-def _lora_notes(config: TrainConfig) -> list[str]:
-    if config.lora is None:
-        return []
-    return [LORA_NOTE]
+def _notes(config: TrainConfig) -> list[str]:
+    """Return what the figures of a run leave out."""
+    notes = [LORA_NOTE] if config.lora is not None else []
+    return notes + ([PREFERENCE_NOTE] if isinstance(config.objective, PreferenceConfig) else [])
 
 
 def _process(config: TrainConfig, model: ModelConfig) -> int:

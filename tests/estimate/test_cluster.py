@@ -60,6 +60,14 @@ def test_flash_by_hand(flash: ClusterEstimate) -> None:
     assert 33 * GIB < flash.memory.peaks["backward of a layer"] - flash.memory.state < 40 * GIB
 
 
+def test_a_preference_run_holds_its_reference_in_the_runs_dtype() -> None:
+    dpo = {"objective": {"kind": "dpo"}}
+    alone, pairs = estimated(), estimated(changes=dpo)
+    assert pairs.memory.total - alone.memory.total == 2 * alone.parameters
+    lora = {"lora": {"rank": 4, "targets": ["attention"]}}
+    assert estimated(changes=lora).memory.total == estimated(changes=lora | dpo).memory.total
+
+
 def test_flash_does_not_fit_on_one_gpu_and_fits_on_the_fewest(flash: ClusterEstimate) -> None:
     assert not estimated(FLASH, gpus=1).fits
     assert flash.fits
