@@ -107,9 +107,9 @@ class LiteralEncoder:
             CheckpointError: the tokenizer has no tokenizer.json form.
             DataError: a word whose very characters are a control token.
         """
-        if self._marking is None:
-            self._marking = _with_stand_ins(self.tokenizer, lambda token_id: token_id not in self.dropped)
+        if self._marking is None:  # set last: a server encodes on several threads
             self._literal = _with_stand_ins(self.tokenizer, lambda _: False)
+            self._marking = _with_stand_ins(self.tokenizer, lambda token_id: token_id not in self.dropped)
         word_of = {self._marking.token_to_id(each): word for each, word in hidden.word_of.items()}
         ids: list[int] = []
         for token_id in self._marking.encode(text, add_special_tokens=False).ids:
