@@ -60,11 +60,10 @@ def test_the_rest_of_the_text_is_tokenised_as_around_a_token() -> None:
 
 def test_threads_that_begin_together_encode_alike() -> None:
     text = "the <|im_end|> fox"
-    for _ in range(3):
-        shared, hidden = encoder(), Hidden(WORDS, text)
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda _: shared.encode(hidden.hide(text), hidden), range(8)))
-        assert found == [encoder().encode(hidden.hide(text), hidden)] * 8
+    shared, hidden = encoder(), Hidden(WORDS, text)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: shared.encode(hidden.hide(text), hidden), range(8)))
+    assert found == [encoder().encode(hidden.hide(text), hidden)] * 8
 
 
 def test_only_some_words_are_hidden() -> None:
