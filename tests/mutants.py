@@ -3084,6 +3084,18 @@ MUTANTS = (
         "",
         "tests/models/test_stacking.py::test_an_engine_stacks_and_the_next_one_leaves_it",
     ),
+    Mutant(
+        "difflm/models/stacking.py",
+        "or each.data_ptr() != place or",
+        "or",
+        "tests/models/test_stacking.py::test_weights_that_are_pieces_of_a_fused_one_stay_its_pieces",
+    ),
+    Mutant(
+        "difflm/models/stacking.py",
+        "            laid = _laid_out(tensors)\n",
+        "            laid = None\n",
+        "tests/models/test_stacking.py::test_weights_stay_where_they_are_when_their_pairs_come_and_go",
+    ),
 )
 
 

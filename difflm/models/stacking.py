@@ -1,8 +1,8 @@
 """Linear maps of the same input as one product, for inference: fewer, larger calls of the kernel.
 
-A forward of a few rows waits for calls more than for numbers: query, key and value in one product, and gate and up in
-another, halve the time of a row on two cores (benchmarks/2026-11-30-lossless.md). The low-rank pairs beside them are
-one pair, too, which is applied to the adapter's rows alone. 8-bit maps share the codes of their input.
+A forward of a few rows waits for calls as well as for numbers: query, key and value are one product here, gate and up
+another. The low-rank pairs beside them are one pair, too, which is applied to the adapter's rows alone. 8-bit maps
+share the codes of their input.
 
 Shape legend: see `difflm.types`; I inputs, R ranks, P pieces of G outputs that the outputs of all maps are made of.
 """
@@ -132,9 +132,11 @@ class _Watch:
         """Return one tensor of several, below each other, which they are views of from now on, and are watched for."""
         # Parameters stay ordinary tensors, or ones of inference mode, whoever builds an engine in which mode.
         with torch.inference_mode(tensors[0].is_inference()), torch.no_grad():
-            whole = torch.cat([each.detach() for each in tensors])
+            laid = _laid_out(tensors)
+            whole = torch.cat([each.detach() for each in tensors]) if laid is None else laid
             for each, part in zip(tensors, whole.split(list(map(len, tensors))), strict=True):
-                each.data = part
+                if laid is None:
+                    each.data = part
                 self.views.append((each, part, part.data_ptr()))
         return whole
 
@@ -146,6 +148,21 @@ class _Watch:
             # The address first: the question for views is for one device.
             and all(each.data_ptr() == place and each.is_set_to(view) for each, view, place in self.views)
         )
+
+
+def _laid_out(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the one tensor of those that lie one behind another in memory already, as after another adapter came.
+
+    They stay where they are, then: others may know their addresses (graphs).
+    """
+    first, place = tensors[0], tensors[0].data_ptr()
+    storage = first.untyped_storage().data_ptr()
+    for each in tensors:
+        if each.untyped_storage().data_ptr() != storage or each.data_ptr() != place or not each.is_contiguous():
+            return None
+        place += each.nbytes
+    strides = (first[0].numel(), 1)[-first.dim() :]  # not the first one's: a single row has any
+    return first.detach().as_strided((sum(map(len, tensors)), *first.shape[1:]), strides)
 
 
 def stack_of(maps: Sequence[nn.Module]) -> Stack | None:

@@ -264,6 +264,34 @@ def test_a_bias_or_a_pair_that_comes_later_is_computed() -> None:
             check_maps(shared, calls, by_stack=False)
 
 
+def test_weights_stay_where_they_are_when_their_pairs_come_and_go() -> None:
+    """Graphs that an engine has recorded know addresses."""
+    shared = Shared(maps_of())
+    calls = watched(shared)
+    places = [each.data_ptr() for each in shared.parameters()]
+    names = [name for name, _ in shared.named_parameters()]
+    for letters in ("abc", "---", "aaa"):
+        for each, other in zip(shared.maps, maps_of(letters), strict=True):
+            each.lora = other.lora
+        check_maps(shared, calls, by_stack=False)
+        calls = watched(shared)
+        check_maps(shared, calls, by_stack=True)
+        without_gradient(shared)
+        check_maps(shared, calls, by_stack=True)
+        assert [shared.get_parameter(name).data_ptr() for name in names] == places
+
+
+def test_weights_that_are_pieces_of_a_fused_one_stay_its_pieces() -> None:
+    for order, copied in (((0, 1, 2), False), ((0, 2, 1), True)):
+        maps, fused = maps_of(bias=False), drawn(sum(SIZES), INPUTS, seed=3)
+        pieces = fused.split(list(SIZES))
+        for each, number in zip(maps, order, strict=True):
+            each.weight.data = pieces[number]
+        shared = Shared(maps)
+        check_maps(shared, watched(shared), by_stack=True)
+        assert (maps[0].weight.data_ptr() != fused.data_ptr()) is copied
+
+
 def test_another_dtype() -> None:
     shared = Shared(maps_of("abc"))
     calls = watched(shared)
@@ -345,14 +373,15 @@ def test_copies_have_tensors_of_their_own_and_no_stack(copied: Callable[[Shared]
     check_maps(other, watched(other), by_stack=True)
 
 
-def test_maps_whose_pairs_share_an_a_with_other_maps() -> None:
-    """The later stack has it."""
-    one, two = Shared(maps_of("aaa")), Shared(maps_of("bbb"))
-    for first, second in zip(one.maps, two.maps, strict=True):
-        assert first.lora is not None
-        second.lora = LowRank(first.lora.a, nn.Parameter(drawn(second.out_features, 2, seed=5)), scale=1.0)
+@pytest.mark.parametrize(("letters", "turned"), [("aaa", False), ("abc", False), ("abc", True)])
+def test_maps_whose_pairs_share_an_a_with_other_maps(letters: str, turned: bool) -> None:
+    """In another order the later stack has them."""
+    one, two = Shared(maps_of(letters)), Shared(maps_of())
+    lent = [each.lora.a for each in one.maps if each.lora is not None]
+    for each, a in zip(two.maps, lent[::-1] if turned else lent, strict=True):
+        each.lora = LowRank(a, nn.Parameter(drawn(each.out_features, 2, seed=5)), scale=1.0)
     calls = [watched(one), watched(two)]
-    check_maps(one, calls[0], by_stack=False)
+    check_maps(one, calls[0], by_stack=not turned)
     check_maps(two, calls[1], by_stack=True)
 
 
