@@ -146,6 +146,8 @@ def score_input(
 
     def scored(term: LossRows) -> TokenScores:
         hidden_MD, target_M = flat[term.row_M.to(flat.device)], term.target_M.to(flat.device)
+        if term.before_M is not None and model.draft_head is not None and adapter:
+            hidden_MD = model.draft_head(hidden_MD, model.embedding(term.before_M.to(flat.device)))
         given: dict[str, Any] = {"chunk": chunk, "suppressed_V": suppressed_V, "rows": rows}
         if term.teacher_M is None:
             wanted = entropy or term.temperature is not None

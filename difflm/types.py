@@ -194,6 +194,8 @@ class LossRows:
         teacher_M: int64 index like `row_M`: the row whose prediction, without gradient, each row is compared with;
             None: rows are scored against their targets alone.
         divergence: what the comparison measures.
+        before_M: int64 token before each target: rows are scored as a model's draft head corrects them, if it has one;
+            None: never.
         temperature: at which the entropy of each prediction is wanted as well; None: it is not.
         scores_of: number of an earlier term with the same rows, whose scores serve this one too; None: its own.
         counts_correct: the normaliser is the number of rows whose arg-max is the target; `count` is then 0, and the
@@ -209,6 +211,7 @@ class LossRows:
     scale: float = 1.0
     teacher_M: Tensor | None = None
     divergence: Divergence = "kl"
+    before_M: Tensor | None = None
     temperature: float | None = None
     scores_of: int | None = None
     counts_correct: bool = False

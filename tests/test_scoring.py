@@ -6,15 +6,18 @@ import itertools
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from difflm.checkpoints.loading import LoadedModel
 from difflm.diffusion.masks import layout_mask, materialise
 from difflm.diffusion.noise import RowNoise
 from difflm.diffusion.objectives import BlockDiffusion
+from difflm.diffusion.windows import Drafting
 from difflm.errors import ConfigError
+from difflm.models.adapters import attach_adapter
 from difflm.models.attention import DenseAttention
-from difflm.scoring import PositionScores, logits, score, score_input
-from difflm.types import Layout
+from difflm.scoring import PositionScores, forward_hidden, logits, score, score_input
+from difflm.types import Layout, Parametrisation
 from tests.decode.tiny import MASK, tiny
 from tests.rows import batch_of
 
@@ -213,3 +216,30 @@ def test_suppressing_mask_renormalises_over_the_other_tokens() -> None:
     at = raw.nll_BL != 0
     mask_chance = rows.softmax(-1)[..., MASK]
     assert torch.allclose((raw.nll_BL - without.nll_BL)[at], -torch.log1p(-mask_chance)[at], atol=1e-5)
+
+
+def test_rows_with_a_token_before_are_scored_as_the_draft_head_corrects_them() -> None:
+    loaded = tiny(logit_shift=True, clean="causal")
+    model, drawn = loaded.model, torch.Generator().manual_seed(0)
+    batch = batch_of([[9, 6], [13]], row_length=16)
+    parametrisation = Parametrisation(logit_shift=True, clean_attention="causal")
+    objective = Drafting(window=4, noisy_rows=20, ar_weight=0.0, parametrisation=parametrisation)
+    inputs = objective.prepare(batch, mask_id=MASK, noise=RowNoise(0))
+    (term,) = inputs.terms
+    attach_adapter(model, [], gate="noisy", draft_rank=3)
+    head = model.draft_head
+    assert head is not None
+    (plain,) = score_input(model, inputs)
+    with torch.no_grad():
+        for half in (head.down, head.up):
+            half.copy_(torch.randn(half.shape, generator=drawn))
+    (corrected,) = score_input(model, inputs)
+    (without,) = score_input(model, inputs, adapter=False)
+    torch.testing.assert_close(without.nll_M, plain.nll_M)  # in one forward instead of two
+    hidden = forward_hidden(model, inputs.token_BN, inputs.position_BN, inputs.layout).flatten(0, 1)[term.row_M]
+    assert term.before_M is not None
+    expected = F.cross_entropy(
+        model.head(head(hidden, model.embedding(term.before_M))), term.target_M, reduction="none"
+    )
+    torch.testing.assert_close(corrected.nll_M, expected)
+    assert not torch.allclose(corrected.nll_M, plain.nll_M)

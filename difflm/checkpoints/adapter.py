@@ -48,6 +48,7 @@ class AdapterFacts:
         sites: its low-rank pairs.
         token_ids: rows of the embedding that it replaces.
         gate: rows of the model that it acts on.
+        draft_rank: of its draft head (`difflm.models.draft_head`); 0: it has none.
         base: path or hub id of its base; None where its files do not say.
         revision: commit of the base on the hub.
         base_sha256: hash of the base's configuration and weights (`digest_of`); "" for one that difflm did not write.
@@ -57,6 +58,7 @@ class AdapterFacts:
     sites: tuple[AdapterSite, ...]
     token_ids: tuple[int, ...] = ()
     gate: AdapterGate = "all"
+    draft_rank: int = 0
     base: str | None = None
     revision: str | None = None
     base_sha256: str = ""
@@ -154,8 +156,9 @@ def refuse_gated(facts: AdapterFacts, where: str) -> None:
     if facts.gate == "noisy":
         raise CheckpointError(
             f"{where}: its adapter acts on noisy rows alone ({GATE} in {ADAPTER_CONFIG}); merged into the weights it "
-            "would change what is written left to right as well. Keep the two apart: load_model reads the adapter with "
-            f"its base; for left-to-right use take the base, difflm export {facts.base} TARGET"
+            "would change what is written left to right as well. Keep the two apart: difflm merge (in Python "
+            "difflm.save_adapter) writes the adapter as a folder of its own, load_model reads it with its base; for "
+            f"left-to-right use take the base, difflm export {facts.base} TARGET"
         )
 
 
@@ -187,6 +190,7 @@ def read_adapter(folder: Path, family: Family, config: ModelConfig) -> Adapter:
         sites=sites,
         token_ids=told.token_ids,
         gate=told.gate,
+        draft_rank=told.draft_rank,
         base=told.base,
         revision=told.revision,
         base_sha256=digest,
@@ -210,6 +214,7 @@ def write_adapter(folder: Path, adapter: Adapter, family: Family, config: ModelC
         stabilised=any(site.stabilised for site in facts.sites),
         token_rows=(layout.embedding.rpartition(".")[2], facts.token_ids) if facts.token_ids else None,
         gate=facts.gate,
+        draft_rank=facts.draft_rank,
     )
     write_json(folder / ADAPTER_CONFIG, raw)
     write_json(folder / FACTS, {"base_sha256": facts.base_sha256, "config": dict(facts.updates)})
@@ -229,7 +234,8 @@ def put_adapter(model: Transformer, adapter: Adapter, *, dtype: torch.dtype | No
         dtype: of the adapter on the model; None: the model's.
     """
     facts = adapter.facts
-    attach_adapter(model, facts.sites, token_ids=facts.token_ids, dtype=dtype, gate=facts.gate)
+    given = {"token_ids": facts.token_ids, "gate": facts.gate, "draft_rank": facts.draft_rank}
+    attach_adapter(model, facts.sites, dtype=dtype, **given)
     copy_adapter(model, adapter)
 
 

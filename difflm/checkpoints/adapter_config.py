@@ -19,6 +19,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 GATE = "difflm_adapter_rows"
 """Our field beside PEFT's: rows that the adapter acts on. Absent means all; PEFT warns and takes all."""
+DRAFT_HEAD = "difflm_draft_head"
+"""Our other field: rank of the draft head, whose tensors stand beside the pairs. Absent means none."""
 # They say how an adapter was trained or began, or which modules it was given; its tensors say that themselves.
 _HARMLESS = frozenset(
     {
@@ -30,7 +32,7 @@ _HARMLESS = frozenset(
 _READ = frozenset(
     {
         "alpha_pattern", "base_model_name_or_path", "init_lora_weights", "lora_alpha", "peft_type", "r", "rank_pattern",
-        "revision", "trainable_token_indices", "use_rslora", GATE,
+        "revision", "trainable_token_indices", "use_rslora", GATE, DRAFT_HEAD,
     }
 )  # fmt: skip
 # Starts that leave the base as it is; the others (pissa, olora, corda, loftq, ...) subtract something from it.
@@ -52,6 +54,7 @@ class PeftConfig:
         token_ids: rows of the embedding that learn.
         targets: names or ends of names of all modules with a pair; None where it does not say so plainly.
         gate: rows that it acts on.
+        draft_rank: of its draft head; 0: none.
         where: the file, for errors.
     """
 
@@ -66,6 +69,7 @@ class PeftConfig:
     targets: tuple[str, ...] | None
     where: str
     gate: AdapterGate = "all"
+    draft_rank: int = 0
 
     def alpha_of(self, module: str) -> float:
         """Return the alpha of a module; the first name of `alphas` that fits counts."""
@@ -108,6 +112,7 @@ def read_adapter_config(folder: Path) -> PeftConfig:
         targets=_targets(raw),
         where=str(path),
         gate=_gate(fields),
+        draft_rank=_draft_rank(fields),
     )
 
 
@@ -120,6 +125,7 @@ def adapter_config(
     stabilised: bool,
     token_rows: tuple[str, Sequence[int]] | None,
     gate: AdapterGate = "all",
+    draft_rank: int = 0,
 ) -> dict[str, Any]:
     """Return the adapter_config.json of an adapter.
 
@@ -131,6 +137,7 @@ def adapter_config(
         stabilised: rsLoRA.
         token_rows: (module of the embedding, ids) of rows that learn.
         gate: rows that it acts on.
+        draft_rank: of its draft head; 0: none.
     """
     ranks, alphas = [rank for rank, _ in pairs.values()], [alpha for _, alpha in pairs.values()]
     rank, alpha = max(ranks, key=ranks.count), max(alphas, key=alphas.count)
@@ -153,6 +160,7 @@ def adapter_config(
         "lora_dropout": 0.0,
         "inference_mode": True,
         **({} if gate == "all" else {GATE: gate}),
+        **({DRAFT_HEAD: draft_rank} if draft_rank else {}),
     }
 
 
@@ -220,6 +228,15 @@ def _token_ids(fields: Fields) -> tuple[int, ...]:
     if not whole or len(set(ids)) != len(ids) or any(each < 0 for each in ids):
         raise fields.error("trainable_token_indices", "token ids of the embedding, each once")
     return tuple(ids)
+
+
+def _draft_rank(fields: Fields) -> int:
+    rank = fields.raw.get(DRAFT_HEAD, 0)
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 0:
+        raise fields.error(DRAFT_HEAD, "the rank of the draft head, 0 or absent for none")
+    if rank and fields.raw.get(GATE) != "noisy":
+        raise fields.error(DRAFT_HEAD, f"absent where {GATE} is not 'noisy': only drafts are corrected")
+    return rank
 
 
 def _gate(fields: Fields) -> AdapterGate:

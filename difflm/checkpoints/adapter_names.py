@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflm.checkpoints.adapter_config import PeftConfig, fits
+from difflm.checkpoints.adapter_config import DRAFT_HEAD, PeftConfig, fits
 from difflm.checkpoints.families import Family
 from difflm.checkpoints.hf import listed
 from difflm.checkpoints.rules import KeyRule, Shape, key_map
@@ -23,9 +23,11 @@ from difflm.models.config import ModelConfig
 from difflm.models.transformer import Transformer
 
 TOKEN_ROWS = "token_rows.weight"
+HEAD_PARTS = ("draft_head.down", "draft_head.up")
 _PREFIX = "base_model.model."
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _ROWS = ".token_adapter.trainable_tokens_delta"
+_HEAD = {name: f"{_PREFIX}difflm_{name}.weight" for name in HEAD_PARTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def pairs_to_disk(
             found[f"{_PREFIX}{module}{_A}"], found[f"{_PREFIX}{module}{_B}"] = one, two
     if TOKEN_ROWS in tensors:
         found[f"{_PREFIX}{layout.embedding}{_ROWS}"] = tensors[TOKEN_ROWS]
-    return found
+    return found | {name: tensors[part] for part, name in _HEAD.items() if part in tensors}
 
 
 def pairs_from_disk(
@@ -157,6 +159,7 @@ def pairs_from_disk(
         for weight, each in zip(place.weights, change.to_model(right, layout.config), strict=True):
             tensors[f"{pair_name(weight)}.b"] = each
     rows = rest.pop(f"{_PREFIX}{layout.embedding}{_ROWS}", None)
+    tensors |= _draft_head({part: rest.pop(name, None) for part, name in _HEAD.items()}, config, layout, where=where)
     if rest:
         raise CheckpointError(
             f"{where}: {listed(sorted(rest), 3)} has no place in the base; only pairs beside linear maps inside the "
@@ -201,6 +204,22 @@ def _check_targets(sites: Sequence[AdapterSite], config: PeftConfig, layout: Ada
             f"{where}: no pair for {listed(lost, 3)}, which target_modules of {config.where} names; copy the adapter "
             "again"
         )
+
+
+def _draft_head(
+    found: Mapping[str, Tensor | None], config: PeftConfig, layout: AdapterLayout, *, where: str
+) -> dict[str, Tensor]:
+    """Return the tensors of a draft head, after the checks of their shapes; nothing where there is none."""
+    have = {name: each for name, each in found.items() if each is not None}
+    rank, width = config.draft_rank, layout.config.hidden_size
+    wanted = dict(zip(HEAD_PARTS, ((rank, 2 * width), (width, rank)), strict=True)) if rank else {}
+    if {name: tuple(each.shape) for name, each in have.items()} != wanted:
+        shapes = {name: list(each.shape) for name, each in have.items()} or "missing"
+        raise CheckpointError(
+            f"{where}: the draft head is {shapes}, expected { ({name: list(each) for name, each in wanted.items()}) } "
+            f"for {DRAFT_HEAD} {rank} of {config.where}; copy the adapter again"
+        )
+    return have
 
 
 def _rows(rows: Tensor | None, config: PeftConfig, layout: AdapterLayout, *, where: str) -> Tensor:

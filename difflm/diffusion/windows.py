@@ -180,6 +180,7 @@ class Drafting:
             scale=self.diffusion_weight,
             teacher_M=None if self.draft_loss == "ce" else flat + width + place - 1,
             divergence="tv" if self.draft_loss == "tv" else "kl",
+            before_M=batch.token_BL[row, place - 1],
         )
 
 

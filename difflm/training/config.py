@@ -129,6 +129,7 @@ class TrainConfig:
             )
         if self.lora is not None and self.lora.adapter_rows == "noisy":
             _check_gated(self)
+        _check_draft_head(self)
         if self.lr_schedule.warmup_tokens > self.total_tokens:
             raise ConfigError(
                 f"train.lr_schedule.warmup_tokens: {self.lr_schedule.warmup_tokens} is more than the run's "
@@ -192,6 +193,18 @@ def _check_stage(stage: StageConfig, *, where: str, config: TrainConfig) -> None
         raise ConfigError(
             f"train.data.row_length: {length} is not divisible by the block size {size} of {where}; "
             f"set row_length to a multiple of {size}, e.g. {advice}"
+        )
+
+
+def _check_draft_head(config: TrainConfig) -> None:
+    """Refuse a draft head where nothing is drafted."""
+    lora = config.lora
+    if lora is None or not lora.draft_head:
+        return
+    if lora.adapter_rows != "noisy" or not isinstance(config.objective, DraftingConfig):
+        raise ConfigError(
+            f"train.lora.draft_head: {lora.draft_head}, but there are no drafts to correct; set it to 0, or "
+            "adapter_rows: noisy and objective.kind: drafting"
         )
 
 

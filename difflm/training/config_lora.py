@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import ConfigDict, Field
 
 from difflm.models.lora import AdapterGate
-from difflm.training.config_fields import STRICT, AboveZero, NonEmpty, Positive
+from difflm.training.config_fields import STRICT, AboveZero, Count, NonEmpty, Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,8 @@ class LoRAConfig:
             "experts", or patterns of names, with * and ?, e.g. "layers.1?.attention.*". Each must match something.
             Default [attention, mlp].
         mask_row: the mask token's row of the embedding learns as well, where the model has one. Default true.
+        draft_head: rank of a head that tells each draft the token before it (`difflm.models.draft_head`), for drafting
+            with adapter_rows "noisy". 0: none, the default.
         adapter_rows: rows that the adapter acts on: "all", or "noisy": clean rows, and so the text that is written left
             to right, stay the base's bit for bit. Such an adapter is never merged. Default "all".
     """
@@ -37,4 +39,5 @@ class LoRAConfig:
     rank_stabilised: bool = False
     targets: Annotated[tuple[NonEmpty, ...], Field(min_length=1)] = ("attention", "mlp")
     mask_row: bool = True
+    draft_head: Count = 0
     adapter_rows: AdapterGate = "all"

@@ -50,6 +50,7 @@ def give_adapter(config: TrainConfig, loaded: LoadedModel) -> None:
         generator=generator,
         dtype=torch.float32,
         gate=config.lora.adapter_rows,
+        draft_rank=config.lora.draft_head,
     )
     raw = loaded.config.raw
     changes = config_changes(raw, updated_config(raw, loaded.config.model, str(loaded.path)))
@@ -58,6 +59,7 @@ def give_adapter(config: TrainConfig, loaded: LoadedModel) -> None:
         sites=sites,
         token_ids=token_ids,
         gate=config.lora.adapter_rows,
+        draft_rank=config.lora.draft_head,
         base=str(config.model.resolve()) if local else config.model.as_posix(),
         revision=None if local else config.revision,
         # The base keeps its multi-token-prediction layers; whatever is merged drops them itself.

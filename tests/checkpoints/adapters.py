@@ -36,6 +36,7 @@ def adapted(
     dtype: str = "float32",
     only: str = "",
     gate: AdapterGate = "all",
+    draft_rank: int = 0,
     seed: int = 0,
 ) -> LoadedModel:
     """Return a base with a pair on every place (whose first weight contains `only`), all numbers random."""
@@ -47,11 +48,11 @@ def adapted(
         if only in place.weights[0]
     )
     generator = torch.Generator().manual_seed(seed)
-    attach_adapter(loaded.model, sites, token_ids=token_ids, generator=generator, gate=gate)
+    attach_adapter(loaded.model, sites, token_ids=token_ids, generator=generator, gate=gate, draft_rank=draft_rank)
     with torch.no_grad():
         for parameter in adapter_parameters(loaded.model).values():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
-    facts = AdapterFacts(sites=sites, token_ids=token_ids, gate=gate, base=str(base))
+    facts = AdapterFacts(sites=sites, token_ids=token_ids, gate=gate, draft_rank=draft_rank, base=str(base))
     return replace(loaded, adapter=facts)
 
 

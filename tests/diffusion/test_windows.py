@@ -105,6 +105,10 @@ def test_loss_equals_a_loop_over_windows_and_rows(noise: Any, shift: bool) -> No
     drafted, next_token = objective.loss(scores, inputs)
     assert [(term.name, term.scale) for term in inputs.terms] == [("diffusion", 0.3), ("ar", 1.0)]
     width, first = inputs.layout.noisy_length, 2 if shift else 1
+    before_M = inputs.terms[0].before_M
+    assert before_M is not None
+    assert torch.equal(before_M, batch.token_BL.flatten()[inputs.terms[0].place_M - 1]), "the token before each place"
+    assert inputs.terms[1].before_M is None
     total, places = 0.0, 0
     weights = dict(zip(inputs.terms[0].row_M.tolist(), inputs.terms[0].weight_M.tolist(), strict=True))
     for (row, anchor), columns in rows_of(inputs).items():

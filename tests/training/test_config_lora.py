@@ -38,6 +38,20 @@ def test_values_that_cannot_be(files: dict[str, Path], tmp_path: Path, section: 
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("objective", "rows"),
+    [({"kind": "drafting"}, "all"), ({"kind": "block_diffusion"}, "noisy")],
+)
+def test_a_head_for_drafts_that_nobody_makes(
+    files: dict[str, Path], tmp_path: Path, objective: dict[str, Any], rows: str
+) -> None:
+    section = {"draft_head": 8, "adapter_rows": rows}
+    with pytest.raises(
+        ConfigError, match=r"train\.lora\.draft_head: 8, but there are no drafts to correct; set it to 0"
+    ):
+        config_of(files, tmp_path / "run", lora=section, objective=objective)
+
+
 def test_biases_of_experts_are_the_base_s(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.router\.bias_update_rate: 0\.001 changes the base"):
         config_of(files, tmp_path / "run", lora={}, router={"bias_update_rate": 1e-3})

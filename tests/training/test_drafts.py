@@ -132,6 +132,23 @@ def test_a_drafting_run_learns_and_tells_how_it_drafts(files: dict[str, Path], t
     assert set(notes.rows[1]["loss_by_term"]) == {"diffusion"}
 
 
+def test_a_head_that_knows_the_token_before_learns_as_well(files: dict[str, Path], tmp_path: Path) -> None:
+    curriculum = [{"block_size": 4, "tokens": 4000}]
+    notes = {rank: Notes() for rank in (0, 16)}
+    for rank, each in notes.items():
+        lora = GATED | {"draft_head": rank}
+        output = tmp_path / f"run-{rank}"
+        config = drafting_run(files, output, lora=lora, curriculum=curriculum)
+        last = Trainer(config, observer=each).train()
+        assert (last.model.draft_head is None) == (rank == 0)
+    first, learnt = ([row for row in notes[rank].rows if row["kind"] == "validation"][-1] for rank in (0, 16))
+    assert learnt["perplexity"]["4"] < first["perplexity"]["4"]
+    assert learnt["ar_perplexity"] == first["ar_perplexity"], "the base writes as before"
+    again = load_model(sorted((tmp_path / "run-16" / "checkpoints").iterdir())[-1])
+    assert again.model.draft_head is not None
+    assert bool(again.model.draft_head.up.any())
+
+
 @pytest.mark.parametrize("draft_loss", ["ce", "kl", "tv"])
 def test_all_weights_learn_to_draft_and_to_write(files: dict[str, Path], tmp_path: Path, draft_loss: str) -> None:
     objective = {"kind": "drafting", "draft_loss": draft_loss, "noise": "draft"}
