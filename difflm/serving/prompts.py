@@ -56,7 +56,7 @@ def encoded(loaded: LoadedModel, text: str, *, where: str) -> list[int]:
         ApiError: no tokenizer, or a text that is not to be encoded.
     """
     try:
-        return loaded.encode(text)
+        return loaded.encode_batch([text])[0]  # of all ways the one that leaves the interpreter to others meanwhile
     except DifflmError as error:
         raise not_usable(error, where=where) from None
 

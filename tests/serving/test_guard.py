@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from typing import Any
 
+import httpx2
 import pytest
 
 from difflm.checkpoints.loading import LoadedModel
 from difflm.serving.guard import Guard, request_id
 from difflm.serving.limits import Access, Limits
-from tests.serving.servers import Running, request_bytes, serving
+from tests.serving.servers import Running, request_bytes, serving, until
 
 KEYS = ("sesame", "\u00e9t\u00e9")
 
@@ -87,8 +89,6 @@ def test_hosts(host: bytes, status: int, locked: Running) -> None:
 
 
 def test_pages_of_other_sites(locked: Running, server: Running) -> None:
-    import httpx2
-
     asked = {"Origin": "https://page.example", "Access-Control-Request-Method": "POST"}
     allowed = httpx2.options(f"{locked.address}/v1/completions", headers=asked)
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
@@ -122,7 +122,12 @@ def test_a_line_for_each_request(locked: Running, caplog: pytest.LogCaptureFixtu
         assert locked.post("/v1/completions", body, headers=headers).status_code == 200
         assert locked.post("/v1/completions", {**body, "stream": True}, headers=headers).status_code == 200
         assert locked.get("/v1/models").status_code == 401
-    facts = [vars(record)["facts"] for record in caplog.records if record.getMessage() == "request"][-3:]
+
+        def facts_of() -> list[Any]:
+            return [vars(record)["facts"] for record in caplog.records if record.getMessage() == "request"]
+
+        until(lambda: len(facts_of()) == 3)  # a line is written behind the response
+        facts = sorted(facts_of(), key=lambda each: each["status"])
     assert [each["status"] for each in facts] == [200, 200, 401]
     for each in facts[:2]:
         assert (each["request_id"], each["path"], each["answers"], each["finished"]) == (
@@ -137,8 +142,6 @@ def test_a_line_for_each_request(locked: Running, caplog: pytest.LogCaptureFixtu
 
 
 def test_what_is_no_request_passes(loaded: LoadedModel) -> None:
-    import asyncio
-
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
