@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from difflm.checkpoints.adapter_saving import save_adapter
     from difflm.checkpoints.convert import convert
     from difflm.checkpoints.export import Export, export
     from difflm.checkpoints.loading import LoadedModel, load_model
@@ -54,11 +55,13 @@ __all__ = [
     "policy",
     "prepare",
     "report",
+    "save_adapter",
     "score",
     "train",
 ]
 
 _HOMES = {
+    "save_adapter": "difflm.checkpoints.adapter_saving:save_adapter",
     "convert": "difflm.checkpoints.convert:convert",
     "Export": "difflm.checkpoints.export:Export",
     "export": "difflm.checkpoints.export:export",

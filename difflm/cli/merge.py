@@ -42,7 +42,7 @@ _OPTION_OF = {"best": "best", "window": "window", "shape": "window", "decay": "e
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     show_default="as stored",
-    help="Of named checkpoints and adapters: dtype that is written.",
+    help="Of named checkpoints, of adapters, and of runs of one that only drafts: dtype that is written.",
 )
 @click.option("--weights", show_default="all alike", help="Of named checkpoints: a number for each, as in 1,1,2.")
 @click.option(
@@ -69,14 +69,22 @@ def merge(
     """Average checkpoints in float32.
 
     PATHS is one run folder (checkpoints of its last block size are chosen and the mean is validated), or the
-    checkpoints themselves. Adapters, one or several of one base, are merged into it. If it is
-    interrupted, the same command continues after the last finished weight file.
+    checkpoints themselves. Adapters, one or several of one base, are merged into it. One that only drafts
+    (lora.adapter_rows noisy) stays an adapter: of its run the checkpoint that drafts best, or the one that is named,
+    becomes a folder of its own. If it is interrupted, the same command continues after the last finished weight file.
     """
     given = {name for name in (*_OPTION_OF, "method", "compare") if _is_given(context, name)}
     if output is None and not compare:
         raise click.UsageError("Missing option '--output'.")
     from difflm.checkpoints.adapter_config import is_adapter
+    from difflm.training.merging import only_drafts
 
+    drafting = next((path for path in paths if only_drafts(path)), None)
+    if drafting is not None:
+        _refuse_averaging(drafting, len(paths), given | ({"weights"} if weights is not None else set()))
+        assert output is not None
+        _finish(drafting, output, base=base, dtype=dtype)
+        return
     run = paths[0]
     if len(paths) > 1 or (run / "config.json").is_file() or run.is_file() or is_adapter(run):
         for name in sorted(given):
@@ -84,13 +92,7 @@ def merge(
         assert output is not None
         _average(paths, output, weights, base=base, dtype=dtype, fresh=fresh)
         return
-    for name, value in (("base", base), ("dtype", dtype)):
-        if value is not None:
-            raise ConfigError(
-                f"--{name}: {value} is for checkpoints and adapters that are named, not for a run; leave it out"
-            )
-    if weights is not None:
-        raise ConfigError("--weights: weighs checkpoints that are named; a run's are weighted by --method")
+    _refuse_for_a_run(base=base, dtype=dtype, weights=weights)
     for name in sorted(given & {*_OPTION_OF}):
         if _OPTION_OF[name] != method and not compare:
             raise ConfigError(f"--{name}: has no meaning for --method {method}; set --method {_OPTION_OF[name]}")
@@ -112,6 +114,44 @@ def merge(
 
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+
+
+def _refuse_averaging(path: Path, count: int, given: set[str]) -> None:
+    """Refuse several of adapters that only draft, and options that choose or weigh what is averaged."""
+    if count > 1:
+        raise ConfigError(
+            f"PATHS: {count} folders, but the adapter of {path} only drafts: it stays an adapter, and the mean of "
+            "several is none (the mean of two low-rank products is no low-rank product); name one checkpoint, or "
+            "their run, of which the best is taken"
+        )
+    for name in sorted(given):
+        raise ConfigError(
+            f"--{name}: is for means of checkpoints, but the adapter of {path} only drafts and is taken from one; "
+            "leave it out"
+        )
+
+
+def _refuse_for_a_run(*, base: Path | None, dtype: str | None, weights: str | None) -> None:
+    for name, value in (("base", base), ("dtype", dtype)):
+        if value is not None:
+            raise ConfigError(
+                f"--{name}: {value} is for checkpoints and adapters that are named, not for a run; leave it out"
+            )
+    if weights is not None:
+        raise ConfigError("--weights: weighs checkpoints that are named; a run's are weighted by --method")
+
+
+def _finish(path: Path, output: Path, *, base: Path | None, dtype: str | None) -> None:
+    from difflm.checkpoints.adapter_config import is_adapter
+    from difflm.checkpoints.adapter_saving import finish_adapter
+    from difflm.training.merging import finish_drafting
+
+    if is_adapter(path):
+        finish_adapter(path, output, base=base, dtype=dtype)
+        click.echo(f"{output}: adapter of {path}")
+    else:
+        chosen = finish_drafting(path, output, base=base, dtype=dtype)
+        click.echo(f"{output}: adapter of {chosen.folder} ({chosen.reason})")
 
 
 def _average(

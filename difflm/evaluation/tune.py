@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from difflm.checkpoints.adapter_config import is_adapter
 from difflm.checkpoints.fields import merged, read_optional_json
 from difflm.checkpoints.folders import replace_text
 from difflm.checkpoints.manifest import MANIFEST
@@ -213,13 +212,11 @@ def check_writable(path: Path) -> None:
         raise CheckpointError(
             f"{path}: no folder, so there is no {GENERATION} to write; convert it first, or --dry-run"
         )
-    if (path / MANIFEST).is_file() and is_adapter(path):
-        raise CheckpointError(
-            f"{path}: {MANIFEST} seals this checkpoint of a run; copy its adapter_config.json, "
-            "adapter_model.safetensors and difflm.json to a folder of their own and tune that, or --dry-run"
-        )
     if (path / MANIFEST).is_file():
-        raise CheckpointError(f"{path}: {MANIFEST} seals this checkpoint of a run; difflm merge it first, or --dry-run")
+        raise CheckpointError(
+            f"{path}: {MANIFEST} seals this checkpoint of a run; difflm merge {path} --output FOLDER first and tune "
+            "FOLDER, or --dry-run"
+        )
 
 
 def write_defaults(path: Path, chosen: Point) -> Path:

@@ -1,13 +1,20 @@
-"""Merge of a run: a weighted mean of its checkpoints, validated as the run validated them."""
+"""Merge of a run: a weighted mean of its checkpoints, validated as the run validated them.
+
+An adapter for noisy rows has no such mean (weights know no rows, and the mean of two low-rank products is no low-rank
+product): of its run the checkpoint that drafts best is taken.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from difflm.checkpoints.adapter_config import is_adapter, read_adapter_config
+from difflm.checkpoints.adapter_saving import finish_adapter
 from difflm.checkpoints.folders import require_free
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.checkpoints.manifest import MANIFEST, verify_folder
@@ -17,6 +24,7 @@ from difflm.data.rows import PackedRows
 from difflm.diffusion.windows import Drafting
 from difflm.errors import CheckpointError
 from difflm.models.adapters import remove_adapter
+from difflm.plots import read_rows
 from difflm.training.build import objective_of
 from difflm.training.config import NextTokenConfig, TrainConfig
 from difflm.training.config_io import load_config
@@ -126,6 +134,102 @@ def compare_merges(run: Path, methods: Sequence[MergeMethod]) -> list[MergedRun 
         found.append(
             MergedRun(method=method.name, block_size=facts.block_size, members=tuple(members), perplexity=perplexity)
         )
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftingCheckpoint:
+    """The checkpoint of a drafting run that its finished adapter is made of.
+
+    Attributes:
+        folder: of the checkpoint.
+        tokens_per_cycle: what the run measured of it on validation rows; None: of no checkpoint, and it is the last.
+        measured: checkpoints of the final block size with that figure.
+        unmeasured: those without.
+    """
+
+    folder: Path
+    tokens_per_cycle: float | None
+    measured: int
+    unmeasured: int
+
+    @property
+    def reason(self) -> str:
+        """Say why it was taken."""
+        if self.tokens_per_cycle is None:
+            return "the last one: the validation rows of metrics.jsonl have drafts.tokens_per_cycle of no checkpoint"
+        rest = f", {self.unmeasured} not measured" if self.unmeasured else ""
+        return f"{self.tokens_per_cycle:.3f} tokens per cycle on validation rows, the most of {self.measured}{rest}"
+
+
+def only_drafts(path: Path) -> bool:
+    """Return whether a folder is an adapter for noisy rows alone, or a run that trains one.
+
+    Raises:
+        CheckpointError: an adapter_config.json that cannot be used.
+        ConfigError: a config.yaml of a run that cannot be used.
+    """
+    if is_adapter(path):
+        return read_adapter_config(path).gate == "noisy"
+    if (path / "config.json").is_file() or not (path / "config.yaml").is_file():
+        return False
+    lora = load_config(path / "config.yaml").lora
+    return lora is not None and lora.adapter_rows == "noisy"
+
+
+def best_drafting(run: Path) -> DraftingCheckpoint:
+    """Return the checkpoint of a run's final block size that drafts most tokens per cycle; unmeasured, the last one.
+
+    Args:
+        run: run folder of `difflm.train`, with an adapter for noisy rows.
+
+    Raises:
+        CheckpointError: no run, or no checkpoint of its final block size.
+        DataError: metrics.jsonl is damaged before its last line.
+    """
+    candidates = _Run(run).candidates
+    if not candidates:
+        raise CheckpointError(f"{run}: no checkpoint of the final block size; train on, or name one")
+    figures = _tokens_per_cycle(run / "metrics.jsonl")
+    measured = [(figures[each.step], each.step, each) for each in candidates if each.step in figures]
+    figure, _, chosen = max(measured, default=(None, 0, candidates[-1]), key=lambda found: found[:2])
+    return DraftingCheckpoint(
+        folder=chosen.folder,
+        tokens_per_cycle=figure,
+        measured=len(measured),
+        unmeasured=len(candidates) - len(measured),
+    )
+
+
+def finish_drafting(
+    run: Path, target: Path, *, base: Path | None = None, dtype: str | torch.dtype | None = None
+) -> DraftingCheckpoint:
+    """Write the adapter of a drafting run's best checkpoint as a folder of its own; return which that was.
+
+    Args:
+        run: as in `best_drafting`.
+        target: an absent or empty folder.
+        base: of the adapter, instead of the one that it names; its path is written.
+        dtype: of the adapter on disk; None keeps the stored one, float32.
+
+    Raises:
+        CheckpointError: as `best_drafting` and `finish_adapter`.
+        ConfigError: a dtype that cannot be written.
+        DataError: as `best_drafting`.
+    """
+    require_free(target)
+    chosen = best_drafting(run)
+    finish_adapter(chosen.folder, target, base=base, dtype=dtype)
+    return chosen
+
+
+def _tokens_per_cycle(metrics: Path) -> dict[int, float]:
+    """Return step -> drafts.tokens_per_cycle, of the validations that have the figure."""
+    found: dict[int, float] = {}
+    for row in read_rows(metrics) if metrics.is_file() else ():
+        figure = (row.get("drafts") or {}).get("tokens_per_cycle") if row.get("kind") == "validation" else None
+        if figure is not None and math.isfinite(figure):
+            found[row["step"]] = figure
     return found
 
 

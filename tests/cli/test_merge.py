@@ -9,10 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from difflm.checkpoints.adapter_saving import save_adapter
+from difflm.checkpoints.fields import write_json
 from difflm.cli.main import run
+from difflm.training.trainer import Trainer
 from tests.checkpoints.adapters import adapted
 from tests.cli.test_train import SHORT
 from tests.standins import write_parent, write_texts
+from tests.training.test_drafts import drafting_run
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +160,113 @@ def test_base_and_dtype_are_for_what_is_named(
     parent = str(trained.parent / "parent")
     assert run(["merge", parent, "--base", parent, "--output", output]) == 2
     assert "is the base of adapters, but" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def drafting(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drafting") / "run"
+    Trainer(drafting_run(files, folder)).train()
+    return folder
+
+
+def steps_of(drafting: Path) -> list[Path]:
+    return sorted(drafting.glob("checkpoints/step-*"))
+
+
+def test_a_drafting_run_becomes_an_adapter_that_is_tuned_and_generates(
+    drafting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drafter, prompts = str(tmp_path / "drafter"), tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "the fox"}\n')
+    tuning = ["--prompts", str(prompts), "--max-new-tokens", "8", "--window", "4"]
+    step = steps_of(drafting)[-1]
+    assert run(["tune", str(step), *tuning]) == 2
+    assert f"difflm merge {step} --output FOLDER first and tune FOLDER, or --dry-run" in capsys.readouterr().err
+    assert run(["merge", str(drafting), "--output", drafter, "--dtype", "bfloat16"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{drafter}: adapter of {drafting / 'checkpoints' / 'step-'}")
+    assert " tokens per cycle on validation rows, the most of " in printed
+    assert {each.dtype for each in load_file(tmp_path / "drafter" / "adapter_model.safetensors").values()} == {
+        torch.bfloat16
+    }
+    card = (tmp_path / "drafter" / "README.md").read_text(encoding="utf-8")
+    assert "for masked rows alone" in card
+    assert "## Training" in card
+    assert run(["tune", drafter, *tuning]) == 0
+    assert f"written to {drafter}/generation_config.json" in capsys.readouterr().out
+    assert run(["generate", drafter, "-p", "the fox", "--max-new-tokens", "8"]) == 0
+    assert "as generation_config.json says so" in capsys.readouterr().err
+    # What tune wrote stays with the adapter.
+    again = tmp_path / "again"
+    assert run(["merge", drafter, "--output", str(again)]) == 0
+    assert capsys.readouterr().out == f"{again}: adapter of {drafter}\n"
+    for name in ("adapter_model.safetensors", "generation_config.json", "difflm.json", "README.md"):
+        assert (again / name).read_bytes() == (tmp_path / "drafter" / name).read_bytes()
+
+
+def test_a_checkpoint_of_a_drafting_run_gives_itself(
+    drafting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (steps_of(drafting)[0], steps_of(drafting)[-1]):
+        output = tmp_path / step.name
+        assert run(["merge", str(step), "--output", str(output), "--fresh"]) == 0
+        assert capsys.readouterr().out == f"{output}: adapter of {step}\n"
+        one, two = (load_file(each / "adapter_model.safetensors") for each in (step, output))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert {each.name for each in output.iterdir()} == {
+            "adapter_config.json", "adapter_model.safetensors", "difflm.json", "README.md",
+        }  # fmt: skip
+    write_json(tmp_path / step.name / "generation_config.json", {"decoding": "verified"})
+    output = str(tmp_path / "third")
+    assert run(["merge", str(tmp_path / step.name), "--output", output, "--dtype", "float16"]) == 0
+    assert (tmp_path / "third" / "generation_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["RUN", "--method", "best"],
+            "--method: is for means of checkpoints, but the adapter of RUN only drafts and is",
+        ),
+        (
+            ["RUN", "--best", "2"],
+            "--best: is for means of checkpoints, but the adapter of RUN only drafts and is taken",
+        ),
+        (["STEP", "--window", "2"], "--window: is for means of checkpoints, but the adapter of STEP only drafts"),
+        (["RUN", "--shape", "sqrt"], "--shape: is for means of checkpoints, but the adapter of RUN only drafts"),
+        (["STEP", "--decay", "0.5"], "--decay: is for means of checkpoints, but the adapter of STEP only drafts"),
+        (["STEP", "--weights", "1"], "--weights: is for means of checkpoints, but the adapter of STEP only drafts"),
+        (["RUN", "--compare"], "--compare: is for means of checkpoints, but the adapter of RUN only drafts"),
+        (
+            ["STEP", "STEP"],
+            "PATHS: 2 folders, but the adapter of STEP only drafts: it stays an adapter, and the mean of",
+        ),
+        (["RUN", "RUN"], "PATHS: 2 folders, but the adapter of RUN only drafts: it stays an adapter, and the mean of"),
+        (
+            ["BASE", "STEP"],
+            "PATHS: 2 folders, but the adapter of STEP only drafts: it stays an adapter, and the mean of",
+        ),
+        (["RUN", "--output", "STEP"], "STEP: output folder is not empty; choose another path or remove it"),
+        (["STEP", "--base", "OTHER"], "OTHER: config.json or weights are not those that the adapter was trained on"),
+    ],
+)
+def test_what_an_adapter_that_only_drafts_refuses(
+    words: list[str],
+    message: str,
+    drafting: Path,
+    files: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"RUN": drafting, "STEP": steps_of(drafting)[0], "BASE": files["shift"], "OTHER": files["paper"]}
+    for name, place in places.items():
+        (tmp_path / name).symlink_to(place)
+    assert run(["merge", "--output", "new", *words]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"difflm: {message}")
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "new").exists()

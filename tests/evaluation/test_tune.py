@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 import difflm
+from difflm.checkpoints.manifest import seal_folder
+from difflm.cli.main import run
 from difflm.decode.events import Forwards
 from difflm.decode.request import SamplingParams
 from difflm.errors import CheckpointError, ConfigError, DataError
@@ -251,18 +254,14 @@ def test_a_drafter_decodes_by_what_is_written_beside_its_adapter(sure_drafters: 
     }  # fmt: skip
 
 
-def test_a_sealed_adapter_says_what_to_copy(drafters: Path, tmp_path: Path) -> None:
+def test_a_sealed_adapter_says_how_it_is_finished(drafters: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(drafters / "drafter", tmp_path / "step"))
-    (folder / "manifest.json").write_text("{}")
-    with pytest.raises(
-        CheckpointError, match=r"copy its adapter_config\.json, adapter_model\.safetensors and difflm\."
-    ):
+    seal_folder(folder)
+    with pytest.raises(CheckpointError, match=re.escape(f"; difflm merge {folder} --output FOLDER first and tune ")):
         check_writable(folder)
-    (tmp_path / "copy").mkdir()
-    for name in ("adapter_config.json", "adapter_model.safetensors", "difflm.json"):
-        shutil.copy(folder / name, tmp_path / "copy" / name)
-    check_writable(tmp_path / "copy")
-    assert difflm.load_model(tmp_path / "copy").model.adapter_gate == "noisy"
+    assert run(["merge", str(folder), "--output", str(tmp_path / "finished")]) == 0
+    check_writable(tmp_path / "finished")
+    assert difflm.load_model(tmp_path / "finished").model.adapter_gate == "noisy"
 
 
 def test_what_cannot_take_defaults_is_said(tmp_path: Path) -> None:

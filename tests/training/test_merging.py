@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import difflm
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import load_model
 from difflm.errors import CheckpointError
@@ -24,8 +25,19 @@ from difflm.training.config import (
     ValidationConfig,
 )
 from difflm.training.merge_methods import Best, Ema, Window
-from difflm.training.merging import MergedRun, NotMerged, compare_merges, merge_run
+from difflm.training.merging import (
+    MergedRun,
+    NotMerged,
+    best_drafting,
+    compare_merges,
+    finish_drafting,
+    merge_run,
+    only_drafts,
+)
+from difflm.training.trainer import Trainer
+from tests.checkpoints.adapters import same_adapter
 from tests.standins import write_parent, write_texts
+from tests.training.test_drafts import drafting_run
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +173,103 @@ def test_what_cannot_be_merged_is_refused_and_leaves_nothing(config: TrainConfig
     with pytest.raises(CheckpointError, match="no validated checkpoint of the final block size"):
         merge_run(bare, target)
     assert not target.exists()
+
+
+@pytest.fixture(scope="module")
+def drafting(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of an adapter for noisy rows: checkpoints of two stages, each validated."""
+    folder = tmp_path_factory.mktemp("drafting") / "run"
+    ladder = [{"block_size": 2, "tokens": 400}, {"block_size": 4, "tokens": 800}]
+    Trainer(drafting_run(files, folder, curriculum=ladder)).train()
+    return folder
+
+
+def with_figures(drafting: Path, folder: Path, figures: dict[int, float | None]) -> list[Path]:
+    """Copy a run with other tokens per cycle; return its checkpoints of the last stage.
+
+    Args:
+        drafting: the run.
+        folder: of the copy.
+        figures: number of a checkpoint of the last stage -> the figure of its step; of the others none is recorded.
+    """
+    shutil.copytree(drafting, folder)
+    found = [
+        (path.parent, json.loads(path.read_text())) for path in sorted(folder.glob("checkpoints/*/training_state.json"))
+    ]
+    last = [(path, state["step"]) for path, state in found if state["stage"] == 1]
+    assert len(found) > len(last) > 2
+    rows = [
+        {"kind": "validation", "step": found[0][1]["step"], "drafts": {"agreement": {}, "tokens_per_cycle": 99.0}},
+        *(
+            {"kind": "validation", "step": last[number][1], "drafts": {"agreement": {}, "tokens_per_cycle": figure}}
+            for number, figure in figures.items()
+        ),
+        {"kind": "train", "step": last[0][1], "loss": 1.0},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return [path for path, _ in last]
+
+
+def test_a_drafting_run_gives_the_checkpoint_that_drafts_best(drafting: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (drafting / "metrics.jsonl").read_text().splitlines()]
+    known = {row["step"]: row["drafts"]["tokens_per_cycle"] for row in rows if row["kind"] == "validation"}
+    states = {path.parent: json.loads(path.read_text()) for path in drafting.glob("checkpoints/*/training_state.json")}
+    slow = {path: known[state["step"]] for path, state in states.items() if state["stage"] == 1}
+    assert only_drafts(drafting)
+    found = finish_drafting(drafting, tmp_path / "drafter")
+    assert found.tokens_per_cycle == slow[found.folder] == max(slow.values())
+    assert (found.measured, found.unmeasured) == (len(slow), 0)
+    assert found.reason == (
+        f"{found.tokens_per_cycle:.3f} tokens per cycle on validation rows, the most of {found.measured}"
+    )
+    assert only_drafts(tmp_path / "drafter")
+    assert only_drafts(found.folder)
+    one, two = load_model(found.folder), load_model(tmp_path / "drafter")
+    assert same_adapter(one, two)
+    for params in (
+        difflm.SamplingParams(max_new_tokens=24, ignore_eos=True),
+        difflm.SamplingParams(max_new_tokens=24, temperature=1.0, seed=3),
+    ):
+        expected, written = (difflm.generate(each, ["the fox", "a"], params) for each in (one, two))
+        assert [each.tokens for each in written] == [each.tokens for each in expected]
+        assert [each.drafts for each in written] == [each.drafts for each in expected]
+
+
+@pytest.mark.parametrize(
+    ("figures", "chosen", "told"),
+    [
+        ({0: 2.5, 1: 3.25, 2: 2.0}, 1, "3.250 tokens per cycle on validation rows, the most of 3"),
+        ({0: 2.5}, 0, "2.500 tokens per cycle on validation rows, the most of 1, {rest} not measured"),
+        ({0: 2.5, 1: 2.5}, 1, "2.500 tokens per cycle"),
+        ({0: None, 1: float("nan")}, -1, "the last one: the validation rows of metrics.jsonl have drafts.tokens_per_c"),
+        ({}, -1, "the last one: the validation rows of metrics.jsonl have drafts.tokens_per_cycle of no checkpoint"),
+    ],
+)
+def test_the_checkpoint_that_is_taken_and_why(
+    figures: dict[int, float | None], chosen: int, told: str, drafting: Path, tmp_path: Path
+) -> None:
+    folders = with_figures(drafting, tmp_path / "run", figures)
+    found = best_drafting(tmp_path / "run")
+    assert found.folder == folders[chosen]
+    assert found.reason.startswith(told.format(rest=len(folders) - 1))
+    assert (found.measured + found.unmeasured, found.tokens_per_cycle is None) == (len(folders), chosen == -1)
+
+
+def test_a_drafting_run_without_figures_or_checkpoints(drafting: Path, tmp_path: Path) -> None:
+    folders = with_figures(drafting, tmp_path / "run", {})
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert best_drafting(tmp_path / "run").folder == folders[-1]
+    for folder in folders:
+        shutil.rmtree(folder)
+    with pytest.raises(CheckpointError, match="no checkpoint of the final block size; train on, or name one"):
+        best_drafting(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="no checkpoint of the final block size"):
+        finish_drafting(tmp_path / "run", tmp_path / "drafter")
+    assert not (tmp_path / "drafter").exists()
+
+
+def test_what_does_not_only_draft(config: TrainConfig, files: dict[str, Path], tmp_path: Path) -> None:
+    assert not only_drafts(config.output)
+    assert not only_drafts(states(config.output)[0][0])
+    assert not only_drafts(files["shift"])
+    assert not only_drafts(tmp_path / "nothing")
