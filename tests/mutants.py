@@ -319,6 +319,42 @@ MUTANTS = (
         "tests/decode/test_packing.py::test_visibility_is_the_training_layout_of_the_rows",
     ),
     Mutant(
+        "difflm/decode/chaining.py",
+        "token_K = proposed.token_M\n",
+        "pass\n",
+        "tests/decode/test_chaining.py::test_drafts_are_those_of_a_loop_over_rows",
+    ),
+    Mutant(
+        "difflm/decode/chaining.py",
+        "windows.sort(key=lambda window: -window[0])",
+        "windows.sort(key=lambda window: window[0] and 0)",
+        "tests/decode/test_chaining.py::test_drafts_are_those_of_a_loop_over_rows",
+    ),
+    Mutant(
+        "difflm/decode/chaining.py",
+        "id_MC, by_id_MC = best.indices.sort(dim=-1)",
+        "id_MC, by_id_MC = best.indices, best.indices.argsort(dim=-1)",
+        "tests/decode/test_chaining.py::test_drafts_are_those_of_a_loop_over_rows",
+    ),
+    Mutant(
+        "difflm/decode/sampling.py",
+        "generated=[*self.generated, *self.drafts[:start]] if start else self.generated,",
+        "generated=self.generated,",
+        "tests/decode/test_chaining.py::test_drafts_are_those_of_a_loop_over_rows",
+    ),
+    Mutant(
+        "difflm/decode/ratio.py",
+        "torch.cat([*given, part_RV])",
+        "part_RV",
+        "tests/decode/test_chaining.py::test_drafts_are_those_of_a_loop_over_rows",
+    ),
+    Mutant(
+        "difflm/decode/chaining.py",
+        "head.scale_O[id_KC][..., None]",
+        "head.scale_O[: id_KC.shape[1]][:, None]",
+        "tests/decode/test_chaining.py::test_eight_bit_weights_keep_the_text_and_are_read_by_row",
+    ),
+    Mutant(
         "difflm/decode/predicting.py",
         "rows_MD = rows_MD[count:]",
         "pass",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflm.decode.sampling import Proposed, Rows, by_request, chosen, filtered, widened
+from difflm.decode.sampling import Candidates, Proposed, Rows, by_request, chosen, filtered, widened
 from difflm.diffusion.noise import RowNoise
 
 
@@ -68,7 +68,7 @@ class Draw:
     def __call__(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Proposed:
         """Return tokens and confidences."""
         if self.temperature == 0.0:
-            logits_MV = self._processed(widened(logits_MV), rows)
+            logits_MV = self.processed(logits_MV, rows)
             # The arg-max is taken of the logits: softmax may round two different ones to the same probability.
             return chosen(logits_MV.softmax(dim=-1), logits_MV.argmax(dim=-1), entropy=self.entropy)
         probability_MV = self.distribution(logits_MV, rows)
@@ -80,9 +80,24 @@ class Draw:
             token_M = inverse_transform(probability_MV, torch.cat(uniform).to(logits_MV.device))
         return chosen(probability_MV, token_M, entropy=self.entropy)
 
+    def draft(self, candidates: Candidates, rows: Sequence[Rows]) -> Proposed:
+        """Return what the rule says of rows that are -inf but for the candidates.
+
+        Args:
+            candidates: of the rows.
+            rows: whose.
+        """
+        if self.random or self.needs_history or self.logit_bias or self.entropy:
+            return self(candidates.spread(), rows)
+        # The same without rows of the vocabulary's length.
+        logit_MC = widened(candidates.logit_MC).masked_fill(candidates.never_MC, -torch.inf)
+        best_M = logit_MC.argmax(dim=-1)
+        answer = chosen(logit_MC.softmax(dim=-1), best_M)
+        return Proposed(token_M=candidates.id_MC.gather(-1, best_M[:, None])[:, 0], confidence_M=answer.confidence_M)
+
     def distribution(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Tensor:
         """Return the probabilities that are drawn from, [M, V]; the temperature is above 0."""
-        logits_MV = self._processed(widened(logits_MV), rows)
+        logits_MV = self.processed(logits_MV, rows)
         # The maximum goes first: a tiny temperature must not overflow.
         scaled_MV = (logits_MV - logits_MV.amax(dim=-1, keepdim=True)) / self.temperature
         if self.min_p > 0:
@@ -91,10 +106,10 @@ class Draw:
             scaled_MV = scaled_MV.masked_fill(probability_MV < least_M1, -torch.inf)
         return filtered(scaled_MV, self.top_k, self.top_p).softmax(dim=-1)
 
-    def _processed(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Tensor:
-        """Return the logits with suppression, bias and penalties; the given ones are not changed."""
+    def processed(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Tensor:
+        """Return the logits with suppression, bias and penalties, float32 at least; the given ones are not changed."""
         device = logits_MV.device
-        logits_MV = logits_MV.clone()
+        logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32), copy=True)
         if self.suppressed:
             logits_MV[:, torch.tensor(self.suppressed, device=device)] = -torch.inf
         if self.logit_bias:

@@ -15,8 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from difflm.decode.chaining import chained
+from difflm.decode.drawing import Draw
 from difflm.decode.events import TokenLogprob
 from difflm.decode.policies.base import Proposal
+from difflm.decode.ratio import Ratio
 from difflm.decode.sampling import Rows, Rule, logprob_columns
 from difflm.decode.work import Work
 from difflm.errors import CheckpointError
@@ -124,10 +127,18 @@ def _gathered(
 
 
 def _answer(model: Transformer, works: Sequence[Work], slots: Sequence[Slot], hidden_MD: Tensor) -> Tensor:
-    """Return what the works' common rule proposes, and the log-probabilities if one wants them, float64 [C, M]."""
+    """Return what the works' common rule proposes, and the log-probabilities if one wants them, float64 [C, M].
+
+    Log-probabilities are those of the uncorrected rows: only those of clean places are read.
+    """
     rule = works[0].request.rule
     logits_MV = model.head(hidden_MD)
-    answer_CM = rule(logits_MV, [_rows_of(work, slot) for work, slot in zip(works, slots, strict=True)]).columns()
+    rows, counts = [_rows_of(work, slot) for work, slot in zip(works, slots, strict=True)], [w.drafted for w in works]
+    if model.draft_head is not None and any(counts):
+        assert isinstance(rule, Draw | Ratio), "what drafts has one of them"
+        answer_CM = chained(model, rule, rows, counts, hidden_MD, logits_MV)
+    else:
+        answer_CM = rule(logits_MV, rows).columns()
     asked = [count for work in works if (count := work.request.logprobs) is not None]
     if not asked:
         return answer_CM

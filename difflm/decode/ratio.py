@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from difflm.decode.drawing import Draw, gumbel, uniform
-from difflm.decode.sampling import Proposed, Rows, by_request, chosen
+from difflm.decode.sampling import Candidates, Proposed, Rows, by_request, chosen
 
 ACCEPTING, RESIDUAL, DRAFTING = 1, 2, 3
 """Streams of noise beside that of the tokens themselves: every use has numbers of its own."""
@@ -53,6 +53,27 @@ class Ratio:
         probability_MV = self.draw.distribution(logits_MV, rows)
         parts = by_request(probability_MV, rows)
         token_M = torch.cat([self._tokens(part_RV, each) for part_RV, each in zip(parts, rows, strict=True)])
+        return chosen(probability_MV, token_M)
+
+    def processed(self, logits_MV: Tensor, rows: Sequence[Rows]) -> Tensor:
+        """Return the logits with suppression, bias and penalties."""
+        return self.draw.processed(logits_MV, rows)
+
+    def draft(self, candidates: Candidates, rows: Sequence[Rows]) -> Proposed:
+        """Return drafts from rows that are -inf but for the candidates; each row's q is kept behind its request's last.
+
+        Args:
+            candidates: of the rows.
+            rows: whose, one each.
+        """
+        probability_MV = self.draw.distribution(candidates.spread(), rows)
+        token_M = probability_MV.argmax(dim=-1)
+        if not self.best:
+            noise_MV = gumbel(rows, candidates.vocab_size, stream=DRAFTING).to(probability_MV.device)
+            token_M = (probability_MV.double().log() + noise_MV).argmax(dim=-1)
+        for each, part_RV in zip(rows, by_request(probability_MV, rows), strict=True):
+            given = [each.memory["drafting"]] if "drafting" in each.memory else []
+            each.memory["drafting"] = torch.cat([*given, part_RV])
         return chosen(probability_MV, token_M)
 
     def _tokens(self, probability_RV: Tensor, rows: Rows) -> Tensor:

@@ -12,7 +12,7 @@ Shape legend: see `difflm.types`; here M counts the predicted rows of all reques
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -50,6 +50,18 @@ class Rows:
     positions: Sequence[int] = ()
     drafts: Sequence[int] = ()
 
+    def part(self, start: int, stop: int) -> Rows:
+        """Return rows `start` to `stop`, behind the same tokens as here; the memory is shared."""
+        return replace(
+            self,
+            places=self.places[start:stop],
+            left=self.left[start:stop],
+            positions=self.positions[start:stop],
+            barred=[number - start for number in self.barred if start <= number < stop],
+            generated=[*self.generated, *self.drafts[:start]] if start else self.generated,
+            drafts=self.drafts[start:],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposed:
@@ -69,6 +81,28 @@ class Proposed:
         """Return float64 [2 or 3, M], in the order above; ids are exact in it."""
         given = (self.token_M, self.confidence_M, self.entropy_M)
         return torch.stack([each.double() for each in given if each is not None])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """The tokens of each row among which a draft is chosen.
+
+    Attributes:
+        id_MC: int64 ids, ascending in a row.
+        logit_MC: raw logits.
+        never_MC: those that must not be proposed.
+        vocab_size: V.
+    """
+
+    id_MC: Tensor
+    logit_MC: Tensor
+    never_MC: Tensor
+    vocab_size: int
+
+    def spread(self) -> Tensor:
+        """Return rows of logits, [M, V]: -inf but for the candidates."""
+        empty_MV = self.logit_MC.new_full((len(self.logit_MC), self.vocab_size), -torch.inf)
+        return empty_MV.scatter_(-1, self.id_MC, self.logit_MC)
 
 
 class Rule(Protocol):

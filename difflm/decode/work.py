@@ -50,6 +50,11 @@ class Work:
     drafts: tuple[int, ...] = ()
     reads: int = 0
 
+    @property
+    def drafted(self) -> int:
+        """How many of the last places are drafted by MASK rows, to be verified later."""
+        return len(self.places) - len(self.drafts) - 1 if self.places and self.request.drafting is not None else 0
+
     def row_of(self, place: int) -> int:
         """Return the row that predicts `place`; -1 is the last row of the cached prefix."""
         noisy = place > self.start + self.num_clean

@@ -98,7 +98,7 @@ class ScriptedModel(nn.Module):
         super().__init__()
         self.config = architecture()
         self.embedding = nn.Embedding(VOCAB, 1)
-        self.adapter_gate = "all"
+        self.adapter_gate, self.draft_head = "all", None
         self.script = script
         self.head_rows: list[list[int]] = []
         self.forward_rows: list[list[int]] = []
