@@ -18,6 +18,7 @@ from difflm.decode.policies.named import policy
 from difflm.decode.ratio import ACCEPTING, DRAFTING, RESIDUAL, Ratio, drawn
 from difflm.decode.request import SamplingParams
 from difflm.decode.sampling import Proposed, Rows
+from difflm.models.adapters import adapter_parameters, attach_adapter
 from tests.decode.drafting import causal
 from tests.decode.reference import DenseAttend
 from tests.decode.test_drawing import keyed
@@ -169,10 +170,16 @@ def test_the_rule_says_what_its_draw_does() -> None:
     assert not replace(rule, draw=Draw(temperature=1.0)).needs_history
 
 
+@pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("draft", ["drawn", "best"])
-def test_two_tokens_of_the_engine_are_distributed_as_the_models(draft: str) -> None:
+def test_two_tokens_of_the_engine_are_distributed_as_the_models(draft: str, rank: int) -> None:
     # Three tokens: the first of the draft forward, the others verified. All probabilities are known.
     loaded, prompt, free = causal(12, unassigned=tuple(range(5, MASK))), [1, 2], range(5)
+    if rank:
+        drawing = torch.Generator().manual_seed(2)
+        attach_adapter(loaded.model, (), generator=drawing, gate="noisy", draft_rank=rank)
+        for each in adapter_parameters(loaded.model).values():
+            each.data += torch.randn(each.shape, generator=drawing)
     text = torch.tensor([[*prompt, *each] for each in itertools.product(free, repeat=2)])
     visible = torch.ones(4, 4, dtype=torch.bool).tril()
     with torch.no_grad():
