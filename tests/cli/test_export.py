@@ -41,15 +41,11 @@ def test_a_token_causal_model_says_what_its_export_is_for(tmp_path: Path, capsys
         "for left-to-right use: LlamaForCausalLM writes the text of decoding next_token and verified; drafts and "
         "blocks are for difflm, with the source",
     ]
-    for command in (
-        ["export", str(tmp_path / "drafter"), str(tmp_path / "no")],
-        ["merge", str(tmp_path / "drafter"), "--output", str(tmp_path / "no")],
-    ):
-        assert run(command) == 2
-        said = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "its adapter acts on noisy rows alone (difflm_adapter_rows in adapter_config.json)" in said
-        assert said.endswith(f"for left-to-right use take the base, difflm export {tmp_path / 'base'} TARGET")
-        assert not (tmp_path / "no").exists()
+    assert run(["export", str(tmp_path / "drafter"), str(tmp_path / "no")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "its adapter acts on noisy rows alone (difflm_adapter_rows in adapter_config.json)" in said
+    assert said.endswith(f"for left-to-right use take the base, difflm export {tmp_path / 'base'} TARGET")
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_refusal_is_one_line_and_writes_nothing(
