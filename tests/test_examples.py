@@ -80,7 +80,10 @@ def test_a_wrapper_receives_the_stage_as_it_is_configured(start: Path, tmp_path:
     trainer = Trainer(as_config(tree), objective=keep)
     assert [trainer.objective_at(stage) for stage in (0, 1)] == seen
     shift = Parametrisation(logit_shift=True)
-    assert seen == [BlockDiffusion(block_size=size, weighting="uniform", parametrisation=shift) for size in (4, 64)]
+    made = (
+        BlockDiffusion(block_size=size, weighting="uniform", shared=True, parametrisation=shift) for size in (4, 64)
+    )
+    assert seen == list(made)
 
 
 def test_the_custom_loss_is_the_focal_one() -> None:

@@ -186,7 +186,7 @@ def test_a_drafter_stands_beside_its_parent_and_writes_its_text(drafted: DecodeB
     assert rows[drafted.baseline, drafted.baseline_dtype].ratio == 1.0
     for dtype in ("float32", "bfloat16"):
         ratios = [rows[system, dtype].same_dtype_ratio or 0.0 for system in systems[2:]]
-        assert max(ratios) == 1.0
+        assert 1.0 in ratios, "one of them is the fastest, by its own ratio"
     assert drafted.same_ar_answers == 2
 
 
