@@ -112,7 +112,9 @@ class LiteralEncoder:
             self._marking = _with_stand_ins(self.tokenizer, lambda token_id: token_id not in self.dropped)
         word_of = {self._marking.token_to_id(each): word for each, word in hidden.word_of.items()}
         ids: list[int] = []
-        for token_id in self._marking.encode(text, add_special_tokens=False).ids:
+        # As a batch: a single call keeps the interpreter while it reads, seconds for a huge text.
+        (found,) = self._marking.encode_batch_fast([text], add_special_tokens=False)
+        for token_id in found.ids:
             ids += self._ids(word_of[token_id]) if token_id in word_of else [token_id]
         return ids
 

@@ -31,6 +31,11 @@ def give_adapter(config: TrainConfig, loaded: LoadedModel) -> None:
     Raises:
         ConfigError: a target that matches nothing or a part of a fused matrix, or a model that is an adapter already.
     """
+    if loaded.adapter is not None and loaded.adapter.gate == "noisy":
+        raise ConfigError(
+            f"train.model: {config.model} is an adapter that only drafts, and is never merged; train a new one on its "
+            f"base, {loaded.adapter.base}"
+        )
     if loaded.adapter is not None:
         raise ConfigError(
             f"train.model: {config.model} is an adapter; merge it into its base first (difflm merge {config.model} "

@@ -115,6 +115,10 @@ def test_an_adapter_for_noisy_rows_leaves_the_base_as_it_is(files: dict[str, Pat
         with pytest.raises(CheckpointError, match="its adapter acts on noisy rows alone"):
             merging()
     assert not (tmp_path / "merged").exists()
+    with pytest.raises(
+        ConfigError, match=r"train\.model: .* only drafts, and is never merged; train a new one on its base"
+    ):
+        Trainer(drafting_run(files | {"shift": last}, tmp_path / "again"))
 
 
 def test_a_drafting_run_learns_and_tells_how_it_drafts(files: dict[str, Path], tmp_path: Path) -> None:
