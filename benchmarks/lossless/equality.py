@@ -19,7 +19,7 @@ from benchmarks.lossless.speed import FUSED
 from difflm import Completion, Engine, LoadedModel, SamplingParams, load_model, logits, policy
 from difflm.checkpoints.hf_generate import TransformersGenerator
 
-GREEDY, SAMPLED, TRANSFORMERS = "greedy", "sampled", "transformers, greedy"
+GREEDY, SAMPLED, TRANSFORMERS = "greedy", "sampled", "transformers"
 DRAWING = {"temperature": 0.8, "top_p": 0.95}
 TIE = 1e-3
 """Margin of the two best logits below which the order is a matter of rounding, in float32."""
@@ -93,7 +93,7 @@ def run(loaded: LoadedModel, prompts: Sequence[Prompt], check: Check, results: R
         prompts: what is answered.
         check: settings.
         results: where the rows go.
-        modes: "greedy", "sampled", "transformers, greedy".
+        modes: "greedy", "sampled", "transformers" (greedy).
     """
     encoded = {prompt.id: ids_of(loaded, prompt.text) for prompt in prompts}
     engine = Engine(loaded, max_requests=check.batch)

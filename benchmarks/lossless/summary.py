@@ -11,7 +11,7 @@ from benchmarks.lossless.speed import NEXT_TOKEN, VERIFIED
 from difflm.decode.events import DraftCounts
 
 SLOWER = 1 / 1.05
-"""Ratio below which a request took more than 5 % longer than without drafts."""
+"""Ratio below which a token of a request took more than 5 % longer than without drafts."""
 
 Items = dict[str, dict[int, Row]]
 """System -> item -> row."""
@@ -27,9 +27,13 @@ def grouped(rows: Sequence[Row]) -> Items:
 
 
 def ratio(base: dict[int, Row], other: dict[int, Row]) -> float | None:
-    """Return the paired ratio: total seconds of `base` over those of `other`, on the items that both have."""
+    """Return the paired ratio: tokens per second of `other` over those of `base`, on the items that both have.
+
+    Of seconds alone where both gave the same texts, as they do in float32; an answer that ends elsewhere is not counted
+    as a gain or a loss.
+    """
     both = base.keys() & other.keys()
-    return sum(base[each]["seconds"] for each in both) / sum(other[each]["seconds"] for each in both) if both else None
+    return rate([other[each] for each in both]) / rate([base[each] for each in both]) if both else None
 
 
 def fastest(items: Items, dtype: str | None = None) -> str | None:
@@ -122,7 +126,7 @@ def kind_table(rows: Sequence[Row]) -> str:
             if not mine:
                 continue
             shares = [round(share, 2) for share in acceptance(mine.values())[:3]]
-            paired = [base[number]["seconds"] / row["seconds"] for number, row in mine.items() if number in base]
+            paired = [rate([row]) / rate([base[number]]) for number, row in mine.items() if number in base]
             slower = share(sum(value < SLOWER for value in paired), len(paired))
             line = [kind, name, len(mine), per_cycle(mine.values()), " ".join(map(str, shares)), ratio(base, mine)]
             lines.append([*line, min(paired, default=None), slower])

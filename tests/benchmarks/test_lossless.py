@@ -31,7 +31,7 @@ ROWS = [
 ]
 
 
-def test_the_ratio_is_of_total_seconds_on_the_items_that_both_have() -> None:
+def test_the_ratio_is_of_all_tokens_over_all_seconds_on_the_items_that_both_have() -> None:
     items = summary.grouped(ROWS)
     plain, drafted = items["next token (float32)"], items["verified (float32)"]
     assert summary.ratio(plain, drafted) == 4.0
@@ -39,6 +39,7 @@ def test_the_ratio_is_of_total_seconds_on_the_items_that_both_have() -> None:
     assert (
         summary.ratio({0: item("a", 0, 1.0), 1: item("a", 1, 5.0)}, {0: item("b", 0, 2.0), 1: item("b", 1, 1.0)}) == 2
     )
+    assert summary.ratio({0: item("a", 0, 1.0)}, {0: item("b", 0, 1.0, num_tokens=20)}) == 2
 
 
 def test_the_yardstick_is_the_fastest_system_without_drafts() -> None:
