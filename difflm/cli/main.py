@@ -81,6 +81,7 @@ cli = click.version_option(__version__, prog_name="difflm")(
             "report": ("difflm.cli.report:report", "A run folder -> one HTML page: curves, tables, configuration."),
             "eval": ("difflm.cli.eval:evaluate", "Accuracy, likelihoods and speed on tasks, without a network."),
             "generate": ("difflm.cli.generate:generate", "Complete prompts."),
+            "trajectories": ("difflm.cli.trajectories:trajectories", "A model's own right answers as training data."),
             "sweep": ("difflm.cli.sweep:sweep", "Score and speed over thresholds, block sizes and policies."),
             "tune": ("difflm.cli.tune:tune", "Find the fastest block size and threshold for a quality, keep them."),
             "chat": ("difflm.cli.chat:chat", "Talk to a model and watch its blocks denoise."),
