@@ -157,30 +157,6 @@ MUTANTS = (
         "tests/evaluation/test_answers.py::test_draws_of_questions_and_of_repeated_ones_differ",
     ),
     Mutant(
-        "difflm/evaluation/trajectories.py",
-        "if each.score < least_score:",
-        "if each.score <= least_score:",
-        "tests/evaluation/test_trajectories.py::test_only_what_is_right_whole_and_new_is_kept",
-    ),
-    Mutant(
-        "difflm/evaluation/trajectories.py",
-        "wrong += [each] if each.exact else []",
-        "wrong += [each]",
-        "tests/evaluation/test_trajectories.py::test_only_what_is_right_whole_and_new_is_kept",
-    ),
-    Mutant(
-        "difflm/evaluation/trajectories.py",
-        "for seed in seeds(replace(params, seed=noise_key(task.name, params.seed, number) >> 1)):",
-        "for seed in seeds(params):",
-        "tests/evaluation/test_trajectories.py::test_draws_are_those_of_the_item_whoever_is_asked_beside_it",
-    ),
-    Mutant(
-        "difflm/evaluation/trajectories.py",
-        "groups.setdefault(each.number, []).append(each)",
-        "groups.setdefault(0, []).append(each)",
-        "tests/evaluation/test_trajectories.py::test_answers_to_different_prompts_make_no_pair",
-    ),
-    Mutant(
         "difflm/evaluation/usage.py",
         "forwards = self.denoise + self.commit",
         "forwards = self.denoise",
@@ -3233,6 +3209,18 @@ MUTANTS = (
         "return max(logprob, LEAST_LOGPROB) if math.isfinite(logprob) else LEAST_LOGPROB",
         "return logprob",
         "tests/serving/test_formats.py::test_infinities_are_a_number",
+    ),
+    Mutant(
+        "difflm/serving/denoising.py",
+        "start = block * answer.block_size - len(answer.prompt)",
+        "start = block * answer.block_size",
+        "tests/serving/test_denoising.py::test_provisional_tokens_stand_where_the_answer_has_them",
+    ),
+    Mutant(
+        "difflm/decode/sequences.py",
+        "[place for place in open_positions if place in index] if self.request.guesses else []",
+        "[place for place in open_positions if place in index]",
+        "tests/serving/test_denoising.py::test_guesses_are_asked_for_and_change_nothing",
     ),
     Mutant(
         "difflm/serving/sampling.py",

@@ -79,6 +79,7 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
         min_tokens=chosen.min_tokens if isinstance(chosen, Native | Verified) else params.min_tokens,
         stops=_stops(loaded, params),
         logprobs=params.logprobs,
+        guesses=params.guesses,
     )
 
 

@@ -178,6 +178,8 @@ class Denoised:
         num_masked: positions that were undecided before the forward, those included that never will be.
         wasted: positions that were chosen but stay undecided, as their proposal was the mask (compatible policies).
         selected_by: what chose the positions; the threshold, the most confident as too few were above it, or nothing.
+        guesses: what was proposed for open positions and not taken: position, id, probability; positions ascending.
+            Only where it was asked for (`SamplingParams.guesses`).
     """
 
     request_id: int
@@ -189,6 +191,7 @@ class Denoised:
     num_masked: int = 0
     wasted: tuple[int, ...] = ()
     selected_by: Selection = "threshold"
+    guesses: tuple[tuple[int, int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -221,6 +221,7 @@ def _line(each: StepMap) -> dict[str, Any]:
         told = asdict(event)
         del told["request_id"]
         told.pop("logprobs", None)
+        told.pop("guesses", None)
         events.append({"event": kind, **told})
     completion = asdict(each.completion)
     del completion["logprobs"]

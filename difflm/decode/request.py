@@ -44,6 +44,7 @@ class SamplingParams:
         stop: strings that end the answer before them; looked for when a block is finished.
         min_tokens: neither an EOS, a stop id nor a stop string ends the answer before this many tokens.
         logprobs: None, or how many of the most probable ids to report with every token (0..20).
+        guesses: whether `Denoised` events hold what was proposed for positions that stay open.
         n: answers per prompt, of `generate`; each has a seed of its own, the first one `seed`.
         editing_threshold: decided tokens of the current block may be replaced; see `difflm.decode.policies.native`.
             None decides each position once.
@@ -79,6 +80,7 @@ class SamplingParams:
     stop: Sequence[str] = ()
     min_tokens: int = 0
     logprobs: int | None = None
+    guesses: bool = False
     n: int = 1
     editing_threshold: float | None = None
     max_post_steps: int = 16
@@ -96,8 +98,9 @@ class SamplingParams:
         check_integer("seed", self.seed, minimum=0, unit="a 63-bit integer")
         if self.seed >= 2**63:
             raise RequestError(f"seed: {self.seed} does not fit; give an integer below 2**63")
-        if self.ignore_eos not in (True, False):
-            raise RequestError(f"ignore_eos: {self.ignore_eos!r} is not a boolean; give True or False")
+        for name, flag in (("ignore_eos", self.ignore_eos), ("guesses", self.guesses)):
+            if flag not in (True, False):
+                raise RequestError(f"{name}: {flag!r} is not a boolean; give True or False")
         if self.decoding not in (None, *get_args(Decoding)):
             known = ", ".join(map(repr, get_args(Decoding)))
             raise RequestError(f"decoding: {self.decoding!r} is unknown; choose one of {known}")
@@ -141,9 +144,9 @@ class SamplingParams:
             raise RequestError(
                 f"policy: {self.policy!r} is no policy; make one by its name: difflm.policy('native', threshold=0.9)"
             )
-        beside = {"max_new_tokens", "seed", "ignore_eos", "stop_token_ids", "stop", "logprobs", "n", "policy"}
+        beside = {"max_new_tokens", "seed", "ignore_eos", "stop_token_ids", "stop", "logprobs", "guesses", "n"}
         for name, value, default in ((each.name, self.value_of(each.name), each.default) for each in fields(self)):
-            if name not in beside and value != default:
+            if name not in beside | {"policy"} and value != default:
                 raise RequestError(
                     f"{name}: {value!r} has no effect beside a policy; "
                     "leave it out, or give the policy's own setting to difflm.policy"
@@ -211,7 +214,7 @@ class Request:
         eos_ids: ids that end the completion.
         min_tokens: generated tokens before which nothing ends it.
         stops: stop strings, if any.
-        logprobs: see `SamplingParams`.
+        logprobs, guesses: see `SamplingParams`.
         mask_id: input id of an undecided position; None for next-token decoding.
         logit_shift: token i is read at row i-1.
         noisy_shift: the same for the tokens that MASK rows behind clean ones predict.
@@ -240,6 +243,7 @@ class Request:
     min_tokens: int = 0
     stops: StopStrings | None = None
     logprobs: int | None = None
+    guesses: bool = False
     template: tuple[int | None, ...] = ()
 
     @property

@@ -193,6 +193,8 @@ class BlockDecoding:
         draft.steps += 1
         draft.post += nothing_left
         filled = tuple(place for place in decision.filled if draft.decided[place])
+        open_positions = tuple(place for place in self.policy.places(draft) if not draft.decided[place])
+        guessed = [place for place in open_positions if place in index] if self.request.guesses else []
         events: list[Event] = [
             Denoised(
                 request_id=self.request.id,
@@ -200,10 +202,11 @@ class BlockDecoding:
                 positions=filled,
                 tokens=tuple(draft.tokens[place] for place in filled),
                 confidences=tuple(proposal.confidences[index[place]] for place in filled),
-                open_positions=tuple(place for place in self.policy.places(draft) if not draft.decided[place]),
+                open_positions=open_positions,
                 num_masked=num_masked,
                 wasted=tuple(place for place in decision.filled if not draft.decided[place]),
                 selected_by=decision.selected_by,
+                guesses=tuple(_guess(proposal, place, index[place]) for place in guessed),
             )
         ]
         if decision.edited:
@@ -272,3 +275,7 @@ class BlockDecoding:
         generated = result.tokens[result.num_prompt :]
         self.outcome = outcome_of(self.request, result, self.forwards, self._scores(generated), reason)
         return self._commit(self.outcome.tokens[result.num_prompt :])
+
+
+def _guess(proposal: Proposal, place: int, row: int) -> tuple[int, int, float]:
+    return place, proposal.tokens[row], proposal.confidences[row]

@@ -6,21 +6,26 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
-from difflm.decode.events import Event, Finished
+from difflm.decode.events import Denoised, Event, Finished
 from difflm.errors import DifflmError
 from difflm.serving.answers import Answer, Delta, usage_of
 from difflm.serving.bridge import Bridge
+from difflm.serving.denoising import committed_object, provisional_object
 from difflm.serving.errors import ApiError, internal, not_usable, unanswered
 from difflm.serving.failures import TimedOut, Unanswered
-from difflm.serving.formats import Echo, provisional_object, usage_object
+from difflm.serving.formats import Echo, usage_object
 from difflm.serving.limits import Limits
 from difflm.serving.planning import Plan
 from difflm.serving.tickets import Ticket
 
 Inbox = asyncio.Queue[tuple[Answer, Event | Exception]]
 """What happens to the answers of one request, in order."""
+
+MOST_BEHIND = 256
+"""Events that a reader may be behind; those beyond come without guesses, so that they take no memory."""
 
 _log = logging.getLogger("difflm.serving")
 
@@ -110,9 +115,10 @@ async def chunks(
             async for delta in told:
                 answer = plan.answers[delta.index]
                 if delta.provisional is not None:
-                    seen = provisional_object(delta.provisional, delta.index, len(answer.prompt), form.pieces)
-                    yield chunk(diffusion=seen)
+                    yield chunk(diffusion=provisional_object(delta.provisional, answer, form.pieces))
                     continue
+                if options.denoising and delta.tokens:
+                    yield chunk(diffusion=committed_object(delta, answer, form.pieces))
                 scores = _scores(plan, answer, delta)
                 if delta.text or scores is not None:
                     yield chunk(form.part(delta.index, delta.text, scores))
@@ -149,6 +155,8 @@ async def deltas(plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: 
     async def follow(answer: Answer, ticket: Ticket) -> None:
         try:
             async for event in ticket.events():
+                if isinstance(event, Denoised) and inbox.qsize() > MOST_BEHIND:
+                    event = replace(event, guesses=())
                 inbox.put_nowait((answer, event))
         except Exception as error:
             inbox.put_nowait((answer, error))

@@ -37,6 +37,7 @@ class Delta:
         logprobs: of these, if asked for.
         finished: the whole answer, at its end.
         provisional: what may still change, where it was asked for.
+        block: number of the block that `tokens` are of, counted from the start of the prompt.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finished: Completion | None = None
     provisional: Provisional | None = None
+    block: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,6 +61,8 @@ class Answer:
         growing: its text.
         logprobs: of its tokens, if asked for.
         completion: at its end.
+        block_size: tokens of a block; 1 left to right.
+        forward: denoising forwards so far, where they are told.
     """
 
     loaded: LoadedModel
@@ -68,6 +72,8 @@ class Answer:
     growing: GrowingText
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     completion: Completion | None = None
+    block_size: int = 1
+    forward: int = 0
 
     @property
     def tokens(self) -> list[int]:
@@ -85,11 +91,14 @@ class Answer:
             case Committed():
                 self.logprobs += event.logprobs or ()
                 text = self.growing.add(event.tokens)
-                return Delta(index=self.index, text=text, tokens=event.tokens, logprobs=event.logprobs)
+                return Delta(
+                    index=self.index, text=text, tokens=event.tokens, logprobs=event.logprobs, block=event.block
+                )
             case Finished():
                 self.completion = event.completion
                 return Delta(index=self.index, text=self.growing.end(self._whole()), finished=event.completion)
             case _:
+                self.forward += isinstance(event, Denoised)
                 return Delta(index=self.index, provisional=event)
 
     def _whole(self) -> str:

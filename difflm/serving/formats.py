@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from difflm.decode.events import Completion, Denoised, Drafted, TokenLogprob
-from difflm.serving.answers import Answer, Provisional, Usage
+from difflm.decode.events import Completion, TokenLogprob
+from difflm.serving.answers import Answer, Usage
 from difflm.serving.pieces import Pieces
 
 LEAST_LOGPROB = -9999.0
@@ -200,27 +200,3 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": usage.reused},
         "diffusion": own,
     }
-
-
-def provisional_object(event: Provisional, index: int, prompt_length: int, pieces: Pieces | None) -> dict[str, Any]:
-    """Return tokens that may still change, positions counted from the start of the answer.
-
-    Args:
-        event: of the engine.
-        index: of the answer.
-        prompt_length: tokens.
-        pieces: text of single tokens.
-    """
-    told: dict[str, Any] = {
-        "index": index,
-        "event": type(event).__name__.lower(),
-        "positions": [place - prompt_length for place in event.positions],
-        "tokens": list(event.tokens),
-        "texts": [] if pieces is None else [pieces.text_of(token) for token in event.tokens],
-        "confidences": list(event.confidences),
-    }
-    if not isinstance(event, Drafted):
-        told["block"] = event.block
-    if isinstance(event, Denoised):
-        told["open_positions"] = [place - prompt_length for place in event.open_positions]
-    return told

@@ -212,8 +212,8 @@ class Planner:
             params = sampling_params(
                 asked, new_tokens=new_tokens, logprobs=top, defaults=self.defaults, limits=self.limits
             )
-            alone = [replace(params, n=1, seed=seed) for seed in seeds(params)]
             watched = bool(asked.stream and asked.stream_options and asked.stream_options.denoising)
+            alone = [replace(params, n=1, seed=seed, guesses=watched) for seed in seeds(params)]
             orders = [self._order(prompt, each, watched=watched) for prompt in prompts for each in alone]
         except DifflmError as error:
             raise not_usable(error) from None
@@ -238,11 +238,24 @@ class Planner:
         request = admit(self.loaded, prompt, params, request_id=0, fused=True)
         if request.capacity > self.cache_tokens:
             raise bad(f"max_tokens: prompt and answer take {request.capacity} tokens of cache, of {self.cache_tokens}")
-        return Order(prompt=request.prompt, params=params, capacity=request.capacity, watched=watched)
+        return Order(
+            prompt=request.prompt,
+            params=params,
+            capacity=request.capacity,
+            watched=watched,
+            block_size=request.block_size,
+        )
 
     def _answer(self, index: int, order: Order) -> Answer:
         growing = GrowingText(self._decode, tuple(order.params.stop))
-        return Answer(loaded=self.loaded, index=index, prompt=order.prompt, seed=order.params.seed, growing=growing)
+        return Answer(
+            loaded=self.loaded,
+            index=index,
+            prompt=order.prompt,
+            seed=order.params.seed,
+            growing=growing,
+            block_size=order.block_size,
+        )
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return "" if self.loaded.tokenizer is None else self.loaded.decode(tokens)

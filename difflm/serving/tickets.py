@@ -21,12 +21,14 @@ class Order:
         params: how it is decoded; `n` is 1.
         capacity: tokens of cache that it takes (`Request.capacity`).
         watched: whether everything is told, or only what is final.
+        block_size: tokens of a block; 1 left to right.
     """
 
     prompt: tuple[int, ...]
     params: SamplingParams
     capacity: int
     watched: bool = False
+    block_size: int = 1
 
     @property
     def cost(self) -> int:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from difflm.checkpoints.loading import LoadedModel
-from difflm.decode.events import Completion, Denoised, Drafted, Edited, Forwards, TokenLogprob
+from difflm.decode.events import Completion, Forwards, TokenLogprob
 from difflm.serving.answers import Answer, Usage
-from difflm.serving.formats import Form, finite, provisional_object, usage_object
+from difflm.serving.formats import Form, finite, usage_object
 from difflm.serving.pieces import Pieces
 from difflm.serving.texts import GrowingText
 
@@ -78,23 +78,3 @@ def test_usage_without_forwards() -> None:
     told = usage_object(Usage(prompt_tokens=3))
     assert told["total_tokens"] == 3
     assert told["diffusion"]["tokens_per_forward"] == 0.0
-
-
-def test_provisional_tokens_stand_where_the_answer_has_them(loaded: LoadedModel) -> None:
-    pieces = Pieces(loaded.tokenizer)
-    common = {"positions": (5, 6), "tokens": (40, 41), "confidences": (0.5, 0.25)}
-    denoised = Denoised(request_id=0, block=1, open_positions=(7,), **common)
-    told = provisional_object(denoised, 3, 4, pieces)
-    assert told == {
-        "index": 3,
-        "event": "denoised",
-        "block": 1,
-        "positions": [1, 2],
-        "tokens": [40, 41],
-        "texts": [pieces.text_of(40), pieces.text_of(41)],
-        "confidences": [0.5, 0.25],
-        "open_positions": [3],
-    }
-    edited = provisional_object(Edited(request_id=0, block=1, before=(1, 2), **common), 0, 4, None)
-    assert (edited["event"], edited["texts"]) == ("edited", [])
-    assert "block" not in provisional_object(Drafted(request_id=0, **common), 0, 4, pieces)
