@@ -157,6 +157,30 @@ MUTANTS = (
         "tests/evaluation/test_answers.py::test_draws_of_questions_and_of_repeated_ones_differ",
     ),
     Mutant(
+        "difflm/evaluation/trajectories.py",
+        "if each.score < least_score:",
+        "if each.score <= least_score:",
+        "tests/evaluation/test_trajectories.py::test_only_what_is_right_whole_and_new_is_kept",
+    ),
+    Mutant(
+        "difflm/evaluation/trajectories.py",
+        "wrong += [each] if each.exact else []",
+        "wrong += [each]",
+        "tests/evaluation/test_trajectories.py::test_only_what_is_right_whole_and_new_is_kept",
+    ),
+    Mutant(
+        "difflm/evaluation/trajectories.py",
+        "for seed in seeds(replace(params, seed=noise_key(task.name, params.seed, number) >> 1)):",
+        "for seed in seeds(params):",
+        "tests/evaluation/test_trajectories.py::test_draws_are_those_of_the_item_whoever_is_asked_beside_it",
+    ),
+    Mutant(
+        "difflm/evaluation/trajectories.py",
+        "groups.setdefault(each.number, []).append(each)",
+        "groups.setdefault(0, []).append(each)",
+        "tests/evaluation/test_trajectories.py::test_answers_to_different_prompts_make_no_pair",
+    ),
+    Mutant(
         "difflm/evaluation/usage.py",
         "forwards = self.denoise + self.commit",
         "forwards = self.denoise",
