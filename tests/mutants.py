@@ -3254,6 +3254,12 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/serving/planning.py",
+        "checked = prompts if new_tokens else [prompt[:1] for prompt in prompts]",
+        "checked = prompts",
+        "tests/serving/test_echoing.py::test_a_prompt_may_fill_the_context_where_nothing_follows",
+    ),
+    Mutant(
+        "difflm/serving/planning.py",
         'asked = asked.model_copy(update={"ignore_eos": True})',
         "pass",
         "tests/serving/test_echoing.py::test_so_many_tokens_stand_behind_the_prompt",

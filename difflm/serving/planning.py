@@ -132,12 +132,15 @@ class Planner:
         if scored:
             # Who asks for scores counts on so many tokens behind the prompt, whatever they are.
             asked = asked.model_copy(update={"ignore_eos": True})
-        plan = self._plan(asked, "text", prompts, new_tokens=max(new_tokens, 1), top=asked.logprobs)
+        # Where nothing is generated, the engine needs no room for it; everything else is checked as ever.
+        checked = prompts if new_tokens else [prompt[:1] for prompt in prompts]
+        plan = self._plan(asked, "text", checked, new_tokens=max(new_tokens, 1), top=asked.logprobs)
         if new_tokens == 0:
             for answer in plan.answers:
                 answer.completion = NOTHING
         return replace(
             plan,
+            prompts=prompts,
             echo=True,
             orders=plan.orders if new_tokens else (),
             texts=self._texts(asked, prompts),

@@ -132,6 +132,23 @@ def test_refused(fields: dict[str, Any], message: str, server: Running) -> None:
     assert message in response.json()["error"]["message"]
 
 
+def test_a_prompt_may_fill_the_context_where_nothing_follows(server: Running, loaded: LoadedModel) -> None:
+    whole = [each for each in range(300) if each != loaded.config.mask_token_id and each > 10] * 2
+    whole = whole[: loaded.config.model.max_positions]
+    body: dict[str, Any] = {"prompt": [whole], "echo": True, "logprobs": 0, "max_tokens": 0}
+    answer = server.post("/v1/completions", body).json()
+    [choice] = answer["choices"]
+    expected = prompt_logprobs(loaded, whole, 0)
+    assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx([each.logprob for each in expected[1:]], abs=1e-4)
+    assert choice["text"] == loaded.decode(whole, skip_special_tokens=False)
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (len(whole), 0)
+    for more in ({"prompt": [[*whole, whole[0]]]}, {"max_tokens": 1}):
+        error = server.post("/v1/completions", {**body, **more}).json()["error"]
+        assert error["code"] == "context_length_exceeded"
+    for wrong in ({"stop_token_ids": [10**6]}, {"diffusion": {"policy": "absent"}}):
+        assert server.post("/v1/completions", {**body, **wrong}).status_code == 400, "it is checked all the same"
+
+
 def test_the_mask_is_no_token_of_a_text(server: Running, loaded: LoadedModel) -> None:
     body = {"prompt": [1, loaded.config.mask_token_id], "echo": True, "logprobs": 1, "max_tokens": 0}
     assert "is the MASK token" in server.post("/v1/completions", body).json()["error"]["message"]
