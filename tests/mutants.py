@@ -79,6 +79,36 @@ MUTANTS = (
         "tests/checkpoints/test_chats.py::test_what_a_user_types_never_becomes_a_control_token",
     ),
     Mutant(
+        "difflm/checkpoints/templates.py",
+        "if late.is_set():",
+        "if False:",
+        "tests/checkpoints/test_templates.py::test_what_does_not_end_is_ended",
+    ),
+    Mutant(
+        "difflm/checkpoints/templates.py",
+        "for name, value in message.items() if value is not None",
+        "for name, value in message.items()",
+        "tests/checkpoints/test_templates.py::test_the_text_is_that_of_this_process",
+    ),
+    Mutant(
+        "difflm/checkpoints/literals.py",
+        "return word[:1] + MARK + word[1:]",
+        "return word",
+        "tests/checkpoints/test_literals.py::test_marked_words_go_through_a_string",
+    ),
+    Mutant(
+        "difflm/evaluation/answers.py",
+        "prompt = self.loaded.encode_chat_text(context)",
+        "prompt = self.loaded.encode(context)",
+        "tests/evaluation/test_answers.py::test_the_ids_of_a_conversation_are_those_of_a_chat",
+    ),
+    Mutant(
+        "difflm/serving/service.py",
+        "loaded = replace(loaded, render=render or self._own_render)",
+        "pass",
+        "tests/serving/test_service.py::test_a_template_that_does_not_end_costs_one_request",
+    ),
+    Mutant(
         "difflm/checkpoints/literals.py",
         "        if self.control & set(ids):  # a",
         "        if not ids:  # a",

@@ -15,7 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from difflm.checkpoints.fields import one_line
-from difflm.checkpoints.literals import STAND_INS, Hidden, LiteralEncoder, mapped, strings, words_pattern
+from difflm.checkpoints.literals import (
+    STAND_INS,
+    Hidden,
+    LiteralEncoder,
+    mapped,
+    marked,
+    strings,
+    unmarked,
+    words_pattern,
+)
+from difflm.checkpoints.templates import Render, TemplateEndless, render_here
 from difflm.checkpoints.tokens import SafeEncoder, refuse_half_characters, turn_token_ids
 from difflm.errors import CheckpointError, RequestError
 
@@ -36,14 +46,17 @@ class ChatEncoder:
         safe: encodes text without a conversation.
         eos_ids: ids that end an answer; the first is added where a template ends answers with none of them.
         path: checkpoint, for messages.
+        render: what renders the template.
     """
 
     safe: SafeEncoder
     eos_ids: tuple[int, ...]
     path: Path
+    render: Render = render_here
     _literals: LiteralEncoder = field(init=False, repr=False)
     _special: frozenset[str] = field(init=False, repr=False)
     _control: re.Pattern[str] | None = field(init=False, repr=False)
+    _marked: re.Pattern[str] | None = field(init=False, repr=False)
     _opens_when_asked: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -52,10 +65,11 @@ class ChatEncoder:
         added = {token_id: str(token) for token_id, token in tokenizer.added_tokens_decoder.items()}
         special = {each for each, token in tokenizer.added_tokens_decoder.items() if token.special}
         special |= {*self.eos_ids, *(() if mask is None else (mask,))} & set(added)
-        control = special | turn_token_ids(tokenizer) & set(added)
+        control = special | turn_token_ids(tokenizer, self.render) & set(added)
         self._literals = LiteralEncoder(tokenizer, frozenset(control), frozenset(() if mask is None else (mask,)))
         self._special = frozenset(added[each] for each in special)
         self._control = words_pattern({added[each] for each in control})
+        self._marked = words_pattern({marked(added[each]) for each in control})
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[int]:
         """Return the ids of a conversation, opened for the assistant's answer.
@@ -70,6 +84,28 @@ class ChatEncoder:
         """
         conversation = self._conversation(messages, tools)
         return self._encode(self._render(conversation, len(messages), open_turn=True), conversation.hidden)
+
+    def text(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
+        """Return a conversation as text, of which `encode` makes its ids.
+
+        Control words that people typed have a character in them that no text holds (`literals.MARK`).
+
+        Args:
+            messages: turns so far.
+            open_turn: end with the opening of the assistant's turn; else the last message goes on.
+
+        Raises:
+            CheckpointError: see `prompt`.
+            DataError: the conversation holds that character.
+            RequestError: see `prompt`.
+        """
+        conversation = self._conversation(messages, None)
+        text = self._render(conversation, len(messages), open_turn=open_turn, go_on=not open_turn)
+        return conversation.hidden.shown(text)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of what `text` gave, and of whatever was written behind it: for an opened turn, `prompt`'s."""
+        return self._encode(*unmarked(self._marked, text))
 
     def answers(
         self, messages: Sequence[Message], learnt: Sequence[int], tools: Sequence[Any] | None = None
@@ -166,19 +202,21 @@ class ChatEncoder:
             for key, value in message.items()
         }
 
-    def _render(self, conversation: _Conversation, count: int, *, open_turn: bool) -> str:
+    def _render(self, conversation: _Conversation, count: int, *, open_turn: bool, go_on: bool = False) -> str:
         tokenizer = self.safe.tokenizer
         if not tokenizer.chat_template:
             raise CheckpointError(
                 f"{self.path}: the tokenizer has no chat template; use a plain prompt, or add chat_template.jinja"
             )
         try:
-            return tokenizer.apply_chat_template(
-                conversation.messages[:count],
-                tools=conversation.tools,
-                tokenize=False,
-                add_generation_prompt=open_turn,
+            return self.render(
+                tokenizer, conversation.messages[:count], tools=conversation.tools, open_turn=open_turn, go_on=go_on
             )
+        except TemplateEndless as error:
+            raise CheckpointError(
+                f"{self.path}: the chat template was stopped in a conversation of {count} messages, as {error}; "
+                "shorten the conversation, or mend the template"
+            ) from None
         # The template is a program of the checkpoint, in a sandbox: it may refuse roles, or be broken.
         except Exception as error:
             roles = ", ".join(conversation.roles[:count])

@@ -21,6 +21,9 @@ STAND_INS = (
 )
 """The code points that Unicode keeps for internal use ("noncharacters"); no text holds them."""
 
+MARK = STAND_INS[-2]
+"""What stands behind the first character of a control word that is text, where both are in one string."""
+
 
 class Hidden:
     """The control words of one conversation, each behind a character that occurs nowhere in it.
@@ -28,23 +31,25 @@ class Hidden:
     Args:
         words: what is to be hidden; None for nothing.
         text: everything that the conversation says.
+        mark: a character that the words may hold; it stands in for none.
 
     Raises:
         DataError: more different words than there are stand-ins, or a stand-in beside them in the text.
     """
 
-    def __init__(self, words: re.Pattern[str] | None, text: str) -> None:
+    def __init__(self, words: re.Pattern[str] | None, text: str, *, mark: str = "") -> None:
         self._words = words
         found = [] if words is None else list(dict.fromkeys(words.findall(text)))
-        if len(found) > len(STAND_INS):
+        usable = [each for each in STAND_INS if each != mark]
+        if len(found) > len(usable):
             raise DataError(
                 f"text: {len(found)} different control words of the tokenizer stand in one conversation, and "
-                f"{len(STAND_INS)} of them can be kept as text; shorten it"
+                f"{len(usable)} of them can be kept as text; shorten it"
             )
-        odd = next((each for each in STAND_INS if each in text), None) if found else None
+        odd = next((each for each in usable if each in text), None) if found else None
         if odd is not None:
             raise DataError(f"text: it holds U+{ord(odd):04X}, which is no character, beside {found[0]!r}; remove it")
-        self.word_of = dict(zip(STAND_INS, found, strict=False))
+        self.word_of = dict(zip(usable, found, strict=False))
         self._stand_in = {word: stand_in for stand_in, word in self.word_of.items()}
 
     def hide(self, text: str, only: Collection[str] | None = None) -> str:
@@ -53,6 +58,39 @@ class Hidden:
             return text
         words = self._stand_in.keys() if only is None else only
         return self._words.sub(lambda match: self._stand_in[match[0]] if match[0] in words else match[0], text)
+
+    def shown(self, text: str) -> str:
+        """Return a text with the words where stand-ins are, marked as text.
+
+        Raises:
+            DataError: the mark stands there already.
+        """
+        if MARK not in self.word_of and MARK in text:
+            raise DataError(f"text: it holds U+{ord(MARK):04X}, which is no character; remove it")
+        if not self.word_of:
+            return text
+        return "".join(marked(self.word_of[each]) if each in self.word_of else each for each in text)
+
+
+def marked(word: str) -> str:
+    """Return a control word as text holds it that was written with care: what reads it does not take it for one."""
+    return word[:1] + MARK + word[1:]
+
+
+def unmarked(words: re.Pattern[str] | None, text: str) -> tuple[str, Hidden]:
+    """Return a text with stand-ins for its marked words, and what they stand for.
+
+    Args:
+        words: finds marked words.
+        text: of `Hidden.shown`, or more behind it.
+
+    Raises:
+        DataError: see `Hidden`.
+    """
+    hidden = Hidden(words, text, mark=MARK)
+    hiding = hidden.hide(text)
+    hidden.word_of = {each: word.replace(MARK, "", 1) for each, word in hidden.word_of.items()}
+    return hiding, hidden
 
 
 def words_pattern(words: Collection[str]) -> re.Pattern[str] | None:

@@ -14,9 +14,11 @@ from difflm.checkpoints.adapter_config import ADAPTER_CONFIG, is_adapter
 from difflm.checkpoints.chats import ChatEncoder, Message
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
 from difflm.checkpoints.families import model_config, refuse_window
+from difflm.checkpoints.literals import MARK
 from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.rules import stored_dtype
 from difflm.checkpoints.source import StoredParameters, open_checkpoint, tokenizer_facts, with_adapters
+from difflm.checkpoints.templates import Render, render_here
 from difflm.checkpoints.tokens import SafeEncoder
 from difflm.errors import CheckpointError, ConfigError, RequestError
 from difflm.models.config import ModelConfig
@@ -42,6 +44,7 @@ class LoadedModel:
         config: facts of the checkpoint.
         path: HF folder or GGUF file it came from; of a model with an adapter, that of the base.
         adapter: what the model's adapter is; None for a model without.
+        render: what renders its chat template.
     """
 
     model: Transformer
@@ -49,6 +52,7 @@ class LoadedModel:
     config: CheckpointConfig
     path: Path
     adapter: AdapterFacts | None = None
+    render: Render = render_here
     _encoder: SafeEncoder | None = field(default=None, init=False, repr=False)
     _chats: ChatEncoder | None = field(default=None, init=False, repr=False)
 
@@ -92,6 +96,29 @@ class LoadedModel:
         """
         return self._chat_encoder().prompt(messages, tools)
 
+    def chat_text(self, messages: Sequence[Message], *, open_turn: bool = True) -> str:
+        """Return a conversation as text in the checkpoint's chat template, to be encoded by `encode_chat_text`.
+
+        Args:
+            messages: see `encode_chat`.
+            open_turn: end with the opening of the assistant's turn; else the last message goes on.
+
+        Raises:
+            CheckpointError: see `encode_chat`.
+            RequestError: content that is not text.
+        """
+        return self._chat_encoder().text(messages, open_turn=open_turn)
+
+    def encode_chat_text(self, text: str) -> list[int]:
+        """Return the ids of a text of `chat_text`, or of one that goes on behind it; of an opened turn, `encode_chat`'s.
+
+        Of a text that is none, the ids are those of `encode`.
+
+        Raises:
+            CheckpointError: the checkpoint has no tokenizer.
+        """
+        return self._chat_encoder().encode(text) if MARK in text else self.encode(text)
+
     def encode_answers(
         self, messages: Sequence[Message], learnt: Sequence[int], *, tools: Sequence[Any] | None = None
     ) -> list[tuple[list[int], list[int]]]:
@@ -112,7 +139,7 @@ class LoadedModel:
 
     def _chat_encoder(self) -> ChatEncoder:
         if self._chats is None:
-            self._chats = ChatEncoder(self._safe_encoder(), self.config.eos_token_ids, self.path)
+            self._chats = ChatEncoder(self._safe_encoder(), self.config.eos_token_ids, self.path, self.render)
         return self._chats
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

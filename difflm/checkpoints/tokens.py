@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from difflm.checkpoints.fields import one_line, read_json
+from difflm.checkpoints.templates import Render, render_here
 from difflm.errors import CheckpointError, DataError
 
 TOKENIZER_FILES = (
@@ -78,7 +79,7 @@ def vocabulary(tokenizer: Any) -> dict[str, int]:
     return dict(tokenizer.get_vocab())
 
 
-def turn_token_ids(tokenizer: Any) -> frozenset[int]:
+def turn_token_ids(tokenizer: Any, render: Render = render_here) -> frozenset[int]:
     """Return the ids of turn, role and tool markers: what the chat template uses, and the well-known markers."""
     ids = vocabulary(tokenizer)
     added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
@@ -86,16 +87,16 @@ def turn_token_ids(tokenizer: Any) -> frozenset[int]:
     sources = list(templates.values()) if isinstance(templates, dict) else [templates]
     found = {token_id for token, token_id in added.items() if any(token in source for source in sources)}
     known = {ids[token] for token in TURN_TOKENS if token in ids}
-    return frozenset(found | known | _rendered_ids(tokenizer, set(added.values())))
+    return frozenset(found | known | _rendered_ids(tokenizer, set(added.values()), render))
 
 
-def _rendered_ids(tokenizer: Any, added: set[int]) -> set[int]:
+def _rendered_ids(tokenizer: Any, added: set[int], render: Render) -> set[int]:
     """Return the added ids in a rendered conversation: a template may assemble `<|user|>` from the role."""
     if not tokenizer.chat_template:
         return set()
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = render(tokenizer, messages)
     # A template of tools only, or one that wants other roles: its own tokens were found in its source.
     except Exception:
         return set()

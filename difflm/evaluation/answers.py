@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from difflm.checkpoints.fields import one_line
 from difflm.decode.engine import Engine
 from difflm.decode.events import Completion
 from difflm.decode.request import SamplingParams
@@ -114,7 +113,7 @@ class Answers:
         return self._by_task(requests, self._generated)
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, open_turn: bool) -> str:
-        """Return a conversation in the model's chat template.
+        """Return a conversation in the model's chat template, as text of which the ids are those of `difflm chat`.
 
         Args:
             messages: objects with "role" and "content".
@@ -123,18 +122,9 @@ class Answers:
         Raises:
             CheckpointError: no template, or one that refuses the conversation.
         """
-        tokenizer = self.loaded.require_tokenizer()
-        if not tokenizer.chat_template:
+        if not self.loaded.require_tokenizer().chat_template:
             raise CheckpointError(f"{self.loaded.path}: the tokenizer has no chat template; evaluate with --plain")
-        try:
-            return tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=open_turn, continue_final_message=not open_turn
-            )
-        # The template is a program of the checkpoint, in a sandbox: it may refuse roles, or be broken.
-        except Exception as error:
-            raise CheckpointError(
-                f"{self.loaded.path}: the chat template refuses a conversation ({one_line(error)}); use --plain"
-            ) from None
+        return self.loaded.chat_text(messages, open_turn=open_turn)
 
     def _by_task(self, requests: Sequence[Request], answer: Callable[[str, list[Request]], list[Any]]) -> list[Any]:
         """Return the answers in the order of the requests, asked for task by task."""
@@ -222,7 +212,7 @@ class Answers:
                     f"max_gen_toks: {longest} of task {task!r} leave no room for a question in the context of "
                     f"{self.room}; lower it"
                 )
-            prompt = self.loaded.encode(context) or self.opening
+            prompt = self.loaded.encode_chat_text(context) or self.opening
             kept = prompt[max(0, len(prompt) + longest - self.room) :]
             usage.truncated += len(kept) < len(prompt)
             asked.append((kept, params))
@@ -254,8 +244,8 @@ class Answers:
         """
         if not context:
             return self.opening, self.loaded.encode(continuation)
-        bare = context.rstrip()
-        own, both = self.loaded.encode(bare), self.loaded.encode(context + continuation)
+        bare, encode = context.rstrip(), self.loaded.encode_chat_text
+        own, both = encode(bare), encode(context + continuation)
         common = next((i for i, pair in enumerate(zip(own, both, strict=False)) if pair[0] != pair[1]), len(own))
         common = min(common, len(both) - 1)
         return both[:common] or self.opening, both[common:]

@@ -26,6 +26,7 @@ class Limits:
         post_steps: forwards of a block that only edit, at most.
         body_bytes: of a request's body.
         body_seconds: for its arrival.
+        template_seconds: for a conversation in the chat template.
         queue_seconds: that an answer may wait before it starts.
         answer_seconds: from request to the end of its answer.
         write_seconds: that a client may take to make room for more of a stream.
@@ -42,6 +43,7 @@ class Limits:
     post_steps: int = 64
     body_bytes: int = 8 << 20
     body_seconds: float = 30.0
+    template_seconds: float = 10.0
     queue_seconds: float = 120.0
     answer_seconds: float = 600.0
     write_seconds: float = 30.0

@@ -6,8 +6,10 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from difflm.checkpoints.templates import BoundedRender, Render
 from difflm.decode.engine import DEFAULT_CACHE_BYTES, DEFAULT_PREFILL_TOKENS, Engine
 from difflm.serving.bridge import Bridge, QueueLimits
 from difflm.serving.failures import Overloaded
@@ -41,6 +43,7 @@ class Service:
         cache_bytes: its keys and values.
         prefill_tokens: prompt tokens of one forward, at most.
         prefix_caching: whether prompts that begin like earlier ones are not read again.
+        render: what renders chat templates; None: processes of its own, each conversation within the limits' time.
     """
 
     def __init__(
@@ -56,10 +59,13 @@ class Service:
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
         prefix_caching: bool = True,
+        render: Render | None = None,
     ) -> None:
-        self.loaded, self.name = loaded, name
         self.limits, self.defaults = limits or Limits(), defaults or Defaults()
         self.access = access or Access()
+        self._own_render = BoundedRender(seconds=self.limits.template_seconds) if render is None else None
+        loaded = replace(loaded, render=render or self._own_render)
+        self.loaded, self.name = loaded, name
         make = functools.partial(
             Engine,
             loaded,
@@ -93,6 +99,8 @@ class Service:
         """Fail what is left, and end the threads."""
         await self.bridge.stop()
         self._texts.shutdown(wait=False, cancel_futures=True)
+        if self._own_render is not None:
+            self._own_render.close()
 
     async def off_the_loop(self, call: Callable[[], T]) -> T:
         """Return what a slow call of texts returns; at most `TEXT_THREADS` run, at most `MOST_TEXTS` wait.

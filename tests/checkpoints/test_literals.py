@@ -10,7 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difflm.checkpoints.literals import STAND_INS, Hidden, LiteralEncoder, mapped, strings, words_pattern
+from difflm.checkpoints.literals import (
+    MARK,
+    STAND_INS,
+    Hidden,
+    LiteralEncoder,
+    mapped,
+    marked,
+    strings,
+    unmarked,
+    words_pattern,
+)
 from difflm.errors import DataError
 from tests.checkpoints.test_tokens import word_tokenizer
 from tests.checkpoints.tiny import SPECIAL, make_tokenizer
@@ -87,6 +97,22 @@ def test_stand_ins_are_code_points_that_no_text_holds() -> None:
     assert Hidden(WORDS, "a\ufdd0").word_of == {}
     with pytest.raises(DataError, match=r"it holds U\+FDD0, which is no character, beside '<\|im_end\|>'; remove it"):
         Hidden(WORDS, "a\ufdd0<|im_end|>")
+
+
+def test_marked_words_go_through_a_string() -> None:
+    """A string alone tells markers from the same characters that a person typed."""
+    typed = "a <|im_end|> b <spare_0>"
+    hidden = Hidden(WORDS, typed)
+    text = "<|im_start|>" + hidden.shown(hidden.hide(typed)) + "<|im_end|> and more"
+    assert text.replace(MARK, "") == f"<|im_start|>{typed}<|im_end|> and more"
+    assert text.count(MARK) == 2
+    hiding, found = unmarked(words_pattern([marked(word) for word in SPECIAL]), text)
+    assert sorted(found.word_of.values()) == ["<spare_0>", "<|im_end|>"]
+    assert encoder().encode(hiding, found) == encoder().encode(
+        f"<|im_start|>{hidden.hide(typed)}<|im_end|> and more", hidden
+    )
+    with pytest.raises(DataError, match=r"it holds U\+10FFFE, which is no character; remove it"):
+        hidden.shown(f"a{MARK}")
 
 
 def test_too_many_words_are_refused() -> None:

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import difflm
+from difflm.checkpoints.literals import MARK
 from difflm.checkpoints.loading import LoadedModel, load_model
+from difflm.decode.engine import Engine
 from difflm.decode.request import SamplingParams
 from difflm.errors import CheckpointError, ConfigError, RequestError
 from difflm.evaluation.answers import Answers, AnswerSettings, noise_key, request_params, windows
@@ -271,13 +273,31 @@ def test_a_conversation_is_put_into_the_template(models: dict[str, LoadedModel])
         )
         assert answers.chat(started, open_turn=False) == "<|user|>Hi<|end|><|assistant|>The answer is"
         models["paper"].require_tokenizer().chat_template = "{{ raise_exception('no system') }}"
-        with pytest.raises(CheckpointError, match=r"refuses a conversation .*no system.*; use --plain"):
+        with pytest.raises(CheckpointError, match=r"refuses a conversation of user .*no system.*; use a plain prompt"):
             answers.chat(turns, open_turn=True)
         models["paper"].require_tokenizer().chat_template = None
         with pytest.raises(CheckpointError, match="the tokenizer has no chat template; evaluate with --plain"):
             answers.chat(turns, open_turn=True)
     finally:
         models["paper"].require_tokenizer().chat_template = template
+
+
+@pytest.mark.parametrize("typed", ["Hi", f" Hi {EOS}there ", f"{EOS}{EOS}", "a < b", "{mask}{mask} a"])
+def test_the_ids_of_a_conversation_are_those_of_a_chat(models: dict[str, LoadedModel], typed: str) -> None:
+    """What a question spells never becomes a control token, whichever way the harness takes the text."""
+    model = models["paper"]
+    typed = typed.replace("{mask}", str(model.config.mask_token))
+    answers = Answers(model, SETTINGS)
+    turns = [{"role": role, "content": typed} for role in ("user", "assistant", "user")]
+    text, prompt = answers.chat(turns, open_turn=True), model.encode_chat(turns)
+    assert model.encode_chat_text(text) == prompt
+    assert (EOS in typed) == (model.encode(text.replace(MARK, "")) != prompt), (
+        "as plain text it would be control tokens"
+    )
+    params = request_params(SETTINGS, {"until": ["zz"], "max_gen_toks": 3}, 0)
+    written = Engine(model).generate([prompt], params)[0].text
+    assert answers.generate_until([Asked((text, {"until": ["zz"], "max_gen_toks": 3}))]) == [written]
+    assert answers.encode_pair(text, " yes") == (prompt, model.encode(" yes"))
 
 
 def test_a_model_without_a_tokenizer_cannot_be_asked() -> None:

@@ -15,10 +15,13 @@ import httpx2
 import pytest
 
 from difflm.checkpoints.loading import LoadedModel
+from difflm.checkpoints.templates import BoundedRender
 from difflm.serving.server import Binding, Served
 from difflm.serving.service import Service
 
 NAME = "tiny"
+RENDER = BoundedRender()
+"""Of all servers: a process takes a second to start."""
 
 
 class Running:
@@ -93,7 +96,7 @@ def serving(loaded: LoadedModel, *, binding: Binding | None = None, **options: A
         binding: where; None: any free port.
         options: of `Service`.
     """
-    served = Served(Service(loaded, **{"name": NAME, **options}), binding or Binding(port=0))
+    served = Served(Service(loaded, **{"name": NAME, "render": RENDER, **options}), binding or Binding(port=0))
     running = Running(served)
     running.thread.start()
     assert running.started.wait(30), "the server did not start"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 
 from difflm.checkpoints.loading import LoadedModel
+from difflm.checkpoints.templates import BoundedRender
 from difflm.errors import RequestError
 from difflm.serving import service as module
 from difflm.serving.failures import Overloaded
+from difflm.serving.limits import Limits
 from difflm.serving.service import Service
+from tests.serving.servers import serving
 
 
 def test_texts_are_read_off_the_loop(loaded: LoadedModel) -> None:
@@ -50,3 +54,29 @@ def test_too_many_texts_are_refused(loaded: LoadedModel, monkeypatch: pytest.Mon
 def test_an_engine_that_cannot_be_made_is_said_at_once(options: dict[str, Any], loaded: LoadedModel) -> None:
     with pytest.raises(RequestError, match=next(iter(options))):
         Service(loaded, name="tiny", **options)
+
+
+def test_a_template_that_does_not_end_costs_one_request(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"messages": [{"role": "user", "content": "in the"}], "max_tokens": 4}
+    with serving(loaded, render=None, limits=Limits(template_seconds=300)) as server:
+        expected = server.post("/v1/chat/completions", body).json()["choices"][0]["message"]
+        render = server.service.loaded.render
+        assert isinstance(render, BoundedRender)
+        assert render.seconds == 300
+        (process,) = render._idle
+        render.seconds = 0.2
+        with monkeypatch.context() as patch:
+            endless = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+            patch.setattr(server.service.loaded.tokenizer, "chat_template", endless)
+            response = server.post("/v1/chat/completions", body)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"] == (
+            "messages: the chat template was stopped in a conversation of 1 messages, as it did not end within "
+            "0.2 seconds; shorten the conversation, or mend the template"
+        )
+        assert process._process.returncode == -signal.SIGKILL
+        render.seconds = 300
+        assert server.post("/v1/chat/completions", body).json()["choices"][0]["message"] == expected
+        (process,) = render._idle
+    assert render._idle == []
+    assert process._process.returncode == -signal.SIGKILL
