@@ -270,7 +270,7 @@ def _bound_memory(more: int) -> None:
 
 def _wake(seconds: float) -> None:
     """Let the system end this process after a time, 0 for never: whoever asked may be gone."""
-    if hasattr(signal, "setitimer"):
+    if "setitimer" in vars(signal):  # Windows has none
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
