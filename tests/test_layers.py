@@ -17,7 +17,7 @@ LAYERS = [
     {"diffusion", "models"},
     {"checkpoints", "data", "likelihood", "reading", "scoring", "plots", "plots_decoding"},
     {"training", "decode"},
-    {"bench", "display", "doctor", "estimate", "evaluation", "inspection", "reporting", "runs", "serving"},
+    {"bench", "chat", "display", "doctor", "estimate", "evaluation", "inspection", "reporting", "runs", "serving"},
     {"recipes", "cli"},
     {"__main__"},
 ]
@@ -35,6 +35,7 @@ CONFINED = {
     "starlette": "difflm/serving/",
     "uvicorn": "difflm/serving/",
     "prometheus_client": "difflm/serving/",
+    "httpx2": "difflm/chat/remote.py",
     "pyarrow": "difflm/data/",
     "zstandard": "difflm/data/",
     "tensorboard": "difflm/training/tracking.py",
@@ -44,7 +45,7 @@ CONFINED = {
 }
 NOT_AT_IMPORT = {
     "transformers", "gguf", "matplotlib", "pyarrow", "zstandard", "rich", "tensorboard", "wandb", "trackio",
-    "reasoning_gym", "fastapi", "starlette", "uvicorn", "prometheus_client",
+    "reasoning_gym", "httpx2", "fastapi", "starlette", "uvicorn", "prometheus_client",
 }  # fmt: skip
 PURE = {"torch", "math", "collections", "dataclasses", "typing", "__future__", "difflm"}
 

@@ -20,6 +20,7 @@ ON_REQUEST = {
     "huggingface_hub": "difflm/checkpoints/hub.py",
     "wandb": "difflm/training/tracking.py",
     "trackio": "difflm/training/tracking.py",
+    "httpx2": "difflm/chat/remote.py",
 }
 
 # Every way out of the process is closed; the whole path runs all the same.

@@ -1,160 +1,49 @@
-"""`difflm chat`: a conversation on the terminal, each block drawn as it denoises."""
+"""`difflm chat`: a conversation on the terminal, with a model or a server, each block drawn as it denoises."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import importlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from difflm.cli.generate import chosen_decoding, describe, encode_prompt
+from difflm.cli.generate import chosen_decoding, describe
 from difflm.cli.options import folder, model_options, open_model
 from difflm.cli.sampling import sampling_options
-from difflm.errors import DifflmError, RequestError
+from difflm.errors import ConfigError, DifflmError
 
 if TYPE_CHECKING:
-    from difflm.checkpoints.loading import LoadedModel
+    from difflm.chat.commands import Views
+    from difflm.chat.session import Asked, Backend, Session, Show
+    from difflm.chat.settings import Settings
     from difflm.decode.events import Completion
+    from difflm.decode.recorder import StepMap
     from difflm.decode.request import SamplingParams
     from difflm.models.quantised import Weights
 
-HELP = """/retry            answer the last message again (another seed at temperature > 0)
-/undo             forget the last exchange
-/system TEXT      start anew with instructions
-/set FIELD VALUE  change a sampling parameter, e.g. /set threshold 0.9; /set alone lists them
-/save FILE        write the conversation as one JSON line
-/quit             leave (also end of input); Ctrl+C stops an answer"""
-
-Reply = Callable[[list[int], "SamplingParams"], "Completion"]
-
-
-@dataclass(slots=True)
-class Conversation:
-    """What has been said, and how to answer; knows no terminal.
-
-    Attributes:
-        loaded: the model.
-        params: how answers are decoded.
-        reply: decodes a prompt, drawing it or not.
-        messages: turns so far, objects with "role" and "content".
-    """
-
-    loaded: LoadedModel
-    params: SamplingParams
-    reply: Reply
-    messages: list[dict[str, str]] = field(default_factory=list)
-
-    @property
-    def templated(self) -> bool:
-        """Return whether the model has a chat template; without one each message is a plain prompt."""
-        return bool(self.loaded.require_tokenizer().chat_template)
-
-    def say(self, text: str) -> Completion:
-        """Answer a message; both are kept only if the answer was not interrupted or refused.
-
-        Raises:
-            RequestError: the conversation no longer fits into the model's context.
-        """
-        turn = [{"role": "user", "content": text}]
-        if self.templated:
-            prompt = self.loaded.encode_chat(self.messages + turn)
-        else:
-            prompt = encode_prompt(self.loaded, text, chat_template=False)
-        completion = self.reply(prompt, self.params)
-        self.messages += [*turn, {"role": "assistant", "content": completion.text or ""}]
-        return completion
-
-    def undo(self) -> str:
-        """Forget the last exchange and return its message.
-
-        Raises:
-            RequestError: there is none.
-        """
-        if len(self.messages) < 2 or self.messages[-1]["role"] != "assistant":
-            raise RequestError("/undo, /retry: nothing has been said yet")
-        asked = self.messages[-2]["content"]
-        del self.messages[-2:]
-        return asked
-
-    def set(self, words: str) -> str:
-        """Change a sampling parameter and return a line that says so.
-
-        Raises:
-            RequestError: no such parameter, or a value that it does not take.
-        """
-        name, _, value = words.partition(" ")
-        known = {each.name for each in dataclasses.fields(self.params)}
-        if not name:
-            return ", ".join(f"{key} {shown}" for key, shown in dataclasses.asdict(self.params).items())
-        if name not in known:
-            raise RequestError(f"/set: no parameter {name!r}; there are {', '.join(sorted(known))}")
-        try:
-            parsed: Any = json.loads(value)
-        except json.JSONDecodeError:
-            parsed = value
-        if name == "policy" and parsed is not None:
-            from difflm.decode.policies.named import parse_policy
-
-            parsed = parse_policy(value)
-        self.params = dataclasses.replace(self.params, **{name: parsed})
-        return f"{name} {parsed}"
-
-    def save(self, path: Path) -> str:
-        """Append the conversation to a JSONL file and return a line that says so."""
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"messages": self.messages}) + "\n")
-        return f"saved {len(self.messages)} messages to {path}"
-
-    def retry(self) -> Completion:
-        """Answer the last message again, with the next seed."""
-        kept = list(self.messages)
-        asked = self.undo()
-        self.params = dataclasses.replace(self.params, seed=self.params.seed + 1)
-        try:
-            return self.say(asked)
-        except BaseException:
-            self.messages = kept
-            raise
-
-
-def answer(conversation: Conversation, line: str) -> str | None:
-    """Do what a line asks for and return what to print; None to leave.
-
-    Raises:
-        RequestError: a command or message that cannot be served.
-    """
-    command, _, rest = line.strip().partition(" ")
-    match command:
-        case "/quit" | "/exit":
-            return None
-        case "/help":
-            return HELP
-        case "/retry":
-            return describe(conversation.retry())
-        case "/undo":
-            return f"forgot: {conversation.undo()}"
-        case "/system":
-            conversation.messages[:] = [{"role": "system", "content": rest}] if rest else []
-            return "a new conversation"
-        case "/set":
-            return conversation.set(rest)
-        case "/save":
-            if not rest:
-                raise RequestError("/save: name a file")
-            return conversation.save(Path(rest))
-    if command.startswith("/"):
-        raise RequestError(f"{command}: no such command; /help lists them")
-    return describe(conversation.say(line)) if line.strip() else ""
+_LOCAL = ("device", "dtype", "weights", "threads", "revision")
+"""Options that say where a model runs."""
 
 
 @click.command()
-@click.argument("model", type=folder())
+@click.argument("model", type=folder(), required=False)
+@click.option(
+    "--server",
+    metavar="URL",
+    show_default="none: MODEL is loaded here",
+    help="Server of chat completions to talk to; MODEL is then the name of a model there, if it has several.",
+)
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    envvar="DIFFLM_API_KEY",
+    show_default="the variable DIFFLM_API_KEY, if it is set",
+    help="Key that the server asks for; what stands on a command line can be seen by others.",
+)
 @click.option("--system", metavar="TEXT", show_default="none", help="Instructions for the whole conversation.")
 @click.option(
     "--show/--no-show",
@@ -164,9 +53,13 @@ def answer(conversation: Conversation, line: str) -> str | None:
 )
 @sampling_options
 @model_options
+@click.pass_context
 def chat(
-    model: Path,
+    context: click.Context,
+    model: Path | None,
     *,
+    server: str | None,
+    api_key: str | None,
     system: str | None,
     show: bool,
     params: SamplingParams,
@@ -176,33 +69,127 @@ def chat(
     threads: int | None,
     revision: str | None,
 ) -> None:
-    """Talk to MODEL. Its chat template is used if it has one, else each line is a prompt. /help lists commands.
+    """Talk to MODEL, or to a server. A model's chat template is used if it has one, else each line is a prompt.
 
-    A model that drafts is decoded left to right in fewer forwards (decoding verified), and the text is its base's; a
-    line says so, and the line below each answer says how many drafts were accepted.
+    /help lists commands. A model that drafts is decoded left to right in fewer forwards (decoding verified), and the
+    text is its base's; a line says so, and the line below each answer says how many drafts were accepted.
     """
-    loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
-    conversation = Conversation(loaded, params, replier(loaded, show=show))
-    if system:
-        conversation.messages.append({"role": "system", "content": system})
-    if not conversation.templated:
-        click.echo("no chat template: each line is a prompt of its own", err=True)
-    if line := chosen_decoding(loaded, params):
-        click.echo(line, err=True)
-    click.echo("/help lists commands, /quit leaves", err=True)
-    talk(conversation)
+    from difflm.chat.session import Session
+
+    chosen = given_settings(context)
+    with contextlib.ExitStack() as closing:
+        if server is not None:
+            _refuse_local(context)
+            from difflm.chat.remote import ServerBackend
+
+            remote = ServerBackend(server, key=api_key, model=None if model is None else str(model))
+            closing.callback(remote.close)
+            backend: Backend = remote
+            click.echo(f"{remote.model} at {remote.address}", err=True)
+        elif model is None:
+            raise ConfigError("MODEL: missing; name a folder, or a server with --server")
+        else:
+            from difflm.chat.local import LocalBackend
+
+            loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
+            local = LocalBackend(loaded)
+            backend = local
+            if not local.templated:
+                click.echo("no chat template: each line is a prompt of its own", err=True)
+            if line := chosen_decoding(loaded, params):
+                click.echo(line, err=True)
+        session = Session(backend, shower(show=show), chosen)
+        if system:
+            session.system(system)
+        click.echo("/help lists commands, /exit leaves", err=True)
+        talk(session)
 
 
-def talk(conversation: Conversation) -> None:
-    """Read lines until the input ends."""
-    with contextlib.suppress(ImportError):
-        # Line editing and history for input().
-        importlib.import_module("readline")
+def given_settings(context: click.Context) -> Settings:
+    """Return the decoding options that were given on the command line.
+
+    Raises:
+        ConfigError: one that means nothing in a conversation.
+    """
+    from difflm.chat.settings import NAMES, Settings
+    from difflm.decode.request import SamplingParams
+
+    given: dict[str, Any] = {}
+    for name in (each.name for each in dataclasses.fields(SamplingParams) if each.name in context.params):
+        if _chosen(context, name):
+            if name not in NAMES:
+                raise ConfigError(f"--{name.replace('_', '-')}: it means nothing in a conversation; leave it out")
+            value = context.params[name]
+            given[name] = dict(value) if name == "logit_bias" else value
+    return Settings(given)
+
+
+def _chosen(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+
+
+def _refuse_local(context: click.Context) -> None:
+    """Refuse options that say where a model runs."""
+    for name in _LOCAL:
+        if _chosen(context, name):
+            raise ConfigError(f"--{name}: a server runs the model itself; leave it out beside --server")
+
+
+def shower(*, show: bool) -> Show:
+    """Return what shows an answer: its blocks as they denoise, or the text at the end."""
+    from difflm.display import Canvas, show_events
+
+    def shown(asked: Asked) -> Completion:
+        with contextlib.closing(asked.events):
+            if show:
+                return show_events(Canvas(asked.decode, asked.decode_all), asked.events)
+            *_, last = asked.events
+            completion: Completion = last.completion  # pyright: ignore[reportAttributeAccessIssue]
+            click.echo(completion.text)
+            return completion
+
+    return shown
+
+
+def views() -> Views:
+    """Return what becomes of results."""
+    from difflm.chat.commands import Views
+    from difflm.display import replay_steps, step_lines
+
+    def replay(step_map: StepMap) -> None:
+        replay_steps(step_map)
+
+    return Views(cost=cost, trace=step_lines, replay=replay)
+
+
+def cost(completion: Completion) -> str:
+    """Return one line with what an answer cost, as far as that is known."""
+    from difflm.decode.events import Forwards
+
+    if completion.forwards != Forwards():
+        return describe(completion)
+    return f"{completion.num_tokens} tokens in {completion.seconds:.1f} s, ended by {completion.finish_reason}"
+
+
+def talk(session: Session) -> None:
+    """Read messages until the input ends."""
+    from difflm.chat.commands import answer
+    from difflm.chat.lines import Reader
+
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with contextlib.suppress(ImportError):
+            # Line editing and history for input().
+            importlib.import_module("readline")
+    prompts = ("> ", ". ") if terminal else ("", "")
+    reader, seen = Reader(lambda goes_on: input(prompts[goes_on])), views()
     while True:
         try:
-            printed = answer(conversation, input("> "))
+            printed = answer(session, reader.read(), seen)
         except EOFError:
             return
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"stdin: it is not {error.encoding} text ({error.reason}); give UTF-8 text") from None
         except KeyboardInterrupt:
             printed = "stopped"
         except (DifflmError, OSError) as error:
@@ -211,20 +198,3 @@ def talk(conversation: Conversation) -> None:
             return
         if printed:
             click.echo(printed, err=True)
-
-
-def replier(loaded: LoadedModel, *, show: bool) -> Reply:
-    """Return what decodes a prompt, drawing the blocks as they denoise, or printing the text at the end."""
-    from difflm.decode.engine import Engine
-    from difflm.display import show_denoising
-
-    engine = Engine(loaded, prefix_caching=True)
-
-    def reply(prompt: list[int], params: SamplingParams) -> Completion:
-        if show:
-            return show_denoising(loaded, engine.stream(prompt, params))
-        completion = engine.generate([prompt], params)[0]
-        click.echo(completion.text)
-        return completion
-
-    return reply

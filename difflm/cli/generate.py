@@ -156,10 +156,8 @@ def describe(completion: Completion) -> str:
     forwards, drafts = completion.forwards, completion.drafts
     verified = ""
     if drafts is not None and drafts.cycles:
-        verified = (
-            f"drafts: {drafts.accepted} of {drafts.drafted} accepted in {drafts.cycles} cycles of "
-            f"{drafts.tokens_per_cycle:.2f} tokens, "
-        )
+        each = f" of {drafts.tokens_per_cycle:.2f} tokens" if drafts.tokens else ""  # a server does not tell
+        verified = f"drafts: {drafts.accepted} of {drafts.drafted} accepted in {drafts.cycles} cycles{each}, "
     return (
         f"{completion.num_tokens} tokens in {completion.seconds:.1f} s ({completion.tokens_per_second:.1f} tokens/s), "
         f"forwards: {forwards.prefill} prefill, {forwards.denoise} denoise, {forwards.commit} commit, "

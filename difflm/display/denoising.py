@@ -246,13 +246,25 @@ def show_denoising(loaded: LoadedModel, events: Iterable[Event], *, file: TextIO
         events: of one request, e.g. from `Engine.stream`.
         file: where to write; None is stdout.
     """
+    return show_events(canvas_of(loaded), events, file=file)
+
+
+def show_events(canvas: Canvas, events: Iterable[Event], *, file: TextIO | None = None) -> Completion:
+    """Draw what `show_denoising` does on a canvas of one's own.
+
+    Args:
+        canvas: an empty one.
+        events: of one request.
+        file: where to write; None is stdout.
+    """
     console = Console(file=file or sys.stdout, highlight=False)
     if console.is_terminal:
-        return DenoisingView(canvas_of(loaded), console).run(events)
+        return DenoisingView(canvas, console).run(events)
     completion: Completion | None = None
     for event in events:
         if isinstance(event, Finished):
             completion = event.completion
     assert completion is not None, "the events ended before the request was finished"
-    print(decoder_of(loaded, special=False)(completion.tokens), file=console.file, flush=True)
+    text = canvas.decode(completion.tokens) if completion.text is None else completion.text
+    print(text, file=console.file, flush=True)
     return completion
