@@ -3349,6 +3349,30 @@ MUTANTS = (
         "tests/chat/test_remote.py::test_one_of_several_models_is_named_and_a_foreign_server_is_not_watched",
     ),
     Mutant(
+        "difflm/serving/calls.py",
+        'read.get("name") not in self.names',
+        'not isinstance(read.get("name"), str)',
+        "tests/serving/test_calls.py::test_marked_calls",
+    ),
+    Mutant(
+        "difflm/serving/calls.py",
+        "                self._held = self._held.lstrip()\n",
+        "                pass\n",
+        "tests/serving/test_calls.py::test_the_parts_in_which_a_text_comes_change_nothing",
+    ),
+    Mutant(
+        "difflm/serving/prompts.py",
+        "if loaded.encode_chat(silent, tools=tools or None) == ids:",
+        "if False:",
+        "tests/serving/test_prompts.py::test_calls_and_results_are_what_training_reads",
+    ),
+    Mutant(
+        "difflm/serving/formats.py",
+        'reason if completion.finish_reason == "stop" else "length"',
+        'reason if completion.finish_reason == "stop" or answer.calls else "length"',
+        "tests/serving/test_tools.py::test_an_answer_that_is_cut_says_so",
+    ),
+    Mutant(
         "difflm/serving/sse.py",
         'b"" if failed else b"data: [DONE]\\n\\n"',
         'b"data: [DONE]\\n\\n"',

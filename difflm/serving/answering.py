@@ -122,6 +122,8 @@ async def chunks(
                 scores = _scores(plan, answer, delta)
                 if delta.text or scores is not None:
                     yield chunk(form.part(delta.index, delta.text, scores))
+                for choice in form.calling(answer, delta.calls):
+                    yield chunk(choice)
                 if delta.finished is not None:
                     yield chunk(form.closing(answer))
         if options.include_usage:

@@ -18,6 +18,7 @@ from difflm.decode.events import (
     Forwards,
     TokenLogprob,
 )
+from difflm.serving.calls import Call, GrowingCalls, Told
 from difflm.serving.texts import GrowingText
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Delta:
     Attributes:
         index: of the answer.
         text: new text that is certain.
+        calls: new calls of functions, whole.
         tokens: new tokens that are final.
         logprobs: of these, if asked for.
         finished: the whole answer, at its end.
@@ -42,6 +44,7 @@ class Delta:
 
     index: int
     text: str = ""
+    calls: tuple[Call, ...] = ()
     tokens: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     finished: Completion | None = None
@@ -63,6 +66,7 @@ class Answer:
         completion: at its end.
         block_size: tokens of a block; 1 left to right.
         forward: denoising forwards so far, where they are told.
+        reading: of the calls in its text; None where no function is offered.
     """
 
     loaded: LoadedModel
@@ -74,6 +78,7 @@ class Answer:
     completion: Completion | None = None
     block_size: int = 1
     forward: int = 0
+    reading: GrowingCalls | None = None
 
     @property
     def tokens(self) -> list[int]:
@@ -82,8 +87,13 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """Certain text so far."""
-        return self.growing.told
+        """Certain text so far, without calls."""
+        return self.growing.told if self.reading is None else self.reading.content
+
+    @property
+    def calls(self) -> list[Call]:
+        """Calls of functions so far."""
+        return [] if self.reading is None else self.reading.calls
 
     def take(self, event: Event) -> Delta:
         """Take in an event and return what it adds."""
@@ -91,12 +101,20 @@ class Answer:
             case Committed():
                 self.logprobs += event.logprobs or ()
                 text = self.growing.add(event.tokens)
+                told = Told(text) if self.reading is None else self.reading.add(text)
                 return Delta(
-                    index=self.index, text=text, tokens=event.tokens, logprobs=event.logprobs, block=event.block
+                    index=self.index,
+                    text=told.text,
+                    calls=told.calls,
+                    tokens=event.tokens,
+                    logprobs=event.logprobs,
+                    block=event.block,
                 )
             case Finished():
                 self.completion = event.completion
-                return Delta(index=self.index, text=self.growing.end(self._whole()), finished=event.completion)
+                text = self.growing.end(self._whole())
+                told = Told(text) if self.reading is None else self.reading.end(text)
+                return Delta(index=self.index, text=told.text, calls=told.calls, finished=event.completion)
             case _:
                 self.forward += isinstance(event, Denoised)
                 return Delta(index=self.index, provisional=event)

@@ -75,7 +75,7 @@ def _add_handlers(app: "FastAPI") -> None:
 
     async def absent(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException), "registered for these"
-        return endpoints.not_found(error.status_code, str(error.detail))
+        return endpoints.not_found(error.status_code, str(error.detail), dict(error.headers or {}))
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it; it stands in the log

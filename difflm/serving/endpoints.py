@@ -204,6 +204,6 @@ def answer_to(error: Exception) -> Response:
     return error_response(error_of(error))
 
 
-def not_found(status: int, detail: str) -> Response:
-    """Return the response of a path or method that there is not."""
-    return error_response(ApiError(status=status, message=json.dumps(detail)[1:-1]))
+def not_found(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """Return the response of a path or method that there is not; its headers may name the methods that there are."""
+    return error_response(ApiError(status=status, message=json.dumps(detail)[1:-1], headers=headers or {}))

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from difflm.decode.events import Completion, TokenLogprob
 from difflm.serving.answers import Answer, Usage
+from difflm.serving.calls import Call
 from difflm.serving.pieces import Pieces
 
 LEAST_LOGPROB = -9999.0
@@ -52,9 +53,11 @@ class Form:
         for number, answer in enumerate(answers):
             assert answer.completion is not None, "it is finished"
             echo = before[number] if before else None
-            end = self._end(answer.completion, answer.seed)
+            end = self._end(answer, answer.completion)
             if self.kind == "chat":
-                message = {"role": "assistant", "content": answer.text, "refusal": None}
+                message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+                if answer.calls:
+                    message |= {"content": answer.text or None, "tool_calls": [_call(each) for each in answer.calls]}
                 choices.append({"index": answer.index, "message": message, "logprobs": self._scores(answer), **end})
             else:
                 text = (echo.text if echo else "") + answer.text
@@ -87,18 +90,30 @@ class Form:
         content = {"delta": {"content": text}} if self.kind == "chat" else {"text": text}
         return {"index": index, **content, "logprobs": scores, "finish_reason": None}
 
+    def calling(self, answer: Answer, calls: Sequence[Call]) -> list[dict[str, Any]]:
+        """Return choices with the last calls of an answer: of each its name, and then its arguments."""
+        found: list[dict[str, Any]] = []
+        for number, call in enumerate(calls, start=len(answer.calls) - len(calls)):
+            named = {"index": number, **_call(call)}
+            named["function"] = {"name": call.name, "arguments": ""}
+            for part in (named, {"index": number, "function": {"arguments": call.arguments}}):
+                delta = {"tool_calls": [part]}
+                found.append({"index": answer.index, "delta": delta, "logprobs": None, "finish_reason": None})
+        return found
+
     def closing(self, answer: Answer) -> dict[str, Any]:
         """Return the choice that ends an answer; it has no content, as some clients would drop it."""
         assert answer.completion is not None, "it is finished"
         content: dict[str, Any] = {"delta": {}} if self.kind == "chat" else {"text": ""}
-        return {"index": answer.index, **content, "logprobs": None, **self._end(answer.completion, answer.seed)}
+        return {"index": answer.index, **content, "logprobs": None, **self._end(answer, answer.completion)}
 
-    def _end(self, completion: Completion, seed: int) -> dict[str, Any]:
+    def _end(self, answer: Answer, completion: Completion) -> dict[str, Any]:
+        reason = "tool_calls" if answer.calls else "stop"
         return {
-            "finish_reason": "stop" if completion.finish_reason == "stop" else "length",
+            "finish_reason": reason if completion.finish_reason == "stop" else "length",
             "stop_reason": completion.stopped_by,
             "diffusion": {
-                "seed": seed,
+                "seed": answer.seed,
                 "end": completion.finish_reason,
                 "forwards": forwards_object(completion),
                 "tokens_per_forward": completion.tokens_per_forward,
@@ -153,6 +168,10 @@ class Form:
         for token, logprob in pairs:
             found.setdefault(self._text(token), finite(logprob))
         return found
+
+
+def _call(call: Call) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

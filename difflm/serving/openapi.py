@@ -48,6 +48,14 @@ _SUMMARIES: Mapping[str, str] = {
     "/version": "Which difflm this is.",
     "/metrics": "Metrics in Prometheus' text format.",
 }
+_STREAM = "text/event-stream"
+_PLAIN = "text/plain"
+_KINDS: Mapping[str, tuple[str, ...]] = {
+    "/v1/chat/completions": ("application/json", _STREAM),
+    "/v1/completions": ("application/json", _STREAM),
+    "/metrics": (_PLAIN,),
+}
+"""Media types of answers, where they are not JSON alone."""
 _ALWAYS = {401: "The API key is missing or wrong.", 403: "The Host header names another host."}
 
 
@@ -77,6 +85,9 @@ def described(method: str, path: str) -> dict[str, Any]:
     responses: dict[int | str, Any] = {
         status: {"description": text, "content": failed} for status, text in known.items()
     }
+    kinds = _KINDS.get(path, ("application/json",))
+    content = {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}} for kind in kinds}
+    responses[200] = {"description": "The answer.", "content": content}
     return {"summary": summary, "operation_id": name, "responses": responses, **more}
 
 

@@ -27,6 +27,7 @@ from difflm.serving.sampling import sampling_params
 from difflm.serving.schema import Asked, Body, ChatRequest, CompletionRequest, StreamOptions
 from difflm.serving.texts import GrowingText
 from difflm.serving.tickets import Job, Order
+from difflm.serving.tools import ToolTemplate, offer_of
 from difflm.serving.unsupported import check_extra
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Planner:
         defaults: what requests do not say.
         cache_tokens: that the engine has room for.
         pieces: text of single tokens; None without a tokenizer.
+        template: how its chat template writes calls of functions.
     """
 
     loaded: LoadedModel
@@ -98,6 +100,10 @@ class Planner:
     defaults: Defaults
     cache_tokens: int
     pieces: Pieces | None = None
+    template: ToolTemplate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.template = ToolTemplate(self.loaded)
 
     def chat(self, body: bytes) -> Plan:
         """Return the plan of a conversation.
@@ -109,13 +115,17 @@ class Planner:
         self._check_common(asked, chat=True)
         if asked.top_logprobs is not None and not asked.logprobs:
             raise of_field("top_logprobs", "it needs logprobs true")
-        prompt = conversation_ids(self.loaded, asked.messages, self.limits)
+        offer = offer_of(asked, self.template)
+        prompt = conversation_ids(self.loaded, asked.messages, self.limits, tools=offer.tools)
         most = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
         if most == 0:
             raise of_field("max_tokens", "0 cannot be used; give at least 1")
         new_tokens = self._new_tokens([prompt], most, self.limits.new_tokens, where="messages")
         top = (asked.top_logprobs or 0) if asked.logprobs else None
-        return self._plan(asked, "chat", [prompt], new_tokens=new_tokens, top=top)
+        plan = self._plan(asked, "chat", [prompt], new_tokens=new_tokens, top=top)
+        for answer in plan.answers:
+            answer.reading = offer.reader()
+        return plan
 
     def text(self, body: bytes) -> Plan:
         """Return the plan of a completion. Raises as `chat`."""

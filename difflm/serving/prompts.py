@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from difflm.errors import DifflmError
 from difflm.serving.errors import bad, not_usable, of_field
 from difflm.serving.limits import Limits
-from difflm.serving.schema import CompletionRequest, Message
+from difflm.serving.schema import CompletionRequest, Message, ToolCall
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
@@ -61,13 +62,16 @@ def encoded(loaded: LoadedModel, text: str, *, where: str) -> list[int]:
         raise not_usable(error, where=where) from None
 
 
-def conversation_ids(loaded: LoadedModel, messages: Sequence[Message], limits: Limits) -> list[int]:
+def conversation_ids(
+    loaded: LoadedModel, messages: Sequence[Message], limits: Limits, *, tools: Sequence[Any] = ()
+) -> list[int]:
     """Return the ids of a conversation in the model's chat template, ready for the answer.
 
     Args:
         loaded: the model.
         messages: of the request.
         limits: bounds.
+        tools: descriptions of functions that the template is shown.
 
     Raises:
         ApiError: too many messages, content that is no text, or a template that refuses them.
@@ -76,7 +80,13 @@ def conversation_ids(loaded: LoadedModel, messages: Sequence[Message], limits: L
         raise of_field("messages", f"{len(messages)} messages; give at most {limits.messages}")
     plain = [_plain(message, f"messages[{number}]") for number, message in enumerate(messages)]
     try:
-        return loaded.encode_chat(plain)
+        ids = loaded.encode_chat(plain, tools=tools or None)
+        calling = next((number for number, message in enumerate(plain) if "tool_calls" in message), None)
+        if calling is not None:
+            silent = [{name: value for name, value in each.items() if name != "tool_calls"} for each in plain]
+            if loaded.encode_chat(silent, tools=tools or None) == ids:
+                raise of_field(f"messages[{calling}].tool_calls", "the model's chat template does not read them")
+        return ids
     except DifflmError as error:
         raise bad(f"messages: {_without_path(loaded, error)}", param="messages") from None
 
@@ -86,16 +96,39 @@ def _without_path(loaded: LoadedModel, error: Exception) -> str:
     return " ".join(str(error).split()).removeprefix(f"{loaded.path}: ")
 
 
-def _plain(message: Message, where: str) -> dict[str, str]:
+def _plain(message: Message, where: str) -> dict[str, Any]:
     """Return a message as chat templates know it."""
     extra: dict[str, Any] = message.model_extra or {}
-    for name in ("tool_calls", "function_call", "tool_call_id", "audio"):
+    for name in ("function_call", "audio"):
         if extra.get(name):
             raise of_field(f"{where}.{name}", "it is not supported by this server; leave it out")
-    if message.role in ("tool", "function"):
-        raise of_field(f"{where}.role", f"{message.role!r} is not supported by this server")
+    if message.role == "function":
+        raise of_field(f"{where}.role", "'function' is not supported by this server; use 'tool'")
     role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": _text(message, where)}
+    plain: dict[str, Any] = {"role": role}
+    if message.tool_calls:
+        if role != "assistant":
+            raise of_field(f"{where}.tool_calls", f"a message of {role!r} has none; leave them out")
+        plain["tool_calls"] = [_called(call, f"{where}.tool_calls[{n}]") for n, call in enumerate(message.tool_calls)]
+    if role == "tool":
+        if not message.tool_call_id:
+            raise of_field(f"{where}.tool_call_id", "it is missing; give the id of the call whose result this is")
+        plain["tool_call_id"] = message.tool_call_id
+        if isinstance(extra.get("name"), str):
+            plain["name"] = extra["name"]
+    plain["content"] = "" if message.tool_calls and message.content is None else _text(message, where)
+    return plain
+
+
+def _called(call: ToolCall, where: str) -> dict[str, Any]:
+    """Return a call, its arguments as an object."""
+    try:
+        arguments: Any = json.loads(call.function.arguments)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise of_field(f"{where}.function.arguments", "they are no JSON object; give one, written as text")
+    return {"id": call.id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def _text(message: Message, where: str) -> str:

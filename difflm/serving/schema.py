@@ -122,17 +122,65 @@ class Part(Body):
     text: str | None = None
 
 
+class Called(Body):
+    """A function and its arguments, an object written as JSON."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Body):
+    """A call that an assistant made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Called
+
+
 class Message(Body):
     """A message of a conversation."""
 
     role: Role
     content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(Body):
+    """A function that may be called; `parameters` is the JSON schema of its arguments."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Body):
+    """A function, as a tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class Named(Body):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedChoice(Body):
+    """The function that has to be called."""
+
+    type: Literal["function"]
+    function: Named
 
 
 class ChatRequest(Asked):
     """Body of /v1/chat/completions."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
@@ -144,6 +192,7 @@ class TokenizeRequest(Body):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
     add_special_tokens: bool | None = None
 
 

@@ -8,6 +8,7 @@ from difflm.serving.errors import ApiError, of_field
 from difflm.serving.planning import Planner, parsed
 from difflm.serving.prompts import conversation_ids, encoded
 from difflm.serving.schema import DetokenizeRequest, TokenizeRequest
+from difflm.serving.tools import shown
 
 if TYPE_CHECKING:
     from difflm.checkpoints.loading import LoadedModel
@@ -27,10 +28,13 @@ def tokenized(planner: Planner, body: bytes) -> dict[str, Any]:
     planner.check_model(asked.model)
     if (asked.prompt is None) == (asked.messages is None):
         raise of_field("prompt", "give either a text here, or a conversation as messages")
+    if asked.tools and asked.messages is None:
+        raise of_field("tools", "they need messages")
     if asked.add_special_tokens and asked.prompt is not None:
         raise of_field("add_special_tokens", "true is not served: none are added to prompts here; leave it out")
     if asked.messages is not None:
-        tokens = conversation_ids(planner.loaded, asked.messages, planner.limits)
+        tools = shown(asked.tools or (), planner.template).tools
+        tokens = conversation_ids(planner.loaded, asked.messages, planner.limits, tools=tools)
     else:
         tokens = encoded(planner.loaded, asked.prompt or "", where="prompt")
     return {"tokens": tokens, "count": len(tokens), "max_model_len": planner.loaded.config.model.max_positions}

@@ -43,3 +43,8 @@ def test_a_defect_is_a_500_without_its_reason(server: Running, monkeypatch: pyte
     assert response.status_code == 500
     assert response.json()["error"]["message"] == "internal error"
     assert server.post("/v1/completions", {"prompt": "x", "max_tokens": 2}).status_code == 200
+
+
+def test_a_method_that_there_is_not_names_those_that_there_are(server: Running) -> None:
+    response = server.get("/v1/completions")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")

@@ -9,10 +9,15 @@ from typing import Any
 import pytest
 
 from difflm.checkpoints.loading import LoadedModel
+from difflm.data.conversations import messages_of
 from difflm.serving.errors import ApiError
 from difflm.serving.limits import Limits
 from difflm.serving.prompts import conversation_ids, encoded, prompts_of
 from difflm.serving.schema import ChatRequest, CompletionRequest
+from tests.serving.scripted import MARKED, with_template
+
+CALL: Any = {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+WRONG: Any = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "[1]"}}
 
 
 def prompts(loaded: LoadedModel, prompt: Any, **fields: Any) -> list[list[int]]:
@@ -66,9 +71,13 @@ def test_content_as_text_and_as_parts(loaded: LoadedModel) -> None:
         ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text"),
         ({"role": "user"}, "messages[0].content"),
         ({"role": "user", "content": None}, "messages[0].content"),
-        ({"role": "assistant", "content": "a", "tool_calls": [{"id": "x"}]}, "messages[0].tool_calls"),
-        ({"role": "tool", "content": "a", "tool_call_id": "x"}, "messages[0].tool_call_id"),
-        ({"role": "tool", "content": "a"}, "messages[0].role"),
+        ({"role": "user", "content": "a", "tool_calls": [CALL]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "content": "a", "tool_calls": [CALL]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "tool_calls": [WRONG]}, "messages[0].tool_calls[0].function.arguments"),
+        ({"role": "tool", "content": "a"}, "messages[0].tool_call_id"),
+        ({"role": "tool", "tool_call_id": "x"}, "messages[0].content"),
+        ({"role": "function", "name": "f", "content": "a"}, "messages[0].role"),
+        ({"role": "assistant", "content": "a", "function_call": {"name": "f"}}, "messages[0].function_call"),
     ],
     ids=str,
 )
@@ -90,3 +99,16 @@ def test_too_many_messages_and_no_template(loaded: LoadedModel) -> None:
         conversation(LoadedModel(loaded.model, bare, loaded.config, loaded.path), message)
     assert str(loaded.path) not in caught.value.message
     assert "no chat template" in caught.value.message
+
+
+def test_calls_and_results_are_what_training_reads(loaded: LoadedModel) -> None:
+    own = with_template(loaded, MARKED)
+    result = {"role": "tool", "tool_call_id": "x", "content": [{"type": "text", "text": "a light"}]}
+    asked: list[Any] = [{"role": "user", "content": "in"}, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    found = conversation(own, *asked, result)
+    messages, _ = messages_of([*asked, result], "here", "messages")
+    assert found == own.encode_chat(messages)
+    assert '"arguments": {"a": 1}' in own.decode(found)
+    with pytest.raises(ApiError) as caught:
+        conversation(loaded, *asked, result)
+    assert caught.value.message == "messages[1].tool_calls: the model's chat template does not read them"
