@@ -1,6 +1,8 @@
 # Needs make and Python 3.11 or newer; each target sets up .venv by itself, once.
 #   make demo        the whole path on a real checkpoint (about forty minutes on two cores); resumes when interrupted
 #   make demo-quick  the same, shortened (minutes)
+#   make study       a small model through every stage, beside its AR control (at most three hours); resumes
+#   make study-quick the same, shortened (at most twenty minutes)
 #   make test        the fast test suite
 #   make test-full   the slow tests as well (clean installs, killed runs, the faults of `make mutants`)
 #   make check       formatting, lint, types, import directions; `make format` mends what can be mended
@@ -27,8 +29,10 @@ export GOMP_SPINCOUNT ?= 0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LINT_STAMP := $(VENV)/.ready-check
+STUDY_STAMP := $(VENV)/.ready-study
+STUDY_OPTIONS ?=
 
-.PHONY: setup test test-full demo demo-quick check format mutants docs dist cli-options gpu-check clean
+.PHONY: setup test test-full demo demo-quick study study-quick check format mutants docs dist cli-options gpu-check clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -61,6 +65,17 @@ demo: $(STAMP)
 
 demo-quick: $(STAMP)
 	$(BIN)/python -m demo.run --quick
+
+$(STUDY_STAMP): $(STAMP)
+	@echo "adding reasoning-gym to $(VENV) (once)"
+	@$(BIN)/python $(PIP) -e ".[study]"
+	@touch $@
+
+study: $(STUDY_STAMP)
+	$(BIN)/python -m study.run $(STUDY_OPTIONS)
+
+study-quick: $(STUDY_STAMP)
+	$(BIN)/python -m study.run --quick $(STUDY_OPTIONS)
 
 check: $(LINT_STAMP)
 	$(BIN)/ruff check

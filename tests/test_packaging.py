@@ -126,7 +126,7 @@ def test_the_wheel_built_from_the_sdist_is_the_one_built_from_the_tree(wheel: Pa
 
 
 def test_the_sdist_holds_what_the_tests_read(sdist: Path) -> None:
-    for folder in ("difflm", "tests", "demo", "docs", "examples", "benchmarks", "adapters"):
+    for folder in ("difflm", "tests", "demo", "study", "docs", "examples", "benchmarks", "adapters"):
         here = {
             path.relative_to(ROOT).as_posix()
             for path in (ROOT / folder).rglob("*")

@@ -90,7 +90,7 @@ def test_the_tree_names_every_part_of_the_package() -> None:
 
 def test_the_tree_names_every_module() -> None:
     block = TEXT.split("<!-- tree -->")[1].split("```")[1]
-    for package in ("difflm", "demo"):
+    for package in ("difflm", "demo", "study"):
         for path in (ROOT / package).rglob("*.py"):
             if path.name != "__init__.py":
                 assert re.search(rf"\b{re.escape(path.name)}\b", block), path

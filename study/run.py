@@ -1,0 +1,246 @@
+"""`make study`: parent, conversion, SFT, CAP, DPO, the AR control of each, a lossless drafter; every figure kept.
+
+    python -m study.run [--quick] [--output FOLDER] [--page FILE]
+
+Every part is skipped when what it made is there, so the study may be interrupted at will and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+# Two threads that spin beside a busy neighbour can be ten times slower than one; torch reads this when it loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+from difflm import DifflmError, convert, train
+from difflm.bench.environment import environment
+from difflm.checkpoints.folders import replace_text
+from difflm.display import training_observer
+from difflm.evaluation.tasks import Item
+from difflm.plots import read_rows
+from difflm.training.build import set_threads
+from difflm.training.config import TrainConfig
+from difflm.training.merge_methods import Best
+from difflm.training.merging import merge_run
+from study import plan as plans
+from study.evaluate import Scorer, answer_tasks, sample_pairs
+from study.parent import SPARE, learn_tokenizer, write_parent
+from study.plan import FULL, QUICK, TASKS, Plan, plan_facts
+from study.report import write_page
+from study.results import Results
+from study.tasks import StudyTask, study_task, write_items
+
+TOKENIZER_TEXTS = 2000
+"""Items of each task from which the tokenizer is learnt."""
+
+
+class Study:
+    """The parts of the study, in order; each can be repeated for nothing.
+
+    Args:
+        plan: the sizes.
+        tasks: what is learnt and scored.
+        folder: of everything that is made.
+        say: is told what goes on.
+    """
+
+    def __init__(self, plan: Plan, tasks: Sequence[StudyTask], folder: Path, say: Callable[[str], None]) -> None:
+        self.plan, self.tasks, self.folder, self.say = plan, tasks, folder, say
+        self.results = Results(folder / "results.jsonl")
+        self.scorer = Scorer(plan, tasks, folder, self.results, say)
+
+    def run(self) -> None:
+        """Do all parts."""
+        check_plan(self.plan, self.folder)
+        self.results.put({"kind": "environment", **environment()})
+        self.results.put({"kind": "plan", **plan_facts(self.plan)})
+        self.part("data", self.prepare)
+        parent = self.trained("parent", plans.parent_run(self.plan, self.folder))
+        controls = {"wsd": self.control("wsd", parent, "continued")}
+        controls["sft"] = self.control("sft", controls["wsd"], "tuned")
+        merged = self.converted(parent)
+        models = {"wsd": merged}
+        for name in ("sft", "sft-single"):
+            models[name] = self.trained(name, plans.sft_run(self.plan, self.folder, name, model=merged))
+        last = self.own_answers(models, controls)
+        self.preferences(models, controls, last)
+        models["lossless"] = self.lossless(controls["sft"])
+        for stage, model in controls.items():
+            self.part(f"score ar-{stage}", lambda s=stage, m=model: self.scorer.control(f"ar-{s}", m))
+        for stage, model in models.items():
+            self.part(f"score {stage}", lambda s=stage, m=model: self.scorer.stage(s, m))
+        self.part("speed", lambda: self.scorer.speed(models, controls["sft"]))
+
+    def part(self, name: str, work: Callable[[], object]) -> None:
+        """Do a part and note its wall-clock seconds, the longest of all times that it was called."""
+        started = time.perf_counter()
+        self.say(f"{name}")
+        work()
+        before = max((row["seconds"] for row in self.results.of("part", stage=name)), default=0.0)
+        self.results.put({"kind": "part", "stage": name, "seconds": max(before, time.perf_counter() - started)})
+
+    def prepare(self) -> None:
+        """Write the data files, no prompt in two of them or in the evaluation; the tokenizer; the random model."""
+        plan, data = self.plan, self.folder / "data"
+        if not (data / "parts.json").is_file():
+            taken = {task.name: {item.prompt for item in self.scorer.items(task)} for task in self.tasks}
+            parts = {
+                "validation": (plans.VALIDATION, plan.validation_items),
+                "parent": (plans.PARENT, plan.parent_items),
+                "continued": (plans.CONTINUED, plan.continued_items),
+                "tuned": (plans.TUNED, plan.tuned_items),
+                "questions-own": (plans.OWN, plan.own_items),
+                "questions-preferred": (plans.PREFERRED, plan.preferred_items),
+            }
+            counts: dict[str, int] = {}
+            for name, (part, count) in parts.items():
+                found = {task.short: _fresh(task, part, count, taken[task.name]) for task in self.tasks}
+                mixed = list(itertools.chain.from_iterable(found.values()))
+                random.Random(f"order of {name}").shuffle(mixed)
+                write_items(data / f"{name}.jsonl", mixed)
+                counts[name] = len(mixed)
+                if name == "parent":
+                    texts = [
+                        text
+                        for items in found.values()
+                        for item in items[:TOKENIZER_TEXTS]
+                        for text in (item.prompt, item.reference)
+                    ]
+                    replace_text(data / "tokenizer-texts.json", json.dumps(texts))
+            replace_text(data / "parts.json", json.dumps(counts))
+        if not (self.folder / "random").is_dir():
+            texts = json.loads((data / "tokenizer-texts.json").read_text(encoding="utf-8"))
+            tokenizer = learn_tokenizer(texts, plan.vocabulary)
+            size = write_parent(self.folder / "random", tokenizer, layers=plan.layers, hidden=plan.hidden, seed=0)
+            self.results.put({"kind": "model", "parameters": size, "vocabulary": tokenizer.get_vocab_size()})
+
+    def trained(self, name: str, config: TrainConfig) -> Path:
+        """Train, or go on, or find it done; note what the run says of itself; return the last checkpoint."""
+        found: list[Path] = []
+        self.part(name, lambda: found.append(train(config, resume="auto", observer=training_observer())))
+        rows = read_rows(config.output / "metrics.jsonl")
+        steps = [row for row in rows if row["kind"] == "train"]
+        checks = [row for row in rows if row["kind"] == "validation"]
+        line = {"kind": "training", "stage": name, "tokens": config.total_tokens, "seconds": steps[-1]["seconds"]}
+        if checks:
+            line |= {"perplexity": checks[-1]["perplexity"], "ar_perplexity": checks[-1]["ar_perplexity"]}
+        if "rewards" in steps[-1]:
+            line["rewards"] = steps[-1]["rewards"]
+        self.results.put(line)
+        return found[0]
+
+    def control(self, stage: str, model: Path, data: str) -> Path:
+        """Train the AR control of a stage on its data and tokens."""
+        return self.trained(f"ar-{stage}", plans.control_run(self.plan, self.folder, stage, model=model, data=data))
+
+    def converted(self, parent: Path) -> Path:
+        """Convert the parent, train the ladder, and merge its best checkpoints."""
+        self._convert(parent, "converted", noisy="bidirectional", block=self.plan.block_size)
+        self.trained("wsd", plans.wsd_run(self.plan, self.folder))
+        merged = self.folder / "merged"
+        if not merged.is_dir():
+            result = merge_run(self.folder / "runs" / "wsd", merged, method=Best(4))
+            members = [each.perplexity for each in result.members]
+            self.results.put({"kind": "merge", "stage": "wsd", "members": members, "perplexity": result.perplexity})
+        return merged
+
+    def own_answers(self, models: dict[str, Path], controls: dict[str, Path]) -> Path:
+        """Train CAP, and its ablation, on what the fine-tuned model answers right; return the model to go on from."""
+        sft = models["sft"]
+        self.part("answers", lambda: answer_tasks(self.plan, self.tasks, self.folder, sft, self.results, self.say))
+        if not self._enough("cap", self.folder / "data" / "own.jsonl"):
+            return sft
+        for name in ("cap", "cap-zero"):
+            models[name] = self.trained(name, plans.cap_run(self.plan, self.folder, name, model=sft))
+        controls["cap"] = self.control("cap", controls["sft"], "own")
+        return models["cap"]
+
+    def preferences(self, models: dict[str, Path], controls: dict[str, Path], last: Path) -> None:
+        """Train DPO on right and wrong answers of the model, and the control on the right ones."""
+        self.part("pairs", lambda: sample_pairs(self.plan, self.tasks, self.folder, last, self.results, self.say))
+        if not self._enough("dpo", self.folder / "data" / "preferred.jsonl"):
+            return
+        models["dpo"] = self.trained("dpo", plans.dpo_run(self.plan, self.folder, model=last))
+        before = controls.get("cap", controls["sft"])
+        controls["dpo"] = self.control("dpo", before, "preferred-right")
+
+    def lossless(self, control: Path) -> Path:
+        """Train an adapter that drafts for the AR control."""
+        self._convert(control, "drafted", noisy="causal", block=self.plan.window)
+        return self.trained("lossless", plans.draft_run(self.plan, self.folder, model=self.folder / "drafted"))
+
+    def _convert(self, model: Path, name: str, *, noisy: str, block: int) -> None:
+        if (self.folder / name).is_dir():
+            return
+        convert(
+            model,
+            self.folder / name,
+            mask_token=SPARE,
+            block_size=block,
+            logit_shift=True,
+            clean_attention="causal",
+            noisy_attention="causal" if noisy == "causal" else "bidirectional",
+            licence="apache-2.0",
+            recipe="study",
+        )
+
+    def _enough(self, stage: str, path: Path) -> bool:
+        """Return whether a file has the least number of records; note it where it has not."""
+        count = len(path.read_text(encoding="utf-8").splitlines())
+        if count < self.plan.least_records:
+            reason = f"{count} records of the model's own, fewer than {self.plan.least_records}"
+            self.results.put({"kind": "skipped", "stage": stage, "reason": reason})
+            self.say(f"    {stage} left out: {reason}")
+        return count >= self.plan.least_records
+
+
+def _fresh(task: StudyTask, part: int, count: int, taken: set[str]) -> list[Item]:
+    """Return new items of a part, and add their prompts to those that are taken."""
+    found = list(itertools.islice(task.stream(part, taken), count))
+    taken.update(item.prompt for item in found)
+    return found
+
+
+def check_plan(plan: Plan, folder: Path) -> None:
+    """Record the plan in the folder; refuse a folder that holds another one."""
+    record, text = folder / "plan.json", json.dumps(plan_facts(plan), indent=1)
+    if record.is_file() and record.read_text(encoding="utf-8") != text:
+        raise DifflmError(f"{folder}: holds a study of other sizes; delete it or choose another --output")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(record, text)
+
+
+def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    """Parse the command line and run; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m study.run", description="The whole recipe on a small model.")
+    parser.add_argument("--quick", action="store_true", help="a short run that shows the path, not the quality")
+    parser.add_argument("--output", type=Path, help="folder of the study (default: runs/study[-quick])")
+    parser.add_argument("--page", type=Path, help="page to write (default: study.md in the folder)")
+    options = parser.parse_args(arguments)
+    folder = options.output or Path("runs") / ("study-quick" if options.quick else "study")
+    try:
+        set_threads(None)
+        tasks = [study_task(*each) for each in TASKS]
+        study = Study(QUICK if options.quick else FULL, tasks, folder, lambda line: print(line, flush=True))
+        study.run()
+        print(f"report: {write_page(folder, options.page or folder / 'study.md')}")
+    except DifflmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

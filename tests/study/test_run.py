@@ -1,0 +1,133 @@
+"""The whole study on a tiny model and a made-up task: every stage runs, and a second run does nothing twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from difflm.errors import DifflmError
+from study import run as running
+from study.plan import FULL, QUICK, Plan, plan_facts
+from study.report import write_page
+from study.run import Study, check_plan
+from study.tasks import StudyTask
+from tests.study.test_tasks import Numbers
+
+STAGES = ("parent", "wsd", "sft", "cap", "dpo", "lossless")
+PLAN = Plan(
+    layers=1,
+    hidden=64,
+    vocabulary=280,
+    row_length=32,
+    rows_per_batch=8,
+    block_size=4,
+    window=4,
+    log_every=1,
+    parent_tokens=10_000,
+    ladder=((1, 300), ("row", 300), (4, 1000)),
+    sft_tokens=2000,
+    cap_tokens=500,
+    dpo_tokens=300,
+    draft_tokens=500,
+    parent_items=200,
+    continued_items=40,
+    tuned_items=40,
+    own_items=12,
+    preferred_items=16,
+    samples=6,
+    validation_items=4,
+    items=10,
+    curve_items=5,
+    thresholds=(0.5, 0.9),
+    speed_items=1,
+    repeats=1,
+    compiled=False,
+    least_records=1,
+    learning_rates=tuple((stage, 3e-3) for stage in STAGES),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished study."""
+    folder = tmp_path_factory.mktemp("study") / "study"
+    study(folder).run()
+    return folder
+
+
+def study(folder: Path, lines: list[str] | None = None) -> Study:
+    said = [] if lines is None else lines
+    return Study(PLAN, [StudyTask("numbers", Numbers(), 8)], folder, said.append)
+
+
+@pytest.mark.slow
+def test_every_stage_is_trained_scored_and_timed(folder: Path) -> None:
+    results = study(folder).results
+    assert results.of("skipped") == []
+    blocks = {"wsd", "sft", "sft-single", "cap", "cap-zero", "dpo"}
+    controls = {"ar-wsd", "ar-sft", "ar-cap", "ar-dpo"}
+    assert {row["stage"] for row in results.of("training")} == blocks | controls | {"parent", "lossless"}
+    assert {row["stage"] for row in results.of("score")} == blocks | controls | {"lossless"}
+    for stage in ("wsd", "sft", "cap", "dpo"):
+        own, beside = (results.of("training", stage=name)[0]["tokens"] for name in (stage, f"ar-{stage}"))
+        assert own == beside, "the control has as many tokens"
+        assert {row["threshold"]: row["items"] for row in results.of("score", stage=stage)} == {0.5: 5, 0.9: 10}
+    assert {row["stage"] for row in results.of("speed")} == {"ar-sft", "sft", "cap", "dpo", "lossless"}
+    assert results.of("equal")[0]["same"] == results.of("equal")[0]["items"]
+    assert results.of("training", stage="dpo")[0]["rewards"]
+    text = write_page(folder, folder / "page.md").read_text()
+    assert "| dpo | preferences (Eqs. 7-8) | 10 |" in text
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_data_share_no_prompt(folder: Path) -> None:
+    names = ("validation", "parent", "continued", "tuned", "questions-own", "questions-preferred")
+    found = [json.loads(line)["prompt"] for name in names for line in (folder / "data" / f"{name}.jsonl").open()]
+    scored = [item.prompt for item in StudyTask("numbers", Numbers(), 8).items(PLAN.items, 1)]
+    assert len(set(found + scored)) == len(found) + len(scored)
+    for name, of in (("own", "questions-own"), ("preferred", "questions-preferred")):
+        asked = {json.loads(line)["prompt"] for line in (folder / "data" / f"{of}.jsonl").open()}
+        lines = [json.loads(line) for line in (folder / "data" / f"{name}.jsonl").open()]
+        assert lines
+        assert {line["prompt"] for line in lines} <= asked
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_twice(folder: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".safetensors", ".csv")}
+    weights = {path for path in before if path.suffix == ".safetensors"}
+    figures = study(folder).results.of("score")
+    lines: list[str] = []
+    study(folder, lines).run()
+    assert {path: path.stat().st_mtime_ns for path in weights} == {path: before[path] for path in weights}
+    assert study(folder).results.of("score") == figures, "points are taken, not measured again"
+    assert lines
+
+
+@pytest.mark.slow
+def test_a_stage_without_own_answers_is_left_out_and_named(folder: Path) -> None:
+    made = study(folder)
+    made.plan = Plan(**{**{name: getattr(PLAN, name) for name in PLAN.__slots__}, "least_records": 10**6})
+    assert not made._enough("cap", folder / "data" / "own.jsonl")
+    [row] = made.results.of("skipped")
+    assert row["stage"] == "cap"
+    assert "fewer than 1000000" in row["reason"]
+
+
+def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
+    check_plan(QUICK, tmp_path)
+    check_plan(QUICK, tmp_path)
+    with pytest.raises(DifflmError, match="holds a study of other sizes"):
+        check_plan(FULL, tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["items"] == plan_facts(QUICK)["items"]
+
+
+def test_the_command_names_its_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(running, "TASKS", ())
+    check_plan(FULL, tmp_path)
+    assert running.main(["--quick", "--output", str(tmp_path)]) == 2
+    assert "holds a study of other sizes" in capsys.readouterr().err
