@@ -3265,6 +3265,24 @@ MUTANTS = (
         "tests/serving/test_formats.py::test_infinities_are_a_number",
     ),
     Mutant(
+        "difflm/serving/guard.py",
+        "not in (*OPEN, *PLACES)",
+        "not in OPEN",
+        "tests/serving/test_page.py::test_the_page_needs_no_key_and_says_nothing_of_the_model",
+    ),
+    Mutant(
+        "difflm/serving/page.py",
+        "style-src 'self'",
+        "style-src 'self' 'unsafe-inline'",
+        "tests/serving/test_page.py::test_the_policy_allows_files_of_the_server_alone",
+    ),
+    Mutant(
+        "difflm/serving/offering.py",
+        "min(limits.new_tokens, config.model.max_positions)",
+        "config.model.max_positions",
+        "tests/serving/test_offering.py::test_the_servers_own_settings_are_told",
+    ),
+    Mutant(
         "difflm/serving/denoising.py",
         "start = block * answer.block_size - len(answer.prompt)",
         "start = block * answer.block_size",
@@ -3293,6 +3311,30 @@ MUTANTS = (
         'asked = asked.model_copy(update={"ignore_eos": True})',
         "pass",
         "tests/serving/test_echoing.py::test_so_many_tokens_stand_behind_the_prompt",
+    ),
+    Mutant(
+        "difflm/serving/calls.py",
+        'read.get("name") not in self.names',
+        'not isinstance(read.get("name"), str)',
+        "tests/serving/test_calls.py::test_marked_calls",
+    ),
+    Mutant(
+        "difflm/serving/calls.py",
+        "                self._held = self._held.lstrip()\n",
+        "                pass\n",
+        "tests/serving/test_calls.py::test_the_parts_in_which_a_text_comes_change_nothing",
+    ),
+    Mutant(
+        "difflm/serving/prompts.py",
+        "if loaded.encode_chat(silent, tools=tools or None) == ids:",
+        "if False:",
+        "tests/serving/test_prompts.py::test_calls_and_results_are_what_training_reads",
+    ),
+    Mutant(
+        "difflm/serving/formats.py",
+        'reason if completion.finish_reason == "stop" else "length"',
+        'reason if completion.finish_reason == "stop" or answer.calls else "length"',
+        "tests/serving/test_tools.py::test_an_answer_that_is_cut_says_so",
     ),
     Mutant(
         "difflm/chat/session.py",
@@ -3347,30 +3389,6 @@ MUTANTS = (
         '{"denoising": True} if ours else {}',
         '{"denoising": True}',
         "tests/chat/test_remote.py::test_one_of_several_models_is_named_and_a_foreign_server_is_not_watched",
-    ),
-    Mutant(
-        "difflm/serving/calls.py",
-        'read.get("name") not in self.names',
-        'not isinstance(read.get("name"), str)',
-        "tests/serving/test_calls.py::test_marked_calls",
-    ),
-    Mutant(
-        "difflm/serving/calls.py",
-        "                self._held = self._held.lstrip()\n",
-        "                pass\n",
-        "tests/serving/test_calls.py::test_the_parts_in_which_a_text_comes_change_nothing",
-    ),
-    Mutant(
-        "difflm/serving/prompts.py",
-        "if loaded.encode_chat(silent, tools=tools or None) == ids:",
-        "if False:",
-        "tests/serving/test_prompts.py::test_calls_and_results_are_what_training_reads",
-    ),
-    Mutant(
-        "difflm/serving/formats.py",
-        'reason if completion.finish_reason == "stop" else "length"',
-        'reason if completion.finish_reason == "stop" or answer.calls else "length"',
-        "tests/serving/test_tools.py::test_an_answer_that_is_cut_says_so",
     ),
     Mutant(
         "difflm/serving/sse.py",

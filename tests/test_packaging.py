@@ -27,6 +27,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from difflm import __version__
+from difflm.serving.page import PLACES
 from tests.standins import write_parent, write_texts
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +114,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert sorted(each for each in names if each.endswith(".py")) == MODULES
     assert "difflm/py.typed" in names
     others = [each for each in names if not each.endswith(".py") and each != "difflm/py.typed"]
-    assert {Path(each).suffix for each in others} <= {".yaml"}
+    assert {Path(each).suffix for each in others} <= {".yaml", ".html", ".css", ".js", ".svg"}
+    assert {Path(each).name for each in others if each.startswith("difflm/serving/static/")} == set(PLACES.values())
     assert {each for each in others if each.startswith("difflm/recipes/")} == {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "difflm" / "recipes").glob("*.yaml")
     }

@@ -11,6 +11,7 @@ from difflm.serving.errors import ApiError, internal
 from difflm.serving.failures import Unanswered
 from difflm.serving.guard import Guard
 from difflm.serving.openapi import described
+from difflm.serving.page import PLACES, page_response
 from difflm.serving.service import Service
 from difflm.serving.sse import ReaderGone
 
@@ -46,11 +47,16 @@ def make_app(service: Service, *, aborting: endpoints.Aborting = lambda scope: l
 
         return answer
 
+    async def page(request: Request) -> Response:
+        return page_response(request)
+
     app = FastAPI(title="difflm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     for method, path, handle in endpoints.table(service, aborting):
         app.add_api_route(
             path, endpoint(handle), methods=[method], response_model=None, name=path, **described(method, path)
         )
+    for path in PLACES:
+        app.add_api_route(path, endpoint(page), methods=["GET", "HEAD"], response_model=None, include_in_schema=False)
     _add_handlers(app)
     app.add_middleware(Guard, access=service.access, limits=service.limits)  # type: ignore[arg-type]
     if service.access.origins:

@@ -16,6 +16,7 @@ from typing import Any
 from difflm.serving.errors import ApiError
 from difflm.serving.limits import Access, Limits
 from difflm.serving.logs import told
+from difflm.serving.page import PLACES
 from difflm.serving.sse import Receive, Send, written
 
 OPEN = ("/health", "/ready")
@@ -84,7 +85,7 @@ class Guard:
             # A page of another site may reach a server on this machine under a name of its own.
             message = f"host: {name!r:.80} is not served; start the server with --allowed-host to serve it"
             raise ApiError(status=403, message=message, param="host", code="host_not_allowed")
-        if self.access.keys and scope["path"] not in OPEN:
+        if self.access.keys and scope["path"] not in (*OPEN, *PLACES):
             state["client"] = "key " + self._key(scope)
         length = header(scope, "content-length")
         if length is not None and length.isdigit() and int(length) > self.limits.body_bytes:

@@ -15,6 +15,7 @@ from difflm.serving.bridge import Bridge, QueueLimits
 from difflm.serving.failures import Overloaded
 from difflm.serving.limits import Access, Defaults, Limits
 from difflm.serving.metrics import Metrics
+from difflm.serving.offering import offering
 from difflm.serving.pieces import Pieces
 from difflm.serving.planning import Plan, Planner
 from difflm.serving.tickets import Ticket
@@ -154,4 +155,5 @@ class Service:
             "created": created,
             "owned_by": "difflm",
             "max_model_len": self.loaded.config.model.max_positions,
+            "diffusion": offering(self.loaded, self.defaults, self.limits),
         }

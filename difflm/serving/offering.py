@@ -1,0 +1,50 @@
+"""What a server offers: how its model can be decoded, what it does by itself, and the bounds of a request."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from difflm.decode.admission import decoding_for, decodings_of
+from difflm.decode.policies.named import policy
+from difflm.decode.request import SamplingParams
+from difflm.serving.limits import Defaults, Limits
+
+if TYPE_CHECKING:
+    from difflm.checkpoints.loading import LoadedModel
+
+BLOCK_POLICIES = ("hf20", "hf20-greedy", "hf21", "sglang", "dinfer")
+"""Policies of other systems; the native one is decoding "block" itself."""
+
+
+def offering(loaded: LoadedModel, defaults: Defaults, limits: Limits) -> dict[str, Any]:
+    """Return what /v1/models says under `diffusion`.
+
+    Args:
+        loaded: the model.
+        defaults: what requests do not say.
+        limits: bounds of a request.
+    """
+    config, params = loaded.config, SamplingParams(decoding=defaults.decoding)
+    decodings = decodings_of(loaded)
+    policies = BLOCK_POLICIES if "block" in decodings else ()
+    size = params.resolved_block_size(config.generation, config.block_size)
+    threshold = params.resolved_threshold(config.generation)
+    return {
+        "decodings": list(decodings),
+        "decoding": decoding_for(loaded, params),
+        "policies": {name: _settings(name) for name in policies},
+        "policy": defaults.policy[0] if defaults.policy else None,
+        "block_size": defaults.block_size or size,
+        "most_block_size": min(limits.block_size, config.model.max_positions),
+        "threshold": threshold if defaults.threshold is None else defaults.threshold,
+        "least_threshold": limits.least_threshold,
+        "temperature": defaults.temperature,
+        "most_tokens": min(limits.new_tokens, config.model.max_positions),
+        "chat": loaded.tokenizer is not None and bool(loaded.tokenizer.chat_template),
+    }
+
+
+def _settings(name: str) -> list[str]:
+    made: Any = policy(name)
+    return sorted(each.name for each in fields(made))
