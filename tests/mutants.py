@@ -211,6 +211,36 @@ MUTANTS = (
         "tests/evaluation/test_trajectories.py::test_answers_to_different_prompts_make_no_pair",
     ),
     Mutant(
+        "study/tasks.py",
+        "known.add(prompt)",
+        "pass",
+        "tests/study/test_tasks.py::test_parts_share_no_prompt_and_a_larger_part_begins_with_a_smaller_one",
+    ),
+    Mutant(
+        "study/tasks.py",
+        "float(self.gym.score(item, text) >= RIGHT)",
+        "float(self.gym.score(item, text) > 0)",
+        "tests/study/test_tasks.py::test_a_part_of_the_score_is_no_right_answer",
+    ),
+    Mutant(
+        "study/targets.py",
+        "verdict = REFUTED if ratio < 1.46 else _decided(low, high, -1.7)",
+        "verdict = _decided(low, high, -1.7)",
+        "tests/study/test_report.py::test_cap_needs_both_speed_and_answers",
+    ),
+    Mutant(
+        "study/targets.py",
+        "return CONFIRMED if low >= least else",
+        "return CONFIRMED if high >= least else",
+        "tests/study/test_report.py::test_cap_needs_both_speed_and_answers",
+    ),
+    Mutant(
+        "study/results.py",
+        "if places:",
+        "if not places:",
+        "tests/study/test_report.py::test_a_line_that_is_measured_again_takes_its_place",
+    ),
+    Mutant(
         "difflm/evaluation/usage.py",
         "forwards = self.denoise + self.commit",
         "forwards = self.denoise",
@@ -716,14 +746,26 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/evaluation/drafting.py",
-        "more = [count - 1 for count in rows]",
-        "more = [count for count in rows]",
-        "tests/evaluation/test_drafting.py::test_a_line_through_one_row_is_fitted",
+        "(checked + masks, masks > 0) for",
+        "(checked, masks > 0) for",
+        "tests/evaluation/test_drafting.py::test_rows_and_drafting_are_told_apart",
     ),
     Mutant(
         "difflm/evaluation/drafting.py",
-        "((0, 0), (0, window - 1), (window - 1, window))",
-        "((0, 0), (0, window), (window, window))",
+        "if (solved >= 0.0).all() and",
+        "if",
+        "tests/evaluation/test_drafting.py::test_neither_is_a_gain",
+    ),
+    Mutant(
+        "difflm/decode/pace.py",
+        "self.policy.draft_cost * (masks > 0)",
+        "self.policy.draft_cost * masks",
+        "tests/decode/test_pace.py::test_drafting_costs_more_than_its_rows",
+    ),
+    Mutant(
+        "difflm/evaluation/drafting.py",
+        "[(0, 0), (window - 1, 0), (0, window - 1), (window - 1, window)]",
+        "[(0, 0), (window, 0), (0, window), (window, window)]",
         "tests/evaluation/test_drafting.py::test_forwards_of_a_draft_and_of_a_verification_are_timed",
     ),
     Mutant(
@@ -2774,7 +2816,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/pace.py",
-        "self.whole * (1.0 + rows - min(token, 1.0))",
+        "self.whole * (1.0 + drafting - min(token, 1.0))",
         "self.whole",
         "tests/decode/test_pace.py::test_fusing_pays_where_it_is_done",
     ),
@@ -3434,7 +3476,7 @@ def mutated(mutant: Mutant | None) -> Iterator[Path]:
     """Yield a folder with a copy of package, demo and tests, and the fault in it."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
         copy = Path(folder)
-        for part in ("difflm", "tests", "demo", "docs", "examples"):
+        for part in ("difflm", "tests", "demo", "study", "docs", "examples"):
             shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__", "cache", "run"))
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, copy / name)

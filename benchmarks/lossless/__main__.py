@@ -86,14 +86,14 @@ def speed_summary(results: Results, *, kinds: bool) -> str:
 def decoders_of(given: argparse.Namespace, max_new_tokens: int) -> Decoders:
     """Return the models of a measurement of speed."""
     drafter = None if given.adapter == RANDOM else Path(given.adapter)
-    settings = {"row_cost": given.row_cost, "start": given.start}
+    settings = {"row_cost": given.row_cost, "draft_cost": given.draft_cost, "start": given.start}
     return Decoders(drafter=drafter, base=given.model, max_new_tokens=max_new_tokens, **settings)
 
 
 def subject_of(given: argparse.Namespace, **more: object) -> dict[str, object]:
     """Return what a measurement of speed depends on, beside its systems and the number of items."""
     about = {"command": given.command, "adapter": given.adapter, "model": given.model and str(given.model)}
-    settings = {"row_cost": given.row_cost, "start": given.start}
+    settings = {"row_cost": given.row_cost, "draft_cost": given.draft_cost, "start": given.start}
     return {**about, **settings, "threads": torch.get_num_threads(), **more}
 
 
@@ -189,6 +189,7 @@ def speed_options(parser: argparse.ArgumentParser, *, items: int, windows: Seque
     parser.add_argument("--windows", nargs="+", type=int, default=list(windows))
     parser.add_argument("--fused", nargs="+", choices=list(FUSED), default=["auto"])
     parser.add_argument("--row-cost", type=float, help="setting of the policy (default: its own)")
+    parser.add_argument("--draft-cost", type=float, help="setting of the policy (default: its own)")
     parser.add_argument("--start", type=int, help="setting of the policy (default: its own)")
     parser.add_argument("--transformers", action=argparse.BooleanOptionalAction, default=True)
 

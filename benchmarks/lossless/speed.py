@@ -92,13 +92,14 @@ class Decoders:
         drafter: folder of the adapter; None: a random one, on `base`.
         base: folder of the weights under it; None takes what the adapter names.
         max_new_tokens: longest answer.
-        row_cost, start: settings of "verified"; None keeps its default.
+        row_cost, draft_cost, start: settings of "verified"; None keeps its default.
     """
 
     drafter: Path | None
     base: Path | None
     max_new_tokens: int
     row_cost: float | None = None
+    draft_cost: float | None = None
     start: int | None = None
     _loaded: dict[str, LoadedModel] = field(default_factory=dict[str, LoadedModel])
     _engines: dict[str, Engine] = field(default_factory=dict[str, Engine])
@@ -155,7 +156,7 @@ class Decoders:
             self._engines[system.dtype] = Engine(loaded)
         params = SamplingParams(decoding="next_token", max_new_tokens=self.max_new_tokens)
         if system.way == VERIFIED:
-            settings = {"row_cost": self.row_cost, "start": self.start}
+            settings = {"row_cost": self.row_cost, "draft_cost": self.draft_cost, "start": self.start}
             given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
             drafting = policy("verified", window=system.window, fused=FUSED[system.fused or "auto"], **given)
             params = SamplingParams(policy=drafting, max_new_tokens=self.max_new_tokens)

@@ -1,8 +1,8 @@
 """When drafting pays, and how many tokens to draft: decided from what was accepted before. No tensors.
 
-Costs are counted in forwards of one row. A forward of n rows costs 1 + row_cost * (n - 1) of them; left to right each
-would write one token. Nothing here depends on the clock or on other requests, so that a request goes the same way
-alone and among others.
+Costs are counted in forwards of one row. A forward of n rows costs 1 + row_cost * (n - 1) of them, and draft_cost more
+if it drafts; left to right each would write one token. Nothing here depends on the clock or on other requests, so that
+a request goes the same way alone and among others.
 """
 
 from __future__ import annotations
@@ -68,13 +68,18 @@ class Pace:
     def _fuses(self) -> bool:
         """Return whether drafting beside a verification pays.
 
-        It costs its rows, and saves, if all is accepted, a forward with as many rows that would have written one token.
+        It costs what drafting costs, and saves, if all is accepted, a forward that drafts and would have written one
+        token.
         """
         if self.policy.fused is not None:
             return self.policy.fused
-        rows = self.policy.row_cost * (self.window - 1)
+        drafting = self._cost(masks=self.window - 1, checked=0) - 1.0
         token = self.spent / self.written if self.written else 1.0
-        return rows < self.whole * (1.0 + rows - min(token, 1.0))
+        return drafting < self.whole * (1.0 + drafting - min(token, 1.0))
+
+    def _cost(self, *, masks: int, checked: int) -> float:
+        """Return what a forward costs, in forwards of one row."""
+        return 1.0 + self.policy.row_cost * (masks + checked) + self.policy.draft_cost * (masks > 0)
 
     def absorb(self, *, masks: int, checked: int, accepted: int) -> None:
         """Take in a forward.
@@ -84,7 +89,7 @@ class Pace:
             checked: drafts that it verified.
             accepted: those of them that were written; one more token was.
         """
-        cost = 1.0 + self.policy.row_cost * (masks + checked)
+        cost = self._cost(masks=masks, checked=checked)
         self.written, self.spent = self.written + accepted + 1, self.spent + cost
         self.balance += accepted + 1 - cost
         if self.resting:

@@ -1,4 +1,4 @@
-"""What is tried with a model that drafts: windows, each with what a row more adds to a forward on this machine."""
+"""What is tried with a model that drafts: windows, each with what rows and drafting add to a forward here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from difflm.checkpoints.fields import read_optional_json
 from difflm.checkpoints.folders import replace_text
@@ -26,17 +28,29 @@ CACHED = 256
 """Tokens in the cache of the forwards that are timed, where the context has room for them."""
 ROUNDS = 9
 WINDOWS = (2, 4, 8, 16, 32)
-COSTS = "row_costs.json"
+COSTS = "drafting_costs.json"
 
 
-def row_cost(
+class Costs(NamedTuple):
+    """What is added to a forward of one row, in such forwards; settings of "verified" have the same names.
+
+    Attributes:
+        row_cost: by a row more.
+        draft_cost: by MASK rows beside that, however many they are.
+    """
+
+    row_cost: float
+    draft_cost: float
+
+
+def drafting_costs(
     loaded: LoadedModel, window: int, *, rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
-) -> float:
-    """Return what a row more adds to a forward, in forwards of one row: c of the least squares of 1 + c (n - 1).
+) -> Costs:
+    """Return what rows and drafting add to a forward: the least squares of 1 + r (n - 1), and d more with MASK rows.
 
-    The forwards are the engine's own, behind a cache: of the last token alone, with a window of MASK rows behind it
-    (a draft), and with the drafts of a window and MASK rows behind them (a verification that drafts). Each is timed
-    several times, in turns, and its fastest time counts.
+    The forwards are the engine's own, behind a cache: of the last token alone, with the drafts of a window (a
+    verification), with a window of MASK rows (a draft), and with both. Each is timed several times, in turns, and its
+    fastest time counts.
 
     Args:
         loaded: a model that drafts.
@@ -54,8 +68,9 @@ def row_cost(
     request = admit(loaded, prompt, params, request_id=0, fused=True)
     runner = Runner(loaded.model, max_tokens=request.capacity + 2)
     room = request.limit - cached
-    works = [_forward(request, cached, *shape) for shape in ((0, 0), (0, window - 1), (window - 1, window))]
-    works = [work for work in works if len(work.tokens) <= room]
+    shapes = [(0, 0), (window - 1, 0), (0, window - 1), (window - 1, window)]
+    shapes = [shape for shape in shapes if 1 + sum(shape) <= room]
+    works = [_forward(request, cached, *shape) for shape in shapes]
     read = tuple(prompt[:cached])
     runner.run([Work(request=request, kind="prefill", start=0, tokens=read, num_clean=cached)])
     seconds: list[list[float]] = [[] for _ in works]
@@ -65,21 +80,26 @@ def row_cost(
             runner.run([work])
             if turn:  # the first one allocates
                 kept.append(clock() - started)
-    return fitted([len(work.tokens) for work in works], [min(kept) for kept in seconds])
+    return fitted(shapes, [min(kept) for kept in seconds])
 
 
-def fitted(rows: Sequence[int], seconds: Sequence[float]) -> float:
-    """Return the least squares c, at least 0, of seconds over those of the first forward as 1 + c (rows - 1).
+def fitted(shapes: Sequence[tuple[int, int]], seconds: Sequence[float]) -> Costs:
+    """Return the least squares, neither below 0, of seconds over those of the first forward.
 
     Args:
-        rows: of each forward; the first has one.
+        shapes: (drafts that are verified, MASK rows) of each forward; the first has neither.
         seconds: of each forward.
     """
-    more = [count - 1 for count in rows]
-    excess = [each / seconds[0] - 1.0 for each in seconds]
-    squares = sum(count * count for count in more)
-    slope = sum(count * each for count, each in zip(more, excess, strict=True)) / squares if squares else 0.0
-    return round(max(slope, 0.0), 4)
+    excess = np.array([each / seconds[0] - 1.0 for each in seconds[1:]])
+    both = np.array([(checked + masks, masks > 0) for checked, masks in shapes[1:]], dtype=float)
+    best, least = (0.0, 0.0), float(excess @ excess)
+    for used in ([0, 1], [0], [1]):
+        solved = np.linalg.lstsq(both[:, used], excess, rcond=None)[0] if len(both) else np.zeros(len(used))
+        left = excess - both[:, used] @ solved if len(both) else excess
+        if (solved >= 0.0).all() and float(left @ left) < least:
+            found = dict(zip(used, solved.tolist(), strict=True))
+            best, least = (found.get(0, 0.0), found.get(1, 0.0)), float(left @ left)
+    return Costs(round(best[0], 4), round(best[1], 4))
 
 
 def _forward(request: Request, cached: int, checked: int, masks: int) -> Work:
@@ -99,31 +119,31 @@ def _forward(request: Request, cached: int, checked: int, masks: int) -> Work:
     )
 
 
-def row_costs(
+def costs_of_windows(
     loaded: LoadedModel,
     windows: Sequence[int],
     folder: Path,
     *,
     key: Mapping[str, Any],
-    measure: Callable[[LoadedModel, int], float] = row_cost,
-) -> dict[int, float]:
-    """Return the cost at each window; what the folder holds of the same model and place is taken, so points are kept.
+    measure: Callable[[LoadedModel, int], Costs] = drafting_costs,
+) -> dict[int, Costs]:
+    """Return the costs at each window; what the folder holds of the same model and place is taken, so points are kept.
 
     Args:
         loaded: a model that drafts.
         windows: places that one forward drafts.
         folder: keeps them.
         key: what must be the same for costs to be taken again; JSON values.
-        measure: see `row_cost`.
+        measure: see `drafting_costs`.
     """
     file = folder / COSTS
     found = read_optional_json(file)
-    known: dict[str, float] = found.get("row_costs", {}) if found.get("key") == key else {}
+    known: dict[str, list[float]] = found.get("costs", {}) if found.get("key") == key else {}
     for window in windows:
         if str(window) not in known:
-            known[str(window)] = measure(loaded, window)
-    replace_text(file, json.dumps({"key": dict(key), "row_costs": known}, indent=1) + "\n")
-    return {window: known[str(window)] for window in windows}
+            known[str(window)] = list(measure(loaded, window))
+    replace_text(file, json.dumps({"key": dict(key), "costs": known}, indent=1) + "\n")
+    return {window: Costs(*known[str(window)]) for window in windows}
 
 
 def windows_of(loaded: LoadedModel) -> list[int]:
@@ -132,16 +152,17 @@ def windows_of(loaded: LoadedModel) -> list[int]:
     return sorted({*(window for window in WINDOWS if window <= block), *([block] if 2 <= block <= WINDOWS[-1] else [])})
 
 
-def left_to_right(windows: Sequence[int], costs: Mapping[int, float] | None = None) -> list[Setting]:
+def left_to_right(windows: Sequence[int], costs: Mapping[int, Costs] | None = None) -> list[Setting]:
     """Return next-token decoding, and drafts that are verified, at each window, the widest ones from the start, too.
 
     Args:
         windows: places that one forward drafts.
-        costs: what a row more adds to a forward, by window; None is the policy's own default.
+        costs: what is added to a forward, by window; None are the policy's own defaults.
     """
     found = [Setting(policy=NEXT_TOKEN)]
     for window in windows:
-        cost = "" if costs is None else f",row_cost={costs[window]}"
+        told = {} if costs is None else costs[window]._asdict()
+        cost = "".join(f",{name}={value}" for name, value in told.items())
         found.append(setting_of(f"{VERIFIED}:window={window}{cost}"))
         if window > Verified().start:  # short answers end before a window has grown
             found.append(setting_of(f"{VERIFIED}:window={window},start={window}{cost}"))

@@ -17,7 +17,7 @@ from difflm.checkpoints.manifest import MANIFEST
 from difflm.decode.admission import decodings_of
 from difflm.decode.request import SamplingParams
 from difflm.errors import CheckpointError, ConfigError, DataError
-from difflm.evaluation.drafting import left_to_right, refuse_blocks, row_costs, windows_of
+from difflm.evaluation.drafting import costs_of_windows, left_to_right, refuse_blocks, windows_of
 from difflm.evaluation.intervals import bootstrap
 from difflm.evaluation.measuring import NEXT_TOKEN, VERIFIED, Setting
 from difflm.evaluation.sweep import Plan, Point, Watcher, grid, sweep
@@ -195,10 +195,10 @@ def _drafting(
     if not windows:
         return []
     key = plan.place_key(loaded)
-    costs = row_costs(loaded, windows, place, key=key)
+    costs = costs_of_windows(loaded, windows, place, key=key)
     if watcher is not None:
-        told = ", ".join(f"{cost} at window {window}" for window, cost in costs.items())
-        watcher.end(f"a row more costs, in forwards of one row: {told}")
+        told = ", ".join(f"{row} and {draft} at window {window}" for window, (row, draft) in costs.items())
+        watcher.end(f"a row more and drafting cost, in forwards of one row: {told}")
     return left_to_right(windows, costs)
 
 
@@ -223,7 +223,7 @@ def write_defaults(path: Path, chosen: Point) -> Path:
     """Write what was chosen into a checkpoint's generation_config.json and return that file; its other fields stay.
 
     That is `block_size` and `threshold`; or left to right `decoding`, and with drafts `verified`: its window and what
-    a row costs here.
+    rows and drafting cost here.
 
     Args:
         path: folder of the checkpoint.

@@ -95,7 +95,8 @@ class _JointPair:
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return what the pairs add to the outputs of all maps, [..., P, G]."""
-        half_NR = F.linear(rows, self.a_RI).view(-1, *self.halves).transpose(0, 1)
+        # A matrix: rows that are a part of a batch of one would be multiplied as a batch, which takes twice as long.
+        half_NR = F.linear(rows.reshape(-1, rows.shape[-1]), self.a_RI).view(-1, *self.halves).transpose(0, 1)
         half_PNR = half_NR if self.of_P is None else half_NR.index_select(0, self.of_P)
         return torch.bmm(half_PNR, self.b_PRG).mul_(self.scale).transpose(0, 1).unflatten(0, rows.shape[:-1])
 

@@ -42,7 +42,7 @@ def test_a_tuned_drafter_decodes_by_what_was_found(
     words = ["tune", str(folder), "--prompts", str(tmp_path / "prompts.jsonl"), "--max-new-tokens", "12"]
     assert run([*words, "--window", "4", "--window", "8"]) == 0
     printed = capsys.readouterr()
-    assert "a row more costs, in forwards of one row: " in printed.err
+    assert "a row more and drafting cost, in forwards of one row: " in printed.err
     assert "tokens/cycle" in printed.out
     assert "verified:window=8,row_cost=" in printed.out
     found = json.loads((folder / "generation_config.json").read_text())

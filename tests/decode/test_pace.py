@@ -47,7 +47,7 @@ def test_a_start_beyond_the_window_is_the_window_and_the_limit_cuts_both() -> No
 
 
 def test_rests_come_when_more_is_lost_than_was_saved_and_double_until_something_is() -> None:
-    state, rests, cycles = pace(window=8), list[int](), 0
+    state, rests, cycles = pace(window=8, draft_cost=0.0), list[int](), 0
     while len(rests) < 6:
         assert state.places(0, 100) > 0
         cycle(state, checked=1, accepted=0)
@@ -65,6 +65,15 @@ def test_rests_come_when_more_is_lost_than_was_saved_and_double_until_something_
     assert (state.rest, state.balance) == (REST, 1.0)
 
 
+def test_drafting_costs_more_than_its_rows() -> None:
+    state = pace(window=8, row_cost=0.1, draft_cost=0.4)
+    cycle(state, checked=7, accepted=1)
+    assert (state.written, state.spent) == (3, pytest.approx(1.0 + 0.7 + 0.4 + 1.0 + 0.7))
+    fused = pace(window=8, row_cost=0.1, draft_cost=0.4)
+    fused.absorb(masks=7, checked=7, accepted=0)
+    assert fused.spent == pytest.approx(1.0 + 1.4 + 0.4)
+
+
 def test_without_fallback_it_never_rests() -> None:
     state = pace(fallback=False)
     for _ in range(50):
@@ -76,7 +85,7 @@ def test_without_fallback_it_never_rests() -> None:
 def test_fusing_is_as_said_or_where_a_full_acceptance_is_likely_enough() -> None:
     assert pace(fused=True).places(7, 100) == 7
     assert pace(fused=False).places(7, 100) == 0
-    cheap, dear = pace(row_cost=0.01), pace(row_cost=0.5)
+    cheap, dear = pace(row_cost=0.01, draft_cost=0.0), pace(row_cost=0.5)
     for state in (cheap, dear):
         for _ in range(20):
             cycle(state, checked=7, accepted=7)
@@ -89,7 +98,7 @@ def test_fusing_is_as_said_or_where_a_full_acceptance_is_likely_enough() -> None
     assert cheap.places(7, 100) == 0
 
 
-def fuses_by_simulation(whole: float, *, window: int, row_cost: float) -> bool:
+def fuses_by_simulation(whole: float, *, window: int, row_cost: float, draft_cost: float) -> bool:
     """Return whether fusing writes more per cost, all or nothing being accepted, by playing it."""
     rates = []
     for fused in (True, False):
@@ -99,18 +108,20 @@ def fuses_by_simulation(whole: float, *, window: int, row_cost: float) -> bool:
             right = rng.random() < whole
             drafting = not pending or fused
             tokens += 1 + (checked if right else 0)
-            cost += 1.0 + row_cost * (checked + (window - 1 if drafting else 0))
+            cost += 1.0 + row_cost * (checked + (window - 1 if drafting else 0)) + draft_cost * drafting
             pending = drafting and (right or not checked)
         rates.append(tokens / cost)
     return rates[0] > rates[1]
 
 
 @pytest.mark.parametrize("row_cost", [0.02, 0.05, 0.2])
+@pytest.mark.parametrize("draft_cost", [0.0, 0.5])
 @pytest.mark.parametrize("whole", [0.05, 0.9])
-def test_fusing_pays_where_it_is_done(whole: float, row_cost: float) -> None:
-    state = pace(row_cost=row_cost, window=8, fallback=False)
+def test_fusing_pays_where_it_is_done(whole: float, row_cost: float, draft_cost: float) -> None:
+    costs = {"row_cost": row_cost, "draft_cost": draft_cost}
+    state = pace(**costs, window=8, fallback=False)
     state.whole, state.written, state.spent = whole, 100, 40.0
-    assert (state.places(7, 100) > 0) == fuses_by_simulation(whole, window=8, row_cost=row_cost)
+    assert (state.places(7, 100) > 0) == fuses_by_simulation(whole, window=8, **costs)
 
 
 def decoded(chance: float, *, tokens: int = 256, seed: int = 0, **settings: Any) -> tuple[float, LeftToRightDecoding]:
@@ -125,7 +136,8 @@ def decoded(chance: float, *, tokens: int = 256, seed: int = 0, **settings: Any)
     while state.outcome is None:
         work = following(state)
         unread = max(0, len(request.prompt) - 1 - work.start)
-        cost += 1.0 + policy.row_cost * (len(work.tokens) - 1 - unread)
+        masks = len(work.tokens) > work.num_clean
+        cost += 1.0 + policy.row_cost * (len(work.tokens) - 1 - unread) + policy.draft_cost * masks
         clean = len(work.drafts) + 1
         said = [5] * clean + [5 if rng.random() < chance else 6 for _ in work.places[clean:]]
         state.absorb(work, Proposal(tokens=said, confidences=[1.0] * len(said)))
@@ -151,7 +163,7 @@ def test_whatever_is_accepted_it_is_never_much_slower(chance: float, fused: bool
 
 
 def test_right_drafts_are_drafted_on() -> None:
-    for fused, most in ((True, 40.0), (False, 48.0), (None, 48.0)):
+    for fused, most in ((True, 42.0), (False, 52.0), (None, 52.0)):
         cost, state = decoded(1.0, fused=fused)
         assert cost < most
         assert state.counts.accepted == state.counts.drafted

@@ -13,18 +13,33 @@ from difflm.decode.runner import Runner
 from difflm.decode.work import Work
 from difflm.errors import ConfigError, RequestError
 from difflm.evaluation import drafting
-from difflm.evaluation.drafting import fitted, left_to_right, row_cost, row_costs, settings_for, windows_of
+from difflm.evaluation.drafting import (
+    Costs,
+    costs_of_windows,
+    drafting_costs,
+    fitted,
+    left_to_right,
+    settings_for,
+    windows_of,
+)
 from tests.decode.tiny import tiny
 from tests.drafters import drafters
 
 __all__ = ["drafters"]
 
 
-def test_a_line_through_one_row_is_fitted() -> None:
-    assert fitted([1, 8, 16], [2.0, 2.0 * 1.7, 2.0 * 2.5]) == 0.1
-    assert fitted([1, 3, 5], [1.0, 1.0, 1.5]) == pytest.approx((4 * 0.5) / (4 + 16))
-    assert fitted([1, 8], [1.0, 0.9]) == 0.0, "more rows are never a gain"
-    assert fitted([1], [1.0]) == 0.0
+def test_rows_and_drafting_are_told_apart() -> None:
+    shapes = [(0, 0), (7, 0), (0, 7), (7, 8)]
+    assert fitted(shapes, [2.0, 2.0 * 1.7, 2.0 * 2.2, 2.0 * 3.0]) == Costs(row_cost=0.1, draft_cost=0.5)
+    assert fitted(shapes, [1.0, 1.0, 1.5, 1.5]) == Costs(row_cost=0.0, draft_cost=0.5)
+
+
+def test_neither_is_a_gain() -> None:
+    assert fitted([(0, 0), (7, 0)], [1.0, 0.9]) == (0.0, 0.0)
+    # Rows that seem to be a gain cost nothing, and drafting what is best without them; and the other way round.
+    assert fitted([(0, 0), (10, 0), (0, 10)], [1.0, 0.8, 1.5]) == (0.0, 0.5)
+    assert fitted([(0, 0), (10, 0), (0, 10)], [1.0, 2.0, 1.0]) == (0.05, 0.0)
+    assert fitted([(0, 0)], [1.0]) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("shift", [True, False])
@@ -37,43 +52,45 @@ def test_forwards_of_a_draft_and_of_a_verification_are_timed(shift: bool, monkey
             seen.append(work)
             # The first forward of each shape is slow, and one later forward of each is disturbed.
             turn = [other.tokens for other in seen].count(work.tokens)
-            now[0] += (1.0 + 0.25 * (len(work.tokens) - 1)) * (9.0 if turn in (1, 3) else 1.0)
+            masks = len(work.tokens) - work.num_clean
+            took = 1.0 + 0.25 * (len(work.tokens) - 1) + 0.75 * (masks > 0)
+            now[0] += took * (9.0 if turn in (1, 3) else 1.0)
             proposals = super().run(works)
             assert len(proposals[0].tokens) == len(work.places)
             return proposals
 
     monkeypatch.setattr(drafting, "Runner", Timed)
     loaded = tiny(clean="causal", logit_shift=shift, block_size=8)
-    assert row_cost(loaded, 8, clock=lambda: now[0]) == 0.25
-    read, one, draft, both = seen[:4]
+    assert drafting_costs(loaded, 8, clock=lambda: now[0]) == (0.25, 0.75)
+    read, one, check, draft, both = seen[:5]
     assert (read.kind, read.start, len(read.tokens)) == ("prefill", 0, 79)
-    for work, clean, masks in ((one, 1, 0), (draft, 1, 7), (both, 8, 8)):
+    for work, clean, masks in ((one, 1, 0), (check, 8, 0), (draft, 1, 7), (both, 8, 8)):
         assert (work.start, work.num_clean, len(work.tokens)) == (79, clean, clean + masks)
         assert work.tokens[clean:] == (12,) * masks
         assert work.places == tuple(range(80, 80 + clean + (masks if shift or not masks else masks - 1)))
         assert len(work.drafts) == clean - 1
-    assert len(seen) == 1 + 3 * 10
+    assert len(seen) == 1 + 4 * 10
 
 
 def test_a_real_adapter_has_a_cost(drafters: Path) -> None:
     loaded = difflm.load_model(drafters / "drafter")
-    assert row_cost(loaded, 4, rounds=2) >= 0.0
+    assert min(drafting_costs(loaded, 4, rounds=2)) >= 0.0
     with pytest.raises(RequestError, match="window 16 is beyond the block of 8"):
-        row_cost(loaded, 16)
+        drafting_costs(loaded, 16)
 
 
 def test_costs_are_measured_once_for_a_model_and_a_place(tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def measured(loaded: difflm.LoadedModel, window: int) -> float:
+    def measured(loaded: difflm.LoadedModel, window: int) -> Costs:
         asked.append(window)
-        return window / 10
+        return Costs(window / 10, 0.5)
 
-    def costs(windows: list[int], device: str) -> dict[int, float]:
-        return row_costs(tiny(), windows, tmp_path, key={"device": device}, measure=measured)
+    def costs(windows: list[int], device: str) -> dict[int, Costs]:
+        return costs_of_windows(tiny(), windows, tmp_path, key={"device": device}, measure=measured)
 
-    assert costs([2, 4], "cpu") == {2: 0.2, 4: 0.4}
-    assert costs([4, 8], "cpu") == {4: 0.4, 8: 0.8}
+    assert costs([2, 4], "cpu") == {2: (0.2, 0.5), 4: (0.4, 0.5)}
+    assert costs([4, 8], "cpu") == {4: Costs(row_cost=0.4, draft_cost=0.5), 8: (0.8, 0.5)}
     assert asked == [2, 4, 8]
     costs([4], "cuda")
     assert asked == [2, 4, 8, 4]
@@ -101,8 +118,12 @@ def test_what_is_swept_is_what_the_model_was_made_for(drafters: Path) -> None:
     assert [each.label for each in settings_for(drafter, asked)] == ["verified:window=4,fallback=False", "next_token"]
     with pytest.raises(ConfigError, match=r"--threshold: 0\.9 is for blocks, but the adapter on .* only drafts"):
         settings_for(drafter, thresholds=[0.9])
-    assert left_to_right([4], {4: 0.5})[1].label == "verified:window=4,row_cost=0.5"
+    assert left_to_right([4], {4: Costs(0.5, 0.3)})[1].label == "verified:window=4,row_cost=0.5,draft_cost=0.3"
     assert replace(left_to_right([4])[1], settings=()).label == "verified"
-    wide = [each.label for each in left_to_right([8, 16], {8: 0.1, 16: 0.2})]
-    first, more = "verified:window=8,row_cost=0.1", "verified:window=16"
-    assert wide == ["next_token", first, f"{more},row_cost=0.2", f"{more},start=16,row_cost=0.2"]
+    wide = [each.label for each in left_to_right([8, 16], {8: Costs(0.1, 0.0), 16: Costs(0.2, 0.0)})]
+    first, more, cost = (
+        "verified:window=8,row_cost=0.1,draft_cost=0.0",
+        "verified:window=16",
+        "row_cost=0.2,draft_cost=0.0",
+    )
+    assert wide == ["next_token", first, f"{more},{cost}", f"{more},start=16,{cost}"]

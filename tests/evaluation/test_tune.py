@@ -19,7 +19,7 @@ from difflm.decode.events import Forwards
 from difflm.decode.request import SamplingParams
 from difflm.errors import CheckpointError, ConfigError, DataError
 from difflm.evaluation import tune as tuning
-from difflm.evaluation.drafting import row_costs
+from difflm.evaluation.drafting import Costs, costs_of_windows
 from difflm.evaluation.measuring import Measured, Setting
 from difflm.evaluation.sweep import Plan, Point
 from difflm.evaluation.tasks import LocalFile
@@ -155,7 +155,9 @@ def drafting_results(monkeypatch: pytest.MonkeyPatch, speeds: dict[str, float]) 
         return [Point(setting=each, measured=measured([1.0], speeds.get(each.label, 10))) for each in settings]
 
     monkeypatch.setattr(tuning, "sweep", swept)
-    monkeypatch.setattr(tuning, "row_costs", lambda loaded, windows, *_, **__: {each: each / 100 for each in windows})
+    monkeypatch.setattr(
+        tuning, "costs_of_windows", lambda loaded, windows, *_, **__: {each: Costs(each / 100, 0.5) for each in windows}
+    )
     return asked
 
 
@@ -163,14 +165,15 @@ def test_a_drafter_is_tried_left_to_right_alone(
     drafters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, plan = difflm.load_model(drafters / "drafter"), plan_of(LocalFile(tmp_path / "items.jsonl"))
-    asked = drafting_results(monkeypatch, {"verified:window=4,row_cost=0.04": 20})
+    asked = drafting_results(monkeypatch, {"verified:window=4,row_cost=0.04,draft_cost=0.5": 20})
     found = tune(loaded, plan, max_loss=0.0)
-    assert asked == ["next_token", *(f"verified:window={n},row_cost=0.0{n}" for n in (2, 4, 8))]
+    assert asked == ["next_token", *(f"verified:window={n},row_cost=0.0{n},draft_cost=0.5" for n in (2, 4, 8))]
     assert found.careful.setting == Setting(policy="next_token")
-    assert describe(found).startswith("decoding verified, window 4, row_cost 0.04: 20.0 tokens/s, 2.00 times the most ")
-    asked = drafting_results(monkeypatch, {"verified:window=8,row_cost=0.08": 10.2})
+    chosen = "decoding verified, window 4, row_cost 0.04, draft_cost 0.5: 20.0 tokens/s, 2.00 times the most "
+    assert describe(found).startswith(chosen)
+    asked = drafting_results(monkeypatch, {"verified:window=8,row_cost=0.08,draft_cost=0.5": 10.2})
     found = tune(loaded, plan, max_loss=0.0, windows=[8])
-    assert asked == ["next_token", "verified:window=8,row_cost=0.08"]
+    assert asked == ["next_token", "verified:window=8,row_cost=0.08,draft_cost=0.5"]
     assert found.chosen.setting.policy == "next_token", "drafts that gain less than timings differ by"
     assert describe(found).startswith("decoding next_token: 10.0 tokens/s")
     with pytest.raises(ConfigError, match=r"--threshold: 0\.9 is for blocks, but the adapter on .* only drafts"):
@@ -189,7 +192,7 @@ def test_full_weights_are_tried_in_blocks_and_left_to_right(
         "native:block_length=8,threshold=1.0",
         "native:block_length=4,threshold=0.9",
         "next_token",
-        *(f"verified:window={n},row_cost=0.0{n}" for n in (2, 4, 8)),
+        *(f"verified:window={n},row_cost=0.0{n},draft_cost=0.5" for n in (2, 4, 8)),
     ]
     assert found.chosen.setting.policy == "next_token"
 
@@ -205,7 +208,8 @@ def test_windows_are_for_models_that_draft(workshop: Path) -> None:
 def test_a_drafter_really_tuned_loses_nothing(
     sure_drafters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "row_costs", functools.partial(row_costs, measure=lambda *_: 0.05))
+    measured = functools.partial(costs_of_windows, measure=lambda *_: Costs(0.05, 0.5))
+    monkeypatch.setattr(tuning, "costs_of_windows", measured)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "ab"}\n{"prompt": "c"}\n')
     loaded, told = difflm.load_model(sure_drafters / "drafter"), list[str]()
 
@@ -222,7 +226,7 @@ def test_a_drafter_really_tuned_loses_nothing(
     found = tune(loaded, plan, max_loss=0.0, folder=tmp_path / "kept", watcher=Told())
     again = tune(loaded, plan, max_loss=0.0, folder=tmp_path / "kept", watcher=Told())
     assert (again.points, told[5:]) == (found.points, told[:5])
-    assert told[0].startswith("a row more costs, in forwards of one row: 0.05 at window 2, 0.05 at window 4, ")
+    assert told[0].startswith("a row more and drafting cost, in forwards of one row: 0.05 and 0.5 at window 2, ")
     assert [point.measured.score for point in found.points] == [1.0] * 3
     assert all(point.measured.answers == found.careful.measured.answers for point in found.points)
     assert [point.measured.acceptance for point in found.points] == [1.0] * 3

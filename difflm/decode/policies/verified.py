@@ -33,6 +33,7 @@ class Verified:
         fused: draft in the forward that verifies: True always, False never, None where it pays.
         fallback: go on without drafts while they cost more than they save.
         row_cost: what a row more adds to a forward, in forwards of one row; `difflm tune` measures it.
+        draft_cost: what MASK rows add beside that, however many they are (the adapter, the draft head); likewise.
         check: "same" or "ratio"; at temperature 0 they are one.
         draft: drafts under "ratio": "drawn" from q, or its "best" token (then q is certain of it).
         min_tokens: nothing ends the answer before so many tokens.
@@ -44,6 +45,7 @@ class Verified:
     fused: bool | None = None
     fallback: bool = True
     row_cost: float = 0.05
+    draft_cost: float = 0.5
     check: Check = "same"
     draft: DraftTokens = "drawn"
     min_tokens: int = 0

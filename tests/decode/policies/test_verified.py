@@ -132,6 +132,7 @@ def cases(draw: st.DrawFn) -> tuple[LoadedModel, list[int], tuple[SamplingParams
         "fused": draw(st.sampled_from((True, False, None))),
         "fallback": draw(st.booleans()),
         "row_cost": draw(st.sampled_from((0.0, 0.05, 0.5))),
+        "draft_cost": draw(st.sampled_from((0.0, 0.5))),
     }
     params = pair(
         sampling=sampling,
