@@ -18,7 +18,7 @@ from study import plan as plans
 from study.plan import Plan
 from study.results import Results
 from study.speed import Way, measure_speed
-from study.tasks import StudyTask, write_items
+from study.tasks import Drawn, StudyTask, write_items
 
 TOGETHER = 32
 """Answers decoded in one forward where only what they say counts."""
@@ -43,10 +43,14 @@ class Scorer:
         self, plan: Plan, tasks: Sequence[StudyTask], folder: Path, results: Results, say: Callable[[str], None]
     ) -> None:
         self.plan, self.tasks, self.folder, self.results, self.say = plan, tasks, folder, results, say
+        self._drawn: dict[str, Drawn] = {}
 
-    def items(self, task: StudyTask) -> list[Item]:
-        """Return the items of the evaluation."""
-        return task.items(self.plan.items, plans.EVALUATION)
+    def drawn(self, task: StudyTask) -> Drawn:
+        """Return a task with the items of the evaluation, made once."""
+        if task.short not in self._drawn:
+            found = tuple(task.items(self.plan.items, plans.EVALUATION))
+            self._drawn[task.short] = Drawn(task, plans.EVALUATION, found)
+        return self._drawn[task.short]
 
     def control(self, stage: str, model: Path) -> None:
         """Score an AR model, left to right."""
@@ -83,7 +87,7 @@ class Scorer:
             if stage not in (*ABLATIONS, "wsd")
         ]
         loaded = load_model(control)
-        chosen = [item.prompt for task in self.tasks for item in task.items(self.plan.speed_items, plans.EVALUATION)]
+        chosen = [item.prompt for task in self.tasks for item in self.drawn(task).found[: self.plan.speed_items]]
         prompts = [loaded.encode(prompt) for prompt in chosen]
         lines = measure_speed(ways, prompts, repeats=self.plan.repeats, compiled=self.plan.compiled, say=self.say)
         for line in lines:
@@ -104,7 +108,7 @@ class Scorer:
     def _points(self, stage: str, loaded: LoadedModel, settings: Sequence[Setting], items: int) -> None:
         for task in self.tasks:
             shared = SweepPlan(
-                task=task,
+                task=self.drawn(task),
                 items=items,
                 seed=plans.EVALUATION,
                 params=SamplingParams(max_new_tokens=task.max_new_tokens),
@@ -123,7 +127,7 @@ class Scorer:
             return
         same = total = 0
         for task in self.tasks:
-            prompts = [item.prompt for item in task.items(min(EQUAL_ITEMS, self.plan.items), plans.EVALUATION)]
+            prompts = [item.prompt for item in self.drawn(task).found[:EQUAL_ITEMS]]
             base = SamplingParams(max_new_tokens=task.max_new_tokens)
             drafted = generate(loaded, prompts, self._verified.params(base))
             alone = generate(loaded, prompts, Setting(policy=NEXT_TOKEN).params(base))

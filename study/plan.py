@@ -112,12 +112,12 @@ class Plan:
 
 
 FULL = Plan(
-    parent_tokens=9_000_000,
+    parent_tokens=8_000_000,
     ladder=((1, 100_000), (4, 200_000), ("row", 900_000), (32, 200_000), (16, 600_000)),
-    sft_tokens=900_000,
+    sft_tokens=800_000,
     cap_tokens=300_000,
     dpo_tokens=150_000,
-    draft_tokens=600_000,
+    draft_tokens=500_000,
     parent_items=15_000,
     continued_items=5_000,
     tuned_items=2_500,

@@ -92,7 +92,7 @@ class Study:
         """Write the data files, no prompt in two of them or in the evaluation; the tokenizer; the random model."""
         plan, data = self.plan, self.folder / "data"
         if not (data / "parts.json").is_file():
-            taken = {task.name: {item.prompt for item in self.scorer.items(task)} for task in self.tasks}
+            taken = {task.name: {item.prompt for item in self.scorer.drawn(task).found} for task in self.tasks}
             parts = {
                 "validation": (plans.VALIDATION, plan.validation_items),
                 "parent": (plans.PARENT, plan.parent_items),

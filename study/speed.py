@@ -51,7 +51,8 @@ def measure_speed(
 ) -> list[dict[str, Any]]:
     """Return a line for every way and system: tokens per second and the ratio over the fastest AR one.
 
-    Every system decodes all prompts once before. The number of threads that is the faster in that pass is kept for it.
+    Every system decodes all prompts before, and keeps the number of threads with which it was the faster. Where
+    torch.compile does not work, a line of kind "skipped" says why.
 
     Args:
         ways: to compare; at least one is autoregressive.
@@ -69,13 +70,25 @@ def measure_speed(
             systems[way.stage, name] = _system(way, model, name, room=max(map(len, prompts)) + ROOM)
     passes: dict[tuple[str, str], list[Pass]] = {}
     with kept_threads():
-        threads = {key: _threads(system, prompts) for key, system in systems.items()}
+        threads: dict[tuple[str, str], int] = {}
+        for key, system in list(systems.items()):
+            try:
+                threads[key] = _threads(system, prompts)
+            # A machine without a compiler, or a kernel that it refuses: torch raises errors of many classes.
+            except Exception as error:
+                if key[1] != EXECUTIONS[1]:
+                    raise
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                say(f"    {' '.join(key)} does not run here: {reason}")
+                lines.append({"kind": "skipped", "stage": " ".join(key), "reason": reason})
+                del systems[key]
         for repeat in range(repeats):
             order = list(systems)
             shift = repeat % len(order)
             for key in order[shift:] + order[:shift]:
                 passes.setdefault(key, []).append(timed_pass(systems[key], prompts, threads[key]))
-    baselines = [(way.stage, name) for way in ways if way.autoregressive for name in _names(way, compiled=compiled)]
+    left_to_right = {way.stage for way in ways if way.autoregressive}
+    baselines = [key for key in passes if key[0] in left_to_right]
     unit = max(baselines, key=lambda key: statistics.median(each.tokens_per_second for each in passes[key]))
     for (stage, name), own in passes.items():
         line = _line(own, passes[unit])

@@ -73,6 +73,35 @@ class StudyTask:
         return float(self.gym.score(item, text) >= RIGHT)
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A task whose items of one part are made already; the others are not there.
+
+    Attributes:
+        task: what is asked.
+        part: of the items.
+        found: the items.
+    """
+
+    task: StudyTask
+    part: int
+    found: tuple[Item, ...]
+
+    @property
+    def name(self) -> str:
+        """That of the task."""
+        return self.task.name
+
+    def items(self, n: int | None, seed: int) -> list[Item]:
+        """Return the first n items of the part."""
+        assert seed == self.part, "items of another part"
+        return list(self.found[:n])
+
+    def score(self, item: Item, text: str) -> float:
+        """Return the task's score."""
+        return self.task.score(item, text)
+
+
 def study_task(short: str, line: str, max_new_tokens: int) -> StudyTask:
     """Return a task from its line, `reasoning-gym:DATASET:SETTING=VALUE,...`."""
     return StudyTask(short, task_of(line), max_new_tokens)

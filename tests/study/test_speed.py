@@ -41,6 +41,26 @@ def test_every_way_is_timed_against_the_fastest_left_to_right(workshop: Path) ->
     assert sft["tpf"] == 1.0
 
 
+def test_what_cannot_be_compiled_is_left_out_and_named(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = speed._system
+
+    def broken(way: Way, model: difflm.LoadedModel, name: str, *, room: int) -> object:
+        def decode(prompt: object) -> object:
+            raise RuntimeError("no C++ compiler\nand more")
+
+        return decode if name == "difflm, compiled" else made(way, model, name, room=room)
+
+    monkeypatch.setattr(speed, "_system", broken)
+    left = difflm.SamplingParams(max_new_tokens=2, decoding="next_token")
+    ways = [Way(stage="ar", model=workshop / "parent", params=left)]
+    lines = measure_speed(ways, [[97]], repeats=1, compiled=True, say=lambda line: None)
+    [skipped] = [line for line in lines if line["kind"] == "skipped"]
+    assert skipped == {
+        "kind": "skipped", "stage": "ar difflm, compiled", "reason": "RuntimeError: no C++ compiler",
+    }  # fmt: skip
+    assert {line["task"] for line in lines if line["kind"] == "speed"} == {"difflm, plain", "transformers"}
+
+
 def test_a_compiled_engine_has_room_for_one_request(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms: list[int] = []
 

@@ -12,7 +12,7 @@ import pytest
 from difflm.data.sources import read_documents
 from difflm.errors import ConfigError
 from difflm.evaluation.tasks import Item
-from study.tasks import CUE, StudyTask, study_task, write_items
+from study.tasks import CUE, Drawn, StudyTask, study_task, write_items
 
 
 class Numbers:
@@ -52,6 +52,16 @@ def test_a_part_of_the_score_is_no_right_answer() -> None:
     task = StudyTask("numbers", Numbers(), 8)
     item = Item(prompt="5", reference="bb")
     assert [task.score(item, text) for text in ("b", "bb", "c")] == [1.0, 0.0, 0.0]
+
+
+def test_drawn_items_are_those_of_the_task() -> None:
+    task = StudyTask("numbers", Numbers(), 8)
+    drawn = Drawn(task, 1, tuple(task.items(20, 1)))
+    assert drawn.items(7, 1) == task.items(7, 1)
+    assert drawn.items(None, 1) == task.items(20, 1)
+    assert (drawn.name, drawn.score(drawn.found[0], "b")) == (task.name, 1.0)
+    with pytest.raises(AssertionError, match="another part"):
+        drawn.items(7, 2)
 
 
 def test_items_are_written_as_training_reads_them(tmp_path: Path) -> None:
