@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from difflm.checkpoints.adapter_saving import save_adapter
+    from difflm.checkpoints.constraints import Constraint
     from difflm.checkpoints.convert import convert
     from difflm.checkpoints.export import Export, export
     from difflm.checkpoints.loading import LoadedModel, load_model
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ConfigError",
+    "Constraint",
     "Continuation",
     "DataError",
     "DifflmError",
@@ -62,6 +64,7 @@ __all__ = [
 
 _HOMES = {
     "save_adapter": "difflm.checkpoints.adapter_saving:save_adapter",
+    "Constraint": "difflm.checkpoints.constraints:Constraint",
     "convert": "difflm.checkpoints.convert:convert",
     "Export": "difflm.checkpoints.export:Export",
     "export": "difflm.checkpoints.export:export",

@@ -25,6 +25,7 @@ NEVER_MEET = [("training", "decode"), ("diffusion", "models"), ("data", "models"
 CONFINED = {
     "transformers": "difflm/checkpoints/",
     "tokenizers": "difflm/checkpoints/",
+    "llguidance": "difflm/checkpoints/grammars.py",
     "gguf": "difflm/checkpoints/",
     "rich": "difflm/display/",
     "matplotlib": "difflm/plots",
@@ -45,7 +46,7 @@ CONFINED = {
 }
 NOT_AT_IMPORT = {
     "transformers", "gguf", "matplotlib", "pyarrow", "zstandard", "rich", "tensorboard", "wandb", "trackio",
-    "reasoning_gym", "httpx2", "fastapi", "starlette", "uvicorn", "prometheus_client",
+    "reasoning_gym", "llguidance", "httpx2", "fastapi", "starlette", "uvicorn", "prometheus_client",
 }  # fmt: skip
 PURE = {"torch", "math", "collections", "dataclasses", "typing", "__future__", "difflm"}
 

@@ -13,7 +13,9 @@ from difflm.checkpoints.adapter import AdapterFacts, put_adapter
 from difflm.checkpoints.adapter_config import ADAPTER_CONFIG, is_adapter
 from difflm.checkpoints.chats import ChatEncoder, Message
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
+from difflm.checkpoints.constraints import Constraint
 from difflm.checkpoints.families import model_config, refuse_window
+from difflm.checkpoints.grammars import CompiledGrammar, Grammars
 from difflm.checkpoints.literals import MARK
 from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.rules import stored_dtype
@@ -55,6 +57,7 @@ class LoadedModel:
     render: Render = render_here
     _encoder: SafeEncoder | None = field(default=None, init=False, repr=False)
     _chats: ChatEncoder | None = field(default=None, init=False, repr=False)
+    _grammars: Grammars | None = field(default=None, init=False, repr=False)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without added special tokens.
@@ -153,6 +156,24 @@ class LoadedModel:
             CheckpointError: the checkpoint has no tokenizer.
         """
         return self.require_tokenizer().decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+
+    def grammar(self, constraint: Constraint) -> CompiledGrammar:
+        """Return a constraint compiled for this model; the last ones are kept.
+
+        The first call reads the vocabulary: seconds for a large one. Where that must not be waited for, give what is
+        returned here to `SamplingParams(constraint=...)`.
+
+        Args:
+            constraint: what answers have to match.
+
+        Raises:
+            CheckpointError: the checkpoint has no tokenizer.
+            RequestError: the constraint cannot be enforced, or llguidance is not installed.
+        """
+        tokenizer = self.require_tokenizer()
+        if self._grammars is None:
+            self._grammars = Grammars(tokenizer, self.config.model.vocab_size, self.config.eos_token_ids)
+        return self._grammars.grammar(constraint)
 
     def default_decoding(self) -> Decoding:
         """Return how text is decoded where a request says nothing: as generation_config.json says, else as it was made.

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from difflm.checkpoints.constraints import Constraint
+from difflm.decode.matching import Grammar
 from difflm.decode.policies.base import Policy
+from difflm.decode.policies.constrained import constrained_policy
 from difflm.decode.policies.named import drafting_settings
 from difflm.decode.policies.native import Native
 from difflm.decode.policies.verified import Verified
@@ -44,9 +47,7 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
     decoding = decoding_for(loaded, params)
     _check_editing(params, decoding)
     drafting = _drafting(loaded, params, native) if decoding == "verified" else None
-    policy = native if decoding == "block" else None
-    if params.policy is not None and not isinstance(params.policy, Verified):
-        policy = params.policy
+    policy = _policy(params, native, decoding)
     mask_id = None if policy is None and drafting is None else _mask_id(loaded, policy, decoding)
     max_new_tokens = params.max_new_tokens if policy is None or policy.gen_length is None else policy.gen_length
     _check_tokens(config, tokens, config.mask_token_id if mask_id is None else mask_id, policy)
@@ -60,6 +61,8 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
     suppressed = config.suppressed_token_ids
     left_to_right = replace(native.rule(suppressed), keyed=True) if drafting is None else drafting.rule(suppressed)
     chosen = drafting or policy
+    ends = _eos_ids(config, params, policy)
+    min_tokens = chosen.min_tokens if isinstance(chosen, Native | Verified) else params.min_tokens
     return Request(
         id=request_id,
         prompt=tokens,
@@ -68,7 +71,7 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
         policy=policy,
         rule=left_to_right if policy is None else policy.rule(suppressed),
         seed=params.seed,
-        eos_ids=_eos_ids(config, params, policy),
+        eos_ids=ends,
         mask_id=mask_id,
         logit_shift=shifted,
         clean_causal=config.clean_attention == "causal" or policy is None,
@@ -76,11 +79,35 @@ def admit(loaded: LoadedModel, prompt: Prompt, params: SamplingParams, *, reques
         noisy_shift=config.logit_shift,
         drafting=drafting,
         fused=fused,
-        min_tokens=chosen.min_tokens if isinstance(chosen, Native | Verified) else params.min_tokens,
+        min_tokens=min_tokens,
         stops=_stops(loaded, params),
         logprobs=params.logprobs,
         guesses=params.guesses,
+        grammar=_grammar(loaded, params, ends, min_tokens),
     )
+
+
+def _policy(params: SamplingParams, native: Native, decoding: Decoding) -> Policy | None:
+    """Return the policy of blocks; None left to right."""
+    policy: Policy | None = native if decoding == "block" else None
+    if params.policy is not None and not isinstance(params.policy, Verified):
+        policy = params.policy
+    return policy if policy is None or params.constraint is None else constrained_policy(policy)
+
+
+def _grammar(loaded: LoadedModel, params: SamplingParams, ends: frozenset[int], min_tokens: int) -> Grammar | None:
+    """Return the grammar of the answer, if any."""
+    constraint = params.constraint
+    if constraint is None:
+        return None
+    if min_tokens:
+        raise RequestError(f"min_tokens: {min_tokens} cannot be used beside a constraint; leave one of them out")
+    if not ends:
+        raise RequestError(
+            f"constraint: {loaded.path} names no EOS, by which an answer could end where its grammar does; "
+            "give stop_token_ids"
+        )
+    return loaded.grammar(constraint) if isinstance(constraint, Constraint) else constraint
 
 
 def decoding_for(loaded: LoadedModel, params: SamplingParams) -> Decoding:
@@ -182,6 +209,7 @@ def admit_gaps(
     alone = {"policy": params.policy is not None, "stop": bool(params.stop), "n": params.n > 1}
     alone |= {"stop_token_ids": bool(params.stop_token_ids), "min_tokens": params.min_tokens > 0}
     alone |= {"editing_threshold": params.editing_threshold is not None}
+    alone |= {"constraint": params.constraint is not None}
     alone |= {"decoding": params.decoding not in (None, "block")}
     for field, given in alone.items():
         if given:

@@ -95,8 +95,7 @@ def chained(
         hidden_MD: final hidden states.
         logits_MV: of the same rows, uncorrected.
     """
-    head, order, device = model.draft_head, _ordered(rows, counts), hidden_MD.device
-    assert head is not None
+    order, device = _ordered(rows, counts), hidden_MD.device
     sizes = [len(place) for place in order.places]
     numbers = [*order.clean, *(number for place in order.places for number in place)]
     # One transfer for all of them.
@@ -105,21 +104,42 @@ def chained(
     proposed = rule(logits_MV[clean], order.clean_rows)
     answers, token_K = [proposed.columns()], proposed.token_M[said]
     processed_MV = rule.processed(logits_MV[drafted], [each for place in order.place_rows for each in place])
-    best = processed_MV.topk(min(CANDIDATES, processed_MV.shape[-1]), dim=-1)
-    # Ascending ids: among equals the lowest is taken, as of a whole row.
-    id_MC, by_id_MC = best.indices.sort(dim=-1)
-    never_MC = best.values.gather(-1, by_id_MC) == -torch.inf
+    id_MC, never_MC = best_candidates(processed_MV)
     hidden, ids, never = (list(torch.split(each, sizes)) for each in (hidden_MD[drafted], id_MC, never_MC))
     for each, hidden_KD, id_KC, never_KC in zip(order.place_rows, hidden, ids, never, strict=True):
-        before_KD = model.embedding.weight[token_K[: len(each)]]
-        corrected_KD = head(hidden_KD, before_KD)
-        logit_KC = (_weights(model.head, id_KC) @ corrected_KD[..., None])[..., 0]
-        candidates = Candidates(id_MC=id_KC, logit_MC=logit_KC, never_MC=never_KC, vocab_size=processed_MV.shape[-1])
-        proposed = rule.draft(candidates, each)
+        proposed = rule.draft(corrected(model, hidden_KD, token_K[: len(each)], id_KC, never_KC), each)
         answers.append(proposed.columns())
         token_K = proposed.token_M
     answer = torch.cat(answers, dim=1)
     return torch.empty_like(answer).index_copy_(1, index[: len(numbers)], answer)
+
+
+def best_candidates(processed_MV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best ids of each row, ascending, and which of them must not be proposed, both [M, C].
+
+    Args:
+        processed_MV: logits as the rule sees them.
+    """
+    best = processed_MV.topk(min(CANDIDATES, processed_MV.shape[-1]), dim=-1)
+    # Ascending ids: among equals the lowest is taken, as of a whole row.
+    id_MC, by_id_MC = best.indices.sort(dim=-1)
+    return id_MC, best.values.gather(-1, by_id_MC) == -torch.inf
+
+
+def corrected(model: Transformer, hidden_KD: Tensor, before_K: Tensor, id_KC: Tensor, never_KC: Tensor) -> Candidates:
+    """Return the candidates of rows with the logits that the draft head gives them.
+
+    Args:
+        model: has a draft head.
+        hidden_KD: final hidden states of the rows.
+        before_K: token before the one that each row predicts.
+        id_KC: candidates.
+        never_KC: those that must not be proposed.
+    """
+    assert model.draft_head is not None
+    corrected_KD = model.draft_head(hidden_KD, model.embedding.weight[before_K])
+    logit_KC = (_weights(model.head, id_KC) @ corrected_KD[..., None])[..., 0]
+    return Candidates(id_MC=id_KC, logit_MC=logit_KC, never_MC=never_KC, vocab_size=model.config.vocab_size)
 
 
 def _weights(head: nn.Module, id_KC: Tensor) -> Tensor:

@@ -131,7 +131,8 @@ class Completion:
         text: the decoded tokens, cut before a stop string to the character; None without a tokenizer.
         forwards: forward passes by kind.
         finish_reason: "stop" (an EOS), "length", or "stuck": a policy whose own loop has no end repeated a state, or
-            reached its `max_forwards` in a block; the tokens are those of that moment.
+            reached its `max_forwards` in a block, or a grammar allowed no token of the model's; the tokens are those
+            of that moment.
         num_tokens: tokens up to and including the first EOS (if it was not ignored), none beyond it or beyond
             `max_new_tokens`; what rates are counted in.
         seconds: wall-clock time from the request's first forward to its end.

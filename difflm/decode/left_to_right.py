@@ -10,7 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from difflm.decode.events import Committed, Denoised, DraftCounts, Drafted, Event, ForwardKind, Forwards, TokenLogprob
+from difflm.decode.events import (
+    Committed,
+    Denoised,
+    DraftCounts,
+    Drafted,
+    Event,
+    FinishReason,
+    ForwardKind,
+    Forwards,
+    TokenLogprob,
+)
 from difflm.decode.pace import Pace
 from difflm.decode.policies.base import Proposal, Result
 from difflm.decode.request import Request
@@ -114,10 +124,14 @@ class LeftToRightDecoding:
         if not work.places:
             self.committed += work.num_clean
             return []
+        if not proposal.tokens:
+            self.committed = work.start + work.num_clean - len(work.drafts)
+            return self._stuck()
         said, given = proposal.tokens, self.drafts
-        accepted = next((i for i, draft in enumerate(given) if said[i] != draft), len(given))
+        pairs = enumerate(zip(given, said, strict=False))
+        accepted = next((i for i, (draft, token) in pairs if token != draft), min(len(given), len(said)))
         clean = len(work.drafts) + 1  # leading places: those that clean rows predict
-        final = min(accepted + 1, clean)
+        final = min(accepted + 1, clean, len(said))
         self.committed = work.start + work.num_clean - (clean - final)
         # What MASK rows propose stands behind the drafts, and is of no use behind others.
         self.drafts = self._up_to_an_end(said[clean:]) if accepted == len(given) else []
@@ -160,17 +174,23 @@ class LeftToRightDecoding:
                 return True
         return False
 
-    def _finish(self) -> None:
+    def _stuck(self) -> list[Event]:
+        """Finish where a grammar allows no token; return the event of what is left to tell."""
+        place = len(self.tokens)
+        self._finish("stuck")
+        return self._commit(place)
+
+    def _finish(self, reason: FinishReason | None = None) -> None:
         """Set the outcome."""
         generated = self.generated
-        stopped = generated[-1] in self.request.eos_ids
+        stopped = bool(generated) and generated[-1] in self.request.eos_ids
         result = Result(
             tokens=generated[: len(generated) - stopped],
             num_tokens=len(generated),
             stopped_by=generated[-1] if stopped else None,
         )
         counts = None if self.pace is None else self.counts
-        self.outcome = outcome_of(self.request, result, self.forwards, self.scores, drafts=counts)
+        self.outcome = outcome_of(self.request, result, self.forwards, self.scores, reason, drafts=counts)
 
     def _told(self, work: Work, proposal: Proposal, written: int) -> list[Event]:
         """Return the events of a forward that wrote so many tokens."""

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from difflm.decode.chaining import chained
+from difflm.decode.constraining import NOT_REACHED, constrained
 from difflm.decode.drawing import Draw
 from difflm.decode.events import TokenLogprob
+from difflm.decode.matching import Matcher
 from difflm.decode.policies.base import Proposal
 from difflm.decode.ratio import Ratio
 from difflm.decode.sampling import Rows, Rule, logprob_columns
@@ -38,12 +40,14 @@ class Slot:
         length: committed entries of its span.
         last_hidden_D: hidden state of the last committed row; kept for models that read a token at the row before it.
         memory: what the rule keeps of the current block.
+        matcher: of the answer so far, where a grammar constrains it.
     """
 
     generator: torch.Generator
     length: int = 0
     last_hidden_D: Tensor | None = None
     memory: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    matcher: Matcher | None = None
 
 
 def predict(
@@ -92,18 +96,21 @@ def predict(
 
 
 def _calls(works: Sequence[Work], *, most: int) -> list[list[int]]:
-    """Return which works are predicted together: equal rules, and at most `most` rows where one work has not more."""
-    calls: dict[Rule, list[list[int]]] = {}
-    rows: dict[Rule, int] = {}
+    """Return which works are predicted together: equal rules, and at most `most` rows where one work has not more.
+
+    Constrained ones go together, too: they take their rows one by one.
+    """
+    calls: dict[tuple[Rule, bool], list[list[int]]] = {}
+    rows: dict[tuple[Rule, bool], int] = {}
     for number, work in enumerate(works):
         if not work.places:
             continue
-        rule, count = work.request.rule, len(work.places)
-        if rule not in calls or rows[rule] + count > most:
-            calls.setdefault(rule, []).append([])
-            rows[rule] = 0
-        calls[rule][-1].append(number)
-        rows[rule] += count
+        key, count = (work.request.rule, work.request.grammar is not None), len(work.places)
+        if key not in calls or rows[key] + count > most:
+            calls.setdefault(key, []).append([])
+            rows[key] = 0
+        calls[key][-1].append(number)
+        rows[key] += count
     return [call for each in calls.values() for call in each]
 
 
@@ -134,7 +141,10 @@ def _answer(model: Transformer, works: Sequence[Work], slots: Sequence[Slot], hi
     rule = works[0].request.rule
     logits_MV = model.head(hidden_MD)
     rows, counts = [_rows_of(work, slot) for work, slot in zip(works, slots, strict=True)], [w.drafted for w in works]
-    if model.draft_head is not None and any(counts):
+    if works[0].request.grammar is not None:
+        matchers = [_matcher(work, slot) for work, slot in zip(works, slots, strict=True)]
+        answer_CM = constrained(model, works, matchers, rows, hidden_MD, logits_MV)
+    elif model.draft_head is not None and any(counts):
         assert isinstance(rule, Draw | Ratio), "what drafts has one of them"
         answer_CM = chained(model, rule, rows, counts, hidden_MD, logits_MV)
     else:
@@ -142,11 +152,21 @@ def _answer(model: Transformer, works: Sequence[Work], slots: Sequence[Slot], hi
     asked = [count for work in works if (count := work.request.logprobs) is not None]
     if not asked:
         return answer_CM
-    return torch.cat([answer_CM, logprob_columns(logits_MV, answer_CM[0].long(), max(asked), rule.suppressed)])
+    token_M = answer_CM[0].long().clamp(min=0)
+    return torch.cat([answer_CM, logprob_columns(logits_MV, token_M, max(asked), rule.suppressed)])
+
+
+def _matcher(work: Work, slot: Slot) -> Matcher:
+    """Return the matcher of a request's answer; made at its first forward."""
+    if slot.matcher is None:
+        assert work.request.grammar is not None, "it is constrained"
+        slot.matcher = work.request.grammar.matcher()
+    return slot.matcher
 
 
 def _proposal(work: Work, columns: Sequence[Sequence[float]]) -> Proposal:
-    tokens, confidences, *more = columns
+    reached = next((i for i, token in enumerate(columns[0]) if token == NOT_REACHED), len(columns[0]))
+    tokens, confidences, *more = (column[:reached] for column in columns)
     wanted = work.request.logprobs
     scores: list[TokenLogprob] = []
     if wanted is not None:

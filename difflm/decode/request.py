@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from difflm.checkpoints.constraints import Constraint
 from difflm.decode.checks import check_bias, check_ids, check_integer, check_number, check_strings
+from difflm.decode.matching import Grammar
 from difflm.errors import RequestError
 from difflm.types import Decoding
 
@@ -57,6 +59,11 @@ class SamplingParams:
         policy: from `difflm.policy`: the rules of another system, or other strategies of ours. It brings its own
             settings for what a forward keeps and how tokens are drawn; `max_new_tokens` holds where it has no
             gen_length. None is the native policy, or that of "verified", with the fields above.
+        constraint: what the text of the answer has to match: JSON, a schema, an expression, a grammar; or what
+            `LoadedModel.grammar` made of one. An answer whose finish reason is "stop" matches (one that a stop string
+            or an id of `stop_token_ids` ends as well, but for what the string cuts off); "length": it is the beginning
+            of one that does. "stuck": no token of the model's goes on with it, or finding out takes too much work. Not
+            beside ignore_eos, min_tokens, editing, and policies of other systems.
 
     Raises:
         RequestError: for a value outside these ranges.
@@ -86,6 +93,7 @@ class SamplingParams:
     max_post_steps: int = 16
     decoding: Decoding | None = None
     policy: Policy | Verified | None = None
+    constraint: Constraint | Grammar | None = None
 
     def __post_init__(self) -> None:
         check_integer("max_new_tokens", self.max_new_tokens, minimum=1, unit="tokens")
@@ -111,6 +119,7 @@ class SamplingParams:
             )
         self._check_sampling()
         self._check_stopping()
+        self._check_constraint()
         if self.policy is not None:
             self._check_alone()
 
@@ -138,6 +147,19 @@ class SamplingParams:
             if self.logprobs > MOST_LOGPROBS:
                 raise RequestError(f"logprobs: {self.logprobs} cannot be used; give at most {MOST_LOGPROBS}")
 
+    def _check_constraint(self) -> None:
+        """Refuse what is no constraint, and what would keep an answer from ending where its grammar does."""
+        if self.constraint is None:
+            return
+        if not isinstance(self.value_of("constraint"), Constraint | Grammar):
+            kind = type(self.constraint).__name__
+            raise RequestError(f"constraint: {kind} cannot be used; give difflm.Constraint(json_schema=...)")
+        beside = {"ignore_eos": self.ignore_eos, "min_tokens": self.min_tokens}
+        beside |= {"editing_threshold": self.editing_threshold}
+        for name, value in beside.items():
+            if value or (name == "editing_threshold" and value is not None):
+                raise RequestError(f"{name}: {value!r} cannot be used beside a constraint; leave one of them out")
+
     def _check_alone(self) -> None:
         """Refuse what is no policy, and parameters that a policy decides."""
         if not is_dataclass(self.policy) or isinstance(self.policy, type):
@@ -145,6 +167,7 @@ class SamplingParams:
                 f"policy: {self.policy!r} is no policy; make one by its name: difflm.policy('native', threshold=0.9)"
             )
         beside = {"max_new_tokens", "seed", "ignore_eos", "stop_token_ids", "stop", "logprobs", "guesses", "n"}
+        beside |= {"constraint"}
         for name, value, default in ((each.name, self.value_of(each.name), each.default) for each in fields(self)):
             if name not in beside | {"policy"} and value != default:
                 raise RequestError(
@@ -223,6 +246,7 @@ class Request:
         fused: a finished block is committed in the forward that first denoises the next one.
         template: of an infilling, what stands behind the prompt: ids, and None where one is to be found; its length is
             `max_new_tokens`. Empty otherwise.
+        grammar: that the answer has to match, if any.
     """
 
     id: int
@@ -245,6 +269,7 @@ class Request:
     logprobs: int | None = None
     guesses: bool = False
     template: tuple[int | None, ...] = ()
+    grammar: Grammar | None = None
 
     @property
     def given(self) -> tuple[int, ...]:

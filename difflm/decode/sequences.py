@@ -175,6 +175,8 @@ class BlockDecoding:
         self.settled = 0
         if work.kind != "denoise":
             return []
+        if work.places and not proposal.tokens:
+            return self._end("early", "stuck")  # a grammar that allows no token
         decision = self.policy.decide(self.draft, work.places, proposal)
         events = self._write(work, proposal, decision)
         return events + self._advance(decision)
@@ -183,7 +185,7 @@ class BlockDecoding:
         draft, by_id = self.draft, self.policy.mask_is_undecided
         num_masked = len(draft.masked())
         nothing_left = all(draft.decided[place] for place in work.places)
-        index = {place: i for i, place in enumerate(work.places)}
+        index = {place: i for i, place in enumerate(work.places[: len(proposal.tokens)])}
         before = tuple(draft.tokens[place] for place in decision.edited)
         for place in (*decision.filled, *decision.edited):
             token = proposal.tokens[index[place]]

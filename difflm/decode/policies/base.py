@@ -68,7 +68,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """What a forward proposes for the places it was asked for, in their order.
+    """What a forward proposes for the places it was asked for, in their order; under a grammar for the first of them.
 
     Attributes:
         tokens: ids.
