@@ -48,8 +48,25 @@ _SUMMARIES: Mapping[str, str] = {
     "/version": "Which difflm this is.",
     "/metrics": "Metrics in Prometheus' text format.",
 }
+_ASKED: Mapping[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+_EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "/v1/chat/completions": {"whole": _ASKED, "stream": {**_ASKED, "stream": True}},
+    "/v1/completions": {
+        "text": {"prompt": "In the beginning", "max_tokens": 8},
+        "ids": {"prompt": [[1, 2], [3]], "max_tokens": 4, "temperature": 1, "seed": 1},
+        "scores": {"prompt": "In the beginning", "max_tokens": 1, "echo": True, "logprobs": 1},
+    },
+    "/tokenize": {"text": {"prompt": "In the beginning"}},
+    "/detokenize": {"ids": {"tokens": [1, 2, 3]}},
+}
 _STREAM = "text/event-stream"
 _PLAIN = "text/plain"
+_ANSWERS: Mapping[str, Mapping[str, Any]] = {
+    "application/json": {"type": "object"},
+    _STREAM: {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}},
+    _PLAIN: {"type": "string"},
+}
+"""What each media type holds; of a stream, each event."""
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "/v1/chat/completions": ("application/json", _STREAM),
     "/v1/completions": ("application/json", _STREAM),
@@ -73,7 +90,9 @@ def described(method: str, path: str) -> dict[str, Any]:
     if path in _BODIES:
         kind, summary = _BODIES[path]
         known |= {**_FAILURES, 404: "There is no such model."}
-        body = {"required": True, "content": {"application/json": {"schema": inlined(kind.model_json_schema())}}}
+        examples = {name: {"value": value} for name, value in _EXAMPLES[path].items()}
+        described_as = {"schema": inlined(kind.model_json_schema()), "examples": examples}
+        body = {"required": True, "content": {"application/json": described_as}}
         more = {"openapi_extra": {"requestBody": body}}
     else:
         summary = _SUMMARIES[path]
@@ -86,7 +105,7 @@ def described(method: str, path: str) -> dict[str, Any]:
         status: {"description": text, "content": failed} for status, text in known.items()
     }
     kinds = _KINDS.get(path, ("application/json",))
-    content = {kind: {"schema": {"type": "object" if kind == "application/json" else "string"}} for kind in kinds}
+    content = {kind: {"schema": _ANSWERS[kind]} for kind in kinds}
     responses[200] = {"description": "The answer.", "content": content}
     return {"summary": summary, "operation_id": name, "responses": responses, **more}
 

@@ -24,4 +24,11 @@ def test_every_path_is_described(server: Running) -> None:
     for path in ("/v1/chat/completions", "/v1/completions"):
         operation = paths[path]["post"]
         assert {"200", "400", "404", "413", "415", "429", "500", "503", "504"} <= set(operation["responses"])
-        assert "properties" in operation["requestBody"]["content"]["application/json"]["schema"]
+        content = operation["requestBody"]["content"]["application/json"]
+        assert "properties" in content["schema"]
+        for example in content["examples"].values():
+            assert server.post(path, example["value"]).status_code == 200
+    assert set(paths["/v1/completions"]["post"]["responses"]["200"]["content"]) == {
+        "application/json",
+        "text/event-stream",
+    }

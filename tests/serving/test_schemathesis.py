@@ -40,7 +40,9 @@ def checked(address: str, folder: Path, *words: str) -> None:
 
 def test_no_request_is_answered_otherwise_than_described(loaded: LoadedModel, tmp_path: Path) -> None:
     with serving(loaded, limits=Limits(new_tokens=8)) as server:
-        checked(server.address, tmp_path, "--generation-deterministic", "--max-examples", "4", "--no-shrink")
+        words = ("--phases", "examples,fuzzing", "--generation-deterministic", "--max-examples", "12", "--no-shrink")
+        checked(server.address, tmp_path, *words)
+        assert server.service.bridge.counts.tokens > 0
         assert server.get("/health").status_code == 200
 
 
