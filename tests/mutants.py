@@ -3364,7 +3364,7 @@ MUTANTS = (
         "difflm/serving/calls.py",
         "                self._held = self._held.lstrip()\n",
         "                pass\n",
-        "tests/serving/test_calls.py::test_the_parts_in_which_a_text_comes_change_nothing",
+        "tests/serving/test_calls.py::test_marked_calls",
     ),
     Mutant(
         "difflm/serving/prompts.py",
