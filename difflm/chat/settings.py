@@ -13,8 +13,8 @@ from difflm.decode.policies.named import parse_policy
 from difflm.decode.request import SamplingParams
 from difflm.errors import RequestError
 
-_OTHERS = ("n", "logprobs", "guesses")
-"""Fields of `SamplingParams` that mean nothing in a conversation."""
+_OTHERS = ("n", "logprobs", "guesses", "constraint")
+"""Fields of `SamplingParams` that mean nothing in a conversation, or are no text."""
 NAMES = tuple(each.name for each in dataclasses.fields(SamplingParams) if each.name not in _OTHERS)
 ALIASES: Mapping[str, str] = {"max_tokens": "max_new_tokens"}
 UNSET = ("default", "null")

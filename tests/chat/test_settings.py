@@ -67,7 +67,9 @@ def test_a_choice_can_be_taken_back() -> None:
 
 
 def test_every_setting_can_be_shown() -> None:
-    assert {*NAMES, "n", "logprobs", "guesses"} >= {each.name for each in dataclasses.fields(SamplingParams)}
+    assert {*NAMES, "n", "logprobs", "guesses", "constraint"} >= {
+        each.name for each in dataclasses.fields(SamplingParams)
+    }
     values: dict[str, Any] = {"threshold": 0.9, "policy": "hf21", "stop": ("a",)}
     shown = {name: Settings(values).shown(name, None) for name in NAMES}
     assert shown["threshold"] == "0.9"
