@@ -1,6 +1,7 @@
 # Needs make and Python 3.11 or newer; each target sets up .venv by itself, once.
 #   make demo        the whole path on a real checkpoint (about forty minutes on two cores); resumes when interrupted
 #   make demo-quick  the same, shortened (minutes)
+#   make serve-demo  the demo's model behind the server, with the page in a browser (SERVE_OPTIONS="--port 9000")
 #   make study       a small model through every stage, beside its AR control (at most three hours); resumes
 #   make study-quick the same, shortened (at most twenty minutes)
 #   make test        the fast test suite
@@ -17,6 +18,7 @@
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu    torch from another index, e.g. without CUDA
 PYTHON ?= python3
 GPU_OPTIONS ?=
+SERVE_OPTIONS ?=
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
@@ -32,7 +34,7 @@ LINT_STAMP := $(VENV)/.ready-check
 STUDY_STAMP := $(VENV)/.ready-study
 STUDY_OPTIONS ?=
 
-.PHONY: setup test test-full demo demo-quick study study-quick check format mutants docs dist cli-options gpu-check clean
+.PHONY: setup test test-full demo demo-quick serve-demo study study-quick check format mutants docs dist cli-options gpu-check clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -65,6 +67,9 @@ demo: $(STAMP)
 
 demo-quick: $(STAMP)
 	$(BIN)/python -m demo.run --quick
+
+serve-demo: $(STAMP)
+	$(BIN)/python -m demo.serve $(SERVE_OPTIONS)
 
 $(STUDY_STAMP): $(STAMP)
 	@echo "adding reasoning-gym to $(VENV) (once)"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 KEYS = "DIFFLM_API_KEYS"
 """Environment variable with API keys, separated by white space."""
+PAGE = "or open {}/ in a browser: a chat, and how its answers denoise"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "::1")
 
 
@@ -140,7 +141,11 @@ def served(loaded: LoadedModel, options: Options, *, fallback_name: str, say: Ca
     binding = Binding(host=options.host, port=options.port, grace_seconds=options.grace)
     for line in introduction(service):
         say(line)
-    return Served(service, binding, on_start=lambda address: say(f"{address}\n{example(service, address)}"))
+    return Served(
+        service,
+        binding,
+        on_start=lambda address: say(f"{address}\n{example(service, address)}\n{PAGE.format(address)}"),
+    )
 
 
 def introduction(service: Service) -> list[str]:

@@ -43,6 +43,7 @@ def test_options_arrive(loaded: LoadedModel) -> None:
         "access: no API key is asked for, hosts localhost, 127.0.0.1, [::1], ::1, pages of no other site"
     )
     assert lines[3].startswith("http://127.0.0.1:1\ncurl http://127.0.0.1:1/v1/chat/completions -H ")
+    assert "\nor open http://127.0.0.1:1/ in a browser" in lines[3]
 
 
 @pytest.mark.parametrize(
