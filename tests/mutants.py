@@ -2762,8 +2762,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/decode/left_to_right.py",
-        "final = min(accepted + 1, clean)",
-        "final = clean",
+        "final = min(accepted + 1, clean, len(said))",
+        "final = min(clean, len(said))",
         "tests/decode/policies/test_verified.py::test_every_window",
     ),
     Mutant(

@@ -13,7 +13,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +20,14 @@ import torch
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 
+from difflm.chat.local import LocalBackend
+from difflm.chat.session import Asked, Session
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import LoadedModel, load_model
 from difflm.checkpoints.merge import average_checkpoints
-from difflm.cli.chat import Conversation
 from difflm.data import PackedRows, TokenDocument, pack
 from difflm.decode.engine import Engine, generate, stream
-from difflm.decode.events import Committed, Denoised, Edited, Event, Finished
+from difflm.decode.events import Committed, Completion, Denoised, Edited, Event, Finished, Forwards
 from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
 from difflm.diffusion.noise import Bernoulli, RowNoise
@@ -348,11 +348,15 @@ def test_report_16_training_asks_as_chat_does_with_one_bos(tmp_path: Path) -> No
     assert tokenizer.encode("a")[0] == tokenizer.convert_tokens_to_ids("<s>"), "the tokenizer would add a second one"
     asked: list[list[int]] = []
 
-    def reply(prompt: list[int], params: SamplingParams) -> Any:
-        asked.append(prompt)
-        return SimpleNamespace(text=TALK[2 * len(asked) - 1]["content"])
+    def said(answer: Asked) -> Completion:
+        step_map = answer.step_map()
+        assert step_map is not None
+        asked.append(list(step_map.prompt))
+        answer.events.close()
+        text = TALK[2 * len(asked) - 1]["content"]
+        return Completion(tokens=[], text=text, forwards=Forwards(), finish_reason="stop", num_tokens=0, seconds=0.0)
 
-    talk = Conversation(loaded, SamplingParams(), reply)
+    talk = Session(LocalBackend(loaded), said)
     talk.say("2 + 2?")
     talk.say("Sure?")
     batch = rows_of(loaded, tmp_path, {"messages": TALK}).batch([0])

@@ -113,7 +113,7 @@ class LoadedModel:
         return self._chat_encoder().text(messages, open_turn=open_turn)
 
     def encode_chat_text(self, text: str) -> list[int]:
-        """Return the ids of a text of `chat_text`, or of one that goes on behind it; of an opened turn, `encode_chat`'s.
+        """Return the ids of a text of `chat_text`, or of one that goes on behind it; of an open turn, `encode_chat`'s.
 
         Of a text that is none, the ids are those of `encode`.
 

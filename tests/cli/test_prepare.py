@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from difflm.chat.local import LocalBackend
+from difflm.chat.session import Asked, Session
 from difflm.checkpoints.convert import convert
 from difflm.checkpoints.loading import load_model
-from difflm.cli.chat import Conversation
 from difflm.cli.main import run
-from difflm.decode.request import SamplingParams
+from difflm.decode.events import Completion, Forwards
 from tests.standins import write_parent, write_texts
 
 
@@ -112,7 +112,12 @@ def test_a_saved_chat_is_data(model: Path, tmp_path: Path, capsys: pytest.Captur
     facts = json.loads((chatting / "tokenizer_config.json").read_text()) | {"chat_template": TEMPLATE}
     (chatting / "tokenizer_config.json").write_text(json.dumps(facts))
     (chatting / "chat_template.jinja").unlink(missing_ok=True)
-    talk = Conversation(load_model(chatting), SamplingParams(), lambda *_: SimpleNamespace(text="ab"))  # type: ignore[arg-type,return-value]
+
+    def said(asked: Asked) -> Completion:
+        asked.events.close()
+        return Completion(tokens=[], text="ab", forwards=Forwards(), finish_reason="stop", num_tokens=0, seconds=0.0)
+
+    talk = Session(LocalBackend(load_model(chatting)), said)
     talk.say("q")
     talk.say("r")
     talk.save(tmp_path / "talk.jsonl")
