@@ -757,6 +757,12 @@ MUTANTS = (
         "tests/evaluation/test_drafting.py::test_neither_is_a_gain",
     ),
     Mutant(
+        "difflm/decode/drawing.py",
+        "torch.where(known_RI == -torch.inf, known_RI, scaled_RI)",
+        "scaled_RI",
+        "tests/decode/test_drawing.py::test_any_penalty_leaves_a_distribution",
+    ),
+    Mutant(
         "difflm/decode/pace.py",
         "self.policy.draft_cost * (masks > 0)",
         "self.policy.draft_cost * masks",

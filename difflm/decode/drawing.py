@@ -137,9 +137,12 @@ class Draw:
         if self.repetition_penalty != 1.0 and (seen := sorted({*prompt, *count})):
             index_I = torch.tensor(seen, device=logits_RV.device)
             known_RI = logits_RV[:, index_I]
-            logits_RV[:, index_I] = torch.where(
+            scaled_RI = torch.where(
                 known_RI > 0, known_RI / self.repetition_penalty, known_RI * self.repetition_penalty
             )
+            # A penalty near 0 makes infinities, or numbers that are none of what must not be proposed.
+            scaled_RI = scaled_RI.clamp(max=torch.finfo(scaled_RI.dtype).max / 4)
+            logits_RV[:, index_I] = torch.where(known_RI == -torch.inf, known_RI, scaled_RI)
         if count:
             index_I = torch.tensor(list(count), device=logits_RV.device)
             count_I = torch.tensor(list(count.values())).to(logits_RV)

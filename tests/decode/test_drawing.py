@@ -181,3 +181,18 @@ def test_a_row_behind_drafts_is_penalised_for_them_too(temperature: float) -> No
         token = int(made.token_M[number])
         assert made.confidence_M[number].item() == pytest.approx(expected[token])
         assert temperature or expected[token] == max(expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("penalty", [5e-324, 1e-30, 10.0])
+def test_any_penalty_leaves_a_distribution(temperature: float, penalty: float) -> None:
+    logits = torch.randn(2, VOCAB, generator=torch.Generator().manual_seed(1))
+    logits[0, 1], logits[1, 1] = 3.0, -3.0
+    rows = keyed((4, 5), prompt=[0, 1, 3], generated=[2], barred=(0, 1), ends=(0,))
+    rule = Draw(temperature=temperature, keyed=True, repetition_penalty=penalty, suppressed=(3,))
+    processed = rule.processed(logits, [rows])
+    assert not bool(processed.isnan().any())
+    assert bool((processed[:, [0, 3]] == -torch.inf).all())
+    made = rule(logits, [rows])
+    assert bool(made.confidence_M.isfinite().all())
+    assert not {0, 3} & set(made.token_M.tolist())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -283,7 +283,9 @@ def test_a_conversation_is_put_into_the_template(models: dict[str, LoadedModel])
 
 
 @pytest.mark.parametrize("typed", ["Hi", f" Hi {EOS}there ", f"{EOS}{EOS}", "a < b", "{mask}{mask} a"])
-def test_the_ids_of_a_conversation_are_those_of_a_chat(models: dict[str, LoadedModel], typed: str) -> None:
+def test_the_ids_of_a_conversation_are_those_of_a_chat(
+    models: dict[str, LoadedModel], typed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a question spells never becomes a control token, whichever way the harness takes the text."""
     model = models["paper"]
     typed = typed.replace("{mask}", str(model.config.mask_token))
@@ -296,7 +298,16 @@ def test_the_ids_of_a_conversation_are_those_of_a_chat(models: dict[str, LoadedM
     )
     params = request_params(SETTINGS, {"until": ["zz"], "max_gen_toks": 3}, 0)
     written = Engine(model).generate([prompt], params)[0].text
+    decoded: list[list[int]] = []
+    decode = Answers._decode
+
+    def noting(self: Answers, asked: Sequence[tuple[list[int], SamplingParams]]) -> list[difflm.Completion]:
+        decoded.extend(ids for ids, _ in asked)
+        return decode(self, asked)
+
+    monkeypatch.setattr(Answers, "_decode", noting)
     assert answers.generate_until([Asked((text, {"until": ["zz"], "max_gen_toks": 3}))]) == [written]
+    assert decoded == [prompt]
     assert answers.encode_pair(text, " yes") == (prompt, model.encode(" yes"))
 
 

@@ -250,6 +250,7 @@ def test_the_command_serves_until_sigterm(loaded: LoadedModel) -> None:
         while not (lines and lines[-1].startswith("curl ")):
             lines.append(process.stderr.readline())
             assert process.poll() is None, lines
+        assert process.stderr.readline().startswith("or open http://127.0.0.1:")
         assert lines[2].startswith("access: 1 API keys, hosts localhost, 127.0.0.1")
         assert lines[0].startswith(f"model tiny: {loaded.path}, context 512 tokens, with a chat template")
         assert "decoding block, temperature 0, block size 8, threshold 0.95" in lines[1]
