@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,42 @@ def questions(task: StudyTask, folder: Path, name: str, part: int, count: int) -
     return list(itertools.islice((item for item in task.stream(part) if item.prompt in prompts), count))
 
 
+def own_attempts(
+    plan: Plan,
+    tasks: Sequence[StudyTask],
+    folder: Path,
+    model: Path,
+    *,
+    part: int,
+    name: str,
+    count: int,
+    **drawing: Any,
+) -> Iterator[tuple[StudyTask, Kept]]:
+    """Yield each task with what is worth learning from of a model's answers to its questions, at the default threshold.
+
+    Args:
+        plan: the sizes.
+        tasks: what is answered.
+        folder: of the study.
+        model: what answers.
+        part: of the tasks' items.
+        name: of the data; its questions are in data/questions-NAME.jsonl.
+        count: items of each task.
+        drawing: of `SamplingParams`, how answers are drawn.
+    """
+    loaded = load_model(model)
+    for task in tasks:
+        asked = questions(task, folder, f"questions-{name}", part, count)
+        params = SamplingParams(
+            max_new_tokens=task.max_new_tokens,
+            decoding="block",
+            block_size=plan.block_size,
+            threshold=plan.threshold,
+            **drawing,
+        )
+        yield task, kept(task.short, attempts(loaded, task, asked, params, max_requests=TOGETHER))
+
+
 def answer_tasks(
     plan: Plan,
     tasks: Sequence[StudyTask],
@@ -170,18 +206,11 @@ def answer_tasks(
     path = folder / "data" / "own.jsonl"
     if path.is_file():
         return
-    loaded, found = load_model(model), list[Kept]()
-    for task in tasks:
-        asked = questions(task, folder, "questions-own", plans.OWN, plan.own_items)
-        params = SamplingParams(
-            max_new_tokens=task.max_new_tokens,
-            decoding="block",
-            block_size=plan.block_size,
-            threshold=plan.threshold,
-        )
-        found.append(kept(task.short, attempts(loaded, task, asked, params, max_requests=TOGETHER)))
-        say(f"    {found[-1]}")
-        results.put({"kind": "own", "stage": "cap", "task": task.short, **found[-1].counts})
+    found: list[Kept] = []
+    for task, each in own_attempts(plan, tasks, folder, model, part=plans.OWN, name="own", count=plan.own_items):
+        found.append(each)
+        say(f"    {each}")
+        results.put({"kind": "own", "stage": "cap", "task": task.short, **each.counts})
     write_records(path, found)
 
 
@@ -197,21 +226,22 @@ def sample_pairs(
     path = folder / "data" / "preferred.jsonl"
     if path.is_file():
         return
-    loaded, found = load_model(model), list[Kept]()
-    for task in tasks:
-        asked = questions(task, folder, "questions-preferred", plans.PREFERRED, plan.preferred_items)
-        params = SamplingParams(
-            max_new_tokens=task.max_new_tokens,
-            decoding="block",
-            block_size=plan.block_size,
-            threshold=plan.threshold,
-            temperature=1.0,
-            n=plan.samples,
-        )
-        found.append(kept(task.short, attempts(loaded, task, asked, params, max_requests=TOGETHER)))
-        say(f"    {found[-1]}")
-        pairs = len(found[-1].pairs)
-        results.put({"kind": "own", "stage": "dpo", "task": task.short, "pairs": pairs, **found[-1].counts})
+    found: list[Kept] = []
+    for task, each in own_attempts(
+        plan,
+        tasks,
+        folder,
+        model,
+        part=plans.PREFERRED,
+        name="preferred",
+        count=plan.preferred_items,
+        temperature=1.0,
+        n=plan.samples,
+    ):
+        found.append(each)
+        say(f"    {each}")
+        pairs = len(each.pairs)
+        results.put({"kind": "own", "stage": "dpo", "task": task.short, "pairs": pairs, **each.counts})
     right = [Item(prompt=pair[0].prompt, reference=pair[0].completion) for each in found for pair in each.pairs]
     write_items(folder / "data" / "preferred-right.jsonl", right)
     write_pairs(path, found)

@@ -21,10 +21,10 @@ from difflm.checkpoints.hf_generate import TransformersGenerator
 
 GREEDY, SAMPLED, TRANSFORMERS = "greedy", "sampled", "transformers"
 DRAWING = {"temperature": 0.8, "top_p": 0.95}
-TIES = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
+TIES = {"float64": 1e-9, "float32": 1e-3, "bfloat16": 0.5, "float16": 0.0625}
 """Dtype -> margin of the two best logits below which their order is a matter of rounding.
 
-Of logits between 16 and 32: four steps from one number of bfloat16 to the next."""
+In the halves: four steps from one number to the next, of logits between 16 and 32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,14 +91,15 @@ def fitted(shapes: Sequence[tuple[int, int]], seconds: Sequence[float]) -> Costs
         seconds: of each forward.
     """
     excess = np.array([each / seconds[0] - 1.0 for each in seconds[1:]])
-    both = np.array([(checked + masks, masks > 0) for checked, masks in shapes[1:]], dtype=float)
-    best, least = (0.0, 0.0), float(excess @ excess)
+    both = np.array([(checked + masks, masks > 0) for checked, masks in shapes[1:]], dtype=float).reshape(-1, 2)
+    best, least = [0.0, 0.0], float(excess @ excess)
     for used in ([0, 1], [0], [1]):
-        solved = np.linalg.lstsq(both[:, used], excess, rcond=None)[0] if len(both) else np.zeros(len(used))
-        left = excess - both[:, used] @ solved if len(both) else excess
+        solved = np.linalg.lstsq(both[:, used], excess, rcond=None)[0]
+        left = excess - both[:, used] @ solved
         if (solved >= 0.0).all() and float(left @ left) < least:
-            found = dict(zip(used, solved.tolist(), strict=True))
-            best, least = (found.get(0, 0.0), found.get(1, 0.0)), float(left @ left)
+            best, least = [0.0, 0.0], float(left @ left)
+            for place, value in zip(used, solved.tolist(), strict=True):
+                best[place] = value
     return Costs(round(best[0], 4), round(best[1], 4))
 
 

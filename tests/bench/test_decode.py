@@ -181,8 +181,7 @@ def test_a_drafter_stands_beside_its_parent_and_writes_its_text(drafted: DecodeB
     row = rows[VERIFIED, "float32"]
     assert row.equal == 1.0
     assert row.drafts is not None
-    assert 0.0 <= row.drafts.acceptance_at[0] <= 1.0
-    assert row.drafts.cycles > 0
+    assert row.drafts.verified_at[0] > 0
     assert 0.0 < row.drafts.tokens_per_cycle <= row.tokens / row.drafts.cycles
     assert rows[drafted.baseline, drafted.baseline_dtype].ratio == 1.0
     for dtype in ("float32", "bfloat16"):
