@@ -240,6 +240,21 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
         assert float((one.double() - other).abs().max()) < tolerance * 4
 
 
+def test_gradients_of_bfloat16_are_summed_in_float32() -> None:
+    """What the tiles add to shared keys is rounded once, not at every sum: 0.0017 to 0.002, not 0.0035 to 0.0045."""
+    layout = layout_of([[256]], row_length=256, block_size=8, two=False, inside=True, clean=True, origin="document")
+    generator = torch.Generator().manual_seed(0)
+    narrow = [torch.randn(1, heads, 256, 64, generator=generator).bfloat16() for heads in (HEADS, GROUPS, GROUPS)]
+    towards = torch.randn(1, HEADS, 256, 64, generator=generator).bfloat16()
+    found: list[tuple[Tensor, ...]] = []
+    for dtype in (torch.bfloat16, torch.float32):
+        inputs = [each.to(dtype).requires_grad_() for each in narrow]
+        split = SplitAttention(layout, heads_per_group=2, dtype=dtype, device="cpu", tile=32)
+        found.append(torch.autograd.grad(split(0, *inputs), inputs, towards.to(dtype)))
+    for one, other in zip(*found, strict=True):
+        assert float((one.float() - other).norm() / other.norm()) < 0.0025
+
+
 def chosen_on(device: str, choice: AttentionChoice = "auto") -> AttentionBackend:
     return backend_for(choice, device=device, dtype=torch.float32, head_dim=16)
 
