@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from difflm.training.config import TrainConfig
 from difflm.training.config_io import config_from_tree
@@ -38,7 +41,7 @@ class Plan:
         rows_per_batch: rows of one step.
         block_size: tokens that are denoised together; of decoding and of every stage but the ladder.
         window: tokens that the lossless adapter drafts.
-        dtype: of training.
+        dtype: of training; see `fast_dtype`.
         log_every: steps between lines of a run's metrics.jsonl; no run is shorter.
         parent_tokens: of the AR parent.
         ladder: the conversion's block sizes: (size or "row", tokens).
@@ -67,7 +70,7 @@ class Plan:
     hidden: int = 256
     vocabulary: int = 1024
     row_length: int = 256
-    rows_per_batch: int = 16
+    rows_per_batch: int = 8
     block_size: int = 16
     window: int = 8
     dtype: str = "float32"
@@ -148,6 +151,12 @@ QUICK = replace(
     compiled=False,
     least_records=20,
 )
+
+
+def fast_dtype() -> str:
+    """Return the dtype in which this machine trains faster: "bfloat16" where the processor multiplies it in tiles."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bfloat16" if capabilities.get("amx_bf16") else "float32"
 
 
 def parent_run(plan: Plan, folder: Path) -> TrainConfig:

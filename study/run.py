@@ -1,6 +1,6 @@
 """`make study`: parent, conversion, SFT, CAP, DPO, the AR control of each, a lossless drafter; every figure kept.
 
-    python -m study.run [--quick] [--output FOLDER] [--page FILE]
+    python -m study.run [--quick] [--output FOLDER] [--dtype DTYPE] [--page FILE]
 
 Every part is skipped when what it made is there, so the study may be interrupted at will and goes on where it stopped.
 """
@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 # Two threads that spin beside a busy neighbour can be ten times slower than one; torch reads this when it loads.
@@ -34,7 +35,7 @@ from difflm.training.merging import merge_run
 from study import plan as plans
 from study.evaluate import Scorer, answer_tasks, sample_pairs
 from study.parent import SPARE, learn_tokenizer, write_parent
-from study.plan import FULL, QUICK, TASKS, Plan, plan_facts
+from study.plan import FULL, QUICK, TASKS, Plan, fast_dtype, plan_facts
 from study.report import write_page
 from study.results import Results
 from study.tasks import StudyTask, study_task, write_items
@@ -219,18 +220,29 @@ def check_plan(plan: Plan, folder: Path) -> None:
     replace_text(record, text)
 
 
+def with_dtype(plan: Plan, folder: Path, asked: str | None) -> Plan:
+    """Return a plan with a dtype: what was asked for, else what the folder's study has, else what is fast here."""
+    record = folder / "plan.json"
+    known = json.loads(record.read_text(encoding="utf-8"))["dtype"] if record.is_file() else fast_dtype()
+    return replace(plan, dtype=asked or known)
+
+
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     """Parse the command line and run; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m study.run", description="The whole recipe on a small model.")
     parser.add_argument("--quick", action="store_true", help="a short run that shows the path, not the quality")
     parser.add_argument("--output", type=Path, help="folder of the study (default: runs/study[-quick])")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of training (default: what this processor is faster in)"
+    )
     parser.add_argument("--page", type=Path, help="page to write (default: study.md in the folder)")
     options = parser.parse_args(arguments)
     folder = options.output or Path("runs") / ("study-quick" if options.quick else "study")
     try:
         set_threads(None)
         tasks = [study_task(*each) for each in TASKS]
-        study = Study(QUICK if options.quick else FULL, tasks, folder, lambda line: print(line, flush=True))
+        plan = with_dtype(QUICK if options.quick else FULL, folder, options.dtype)
+        study = Study(plan, tasks, folder, lambda line: print(line, flush=True))
         study.run()
         print(f"report: {write_page(folder, options.page or folder / 'study.md')}")
     except DifflmError as error:

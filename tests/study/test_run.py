@@ -9,9 +9,9 @@ import pytest
 
 from difflm.errors import DifflmError
 from study import run as running
-from study.plan import FULL, QUICK, Plan, plan_facts
+from study.plan import FULL, QUICK, Plan, fast_dtype, plan_facts
 from study.report import write_page
-from study.run import Study, check_plan
+from study.run import Study, check_plan, with_dtype
 from study.tasks import StudyTask
 from tests.study.test_tasks import Numbers
 
@@ -122,6 +122,15 @@ def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DifflmError, match="holds a study of other sizes"):
         check_plan(FULL, tmp_path)
     assert json.loads((tmp_path / "plan.json").read_text())["items"] == plan_facts(QUICK)["items"]
+
+
+def test_a_study_keeps_the_dtype_that_it_began_with(tmp_path: Path) -> None:
+    assert with_dtype(QUICK, tmp_path, None).dtype == fast_dtype()
+    for dtype in ("float32", "bfloat16"):
+        folder = tmp_path / dtype
+        assert with_dtype(QUICK, folder, dtype).dtype == dtype
+        check_plan(with_dtype(QUICK, folder, dtype), folder)
+        assert with_dtype(QUICK, folder, None).dtype == dtype
 
 
 def test_the_command_names_its_errors(
