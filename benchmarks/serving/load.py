@@ -1,14 +1,16 @@
 """Many clients at once, some of which leave, are slow or send nonsense: what they get, and what is left behind.
 
 Every answer that its client waited for has to be the engine's own; afterwards the server holds nothing of the load: no
-request, no cache, no task, no connection, no object. The model computes in float64, where the sums of a batch round
-like those of a single request as far as any token can tell.
+request, no cache, no task, no thread, no connection. After a quarter of the load everybody waits until the server is
+idle, and objects and memory are counted; what the other three quarters add to them is a leak. The model computes in
+float64, where the sums of a batch round like those of a single request as far as any token can tell.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import resource
 import sys
@@ -20,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.serving.wire import Response, exchange, post
+from benchmarks.serving.wire import Response, exchange, post, post_chunks
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import Engine
 from difflm.decode.request import SamplingParams
@@ -28,14 +30,18 @@ from difflm.serving.answers import Answer
 from difflm.serving.limits import Limits
 from difflm.serving.planning import Plan
 from difflm.serving.server import Binding, Served
-from difflm.serving.service import Service
+from difflm.serving.service import TEXT_THREADS, Service
 from difflm.serving.tickets import Ticket
 
 PATH = "/v1/completions"
-KINDS = ("whole", "stream", "slow", "leave", "leave-stream", "large", "invalid", "wrong")
-WEIGHTS = (6, 8, 2, 2, 3, 1, 1, 1)
+KINDS = ("whole", "stream", "slow", "leave", "leave-stream", "large", "large-chunked", "invalid", "wrong")
+WEIGHTS = (6, 8, 2, 2, 3, 1, 1, 1, 1)
 BODY_BYTES = 100_000
 OBJECTS = (Ticket, Plan, Answer)
+CACHE_BYTES = 16 << 20
+"""Full soon, so that old prompts have to make room, and memory that still grows is nobody's cache."""
+MORE_MEGABYTES = 64.0
+"""What the memory of a process may vary by, whatever it does."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,7 +54,7 @@ class Report:
         wrong: answers that were not the engine's, and statuses that should not have been.
         left: what was left behind, by name; empty if all is well.
         seconds: that it took.
-        megabytes: largest memory of the process after the first quarter, and at the end.
+        megabytes: memory of the idle process after the first quarter, and at the end.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
@@ -64,7 +70,7 @@ class Report:
         kinds = ", ".join(f"{name} {self.requests[name]}" for name in KINDS)
         told = [f"{sum(self.requests.values())} requests in {self.seconds:.1f} s: {kinds}"]
         told.append(
-            f"largest memory: {self.megabytes[0]:.0f} MB after a quarter, {self.megabytes[1]:.0f} MB at the end"
+            f"memory when idle: {self.megabytes[0]:.0f} MB after a quarter, {self.megabytes[1]:.0f} MB at the end"
         )
         told += [f"WRONG: {each}" for each in self.wrong[:20]]
         told += [f"LEFT: {number} {name}" for name, number in self.left.items()]
@@ -80,7 +86,7 @@ class Host:
 
     def __init__(self, loaded: LoadedModel) -> None:
         limits = Limits(body_bytes=BODY_BYTES, write_seconds=60)
-        self.service = Service(loaded, name="load", limits=limits, max_requests=16)
+        self.service = Service(loaded, name="load", limits=limits, max_requests=16, cache_bytes=CACHE_BYTES)
         self.served = Served(self.service, Binding(port=0), on_start=self._began)
         self._started, self.port = threading.Event(), 0
         self._thread = threading.Thread(target=self.served.run, daemon=True)
@@ -117,6 +123,7 @@ class Host:
             "tokens of cache that requests hold": bridge._engine.cache_use.running,
             "connections": len(self.served.transports),
             "tasks": tasks,
+            "threads": threading.active_count(),
             **{f"objects of {kind.__name__}": found[kind.__name__] for kind in OBJECTS},
         }
 
@@ -194,6 +201,9 @@ class Load:
                 return await exchange(self.port, post(PATH, long), leave_after=leave)
             case "large":
                 return await exchange(self.port, post(PATH, {**body, "prompt": "a" * (2 * BODY_BYTES)}))
+            case "large-chunked":
+                parts = [b"a" * 1000] * (2 * BODY_BYTES // 1000)
+                return await exchange(self.port, post_chunks(PATH, [b'{"prompt": "', *parts, b'"}']))
             case "invalid":
                 return await exchange(self.port, post(PATH, b'{"prompt": "in the", "max_tok'))
         return await exchange(self.port, post(PATH, {**body, "temperature": -1}))
@@ -207,13 +217,14 @@ class Load:
             return Response()
 
     def _judge(self, kind: str, number: int, response: Response) -> None:
-        status = {"large": 413, "invalid": 400, "wrong": 400}.get(kind, 200)
+        large = kind.startswith("large")
+        status = 413 if large else {"invalid": 400, "wrong": 400}.get(kind, 200)
         if kind.startswith("leave"):
             if response.status not in (0, 200):
                 self.report.wrong.append(f"{kind}: status {response.status} {response.body[:200]!r}")
         elif response.status != status:
             # A body that is too large is refused while it is sent, which may reset the connection.
-            if not (kind == "large" and response.status == 0):
+            if not (large and response.status == 0):
                 self.report.wrong.append(f"{kind}: status {response.status} {response.body[:200]!r}")
         elif status == 200 and response.text != self.answers[number]:
             self.report.wrong.append(f"{kind}: {response.text!r} instead of {self.answers[number]!r}")
@@ -227,6 +238,7 @@ def run(
     requests: int | None = None,
     different: int = 24,
     seed: int = 0,
+    patience: float = 60.0,
 ) -> Report:
     """Load a server of a model and return what happened.
 
@@ -237,26 +249,32 @@ def run(
         requests: how many; None: until the time is up.
         different: sensible requests.
         seed: of what the clients do.
+        patience: seconds in which the server has to see that its clients are gone.
     """
     asked = bodies(seed, different)
     answers = expected(loaded, asked)
     report = Report()
     with Host(loaded) as host:
         load = Load(port=host.port, asked=asked, answers=answers, report=report, seed=seed)
-        before = host.held()
-        began = time.monotonic()
+        before, began = host.held(), time.monotonic()
+        before["threads"] += TEXT_THREADS  # they start when they are needed
 
-        def goes_on() -> bool:
-            sent, spent = sum(report.requests.values()), time.monotonic() - began
-            share = sent / requests if requests else spent / (seconds or 1)
-            if share >= 0.25 and not report.megabytes[0]:
-                report.megabytes = (megabytes(), 0.0)
-            return share < 1
+        def until(share: float) -> Callable[[], bool]:
+            def goes_on() -> bool:
+                sent, spent = sum(report.requests.values()), time.monotonic() - began
+                return (sent / requests if requests else spent / (seconds or 1)) < share
 
-        asyncio.run(_clients(load, streams, goes_on))
+            return goes_on
+
+        asyncio.run(_clients(load, streams, until(0.25)))
+        report.left = left_over(host, before, patience)
+        early, sent = census(), sum(report.requests.values())
+        asyncio.run(_clients(load, streams, until(1)))
+        report.left |= left_over(host, before, patience)
+        late = census()
+        report.left |= grown(early, late, sum(report.requests.values()) - sent)
         report.seconds = time.monotonic() - began
-        report.megabytes = (report.megabytes[0], megabytes())
-        report.left = left_over(host, before)
+        report.megabytes = (early[0], late[0])
     return report
 
 
@@ -266,8 +284,8 @@ async def _clients(load: Load, count: int, goes_on: Callable[[], bool]) -> None:
             group.create_task(load.client(goes_on))
 
 
-def left_over(host: Host, before: dict[str, int], seconds: float = 60.0) -> dict[str, int]:
-    """Return what a server holds more than before, once it has had time to see that its clients are gone."""
+def left_over(host: Host, before: dict[str, int], seconds: float) -> dict[str, int]:
+    """Return what a server holds more than before, once it has had so much time to see that its clients are gone."""
     end = time.monotonic() + seconds
     while True:
         more = {name: number - before[name] for name, number in host.held().items() if number > before[name]}
@@ -276,8 +294,34 @@ def left_over(host: Host, before: dict[str, int], seconds: float = 60.0) -> dict
         time.sleep(0.05)
 
 
+def census() -> tuple[float, Counter[str]]:
+    """Return the memory of this process, MB, and how many objects of each type it holds."""
+    gc.collect()
+    return megabytes(), Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())
+
+
+def grown(early: tuple[float, Counter[str]], late: tuple[float, Counter[str]], requests: int) -> dict[str, int]:
+    """Return what has grown with the number of requests: an object for every fourth of them, or memory.
+
+    Args:
+        early: census of an idle server.
+        late: another one.
+        requests: between them.
+    """
+    enough = max(requests // 4, 50)
+    found = {f"more of {name}": late[1][name] - number for name, number in early[1].items()}
+    found |= {f"more of {name}": number for name, number in late[1].items() if name not in early[1]}
+    found = {name: number for name, number in found.items() if number >= enough}
+    if late[0] - early[0] > MORE_MEGABYTES:
+        found["MB of memory more"] = round(late[0] - early[0])
+    return found
+
+
 def megabytes() -> float:
-    """Return the largest memory of this process so far."""
+    """Return the memory of this process: what it holds now where the system tells, else the most so far."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used / (1 << 20) if sys.platform == "darwin" else used / 1024
 

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +63,13 @@ def post(path: str, body: Any) -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\nConnection: close\r\n"
     return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def post_chunks(path: str, parts: Iterable[bytes]) -> bytes:
+    """Return a POST request whose body comes in chunks, without saying how long it is."""
+    head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+    return f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + body + b"0\r\n\r\n"
 
 
 async def exchange(port: int, request: bytes, *, slow: bool = False, leave_after: int | None = None) -> Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from benchmarks.serving import load, speed
 from benchmarks.serving.wire import parsed, unchunked
 from difflm.checkpoints.loading import LoadedModel
 from difflm.errors import DifflmError
+from difflm.serving.server import Served
+from difflm.serving.service import Service
+from difflm.serving.tickets import Ticket
 from tests.serving.conftest import loaded
 from tests.serving.servers import serving
 
@@ -38,12 +43,61 @@ def test_under_a_load_every_answer_is_the_engines_and_nothing_is_left(model: Loa
 def test_a_wrong_answer_and_what_is_left_are_found(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     real = load.expected
     monkeypatch.setattr(load, "expected", lambda *given: [f"{text}." for text in real(*given)])
-    monkeypatch.setattr(load, "WEIGHTS", (1, 1, 0, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(load, "WEIGHTS", [1, 1] + [0] * (len(load.KINDS) - 2))
     report = load.run(model, streams=2, requests=4, different=2)
     assert len(report.wrong) == sum(report.requests.values())
     with load.Host(model) as host:
         before = host.held()
         assert list(load.left_over(host, {**before, "tasks": 0}, seconds=0)) == ["tasks"]
+
+
+class Hoard(dict[Any, Any]):
+    def pop(self, *given: Any) -> Any:
+        return None
+
+
+def never_forgets_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Served, "transports", property(lambda self: hoard, lambda self, value: None), raising=False)
+    hoard = Hoard()
+
+
+def never_forgets_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, init = list[Ticket](), Ticket.tell
+    monkeypatch.setattr(Ticket, "tell", lambda self, what: (kept.append(self), init(self, what))[1])
+
+
+def never_forgets_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, plan = list[list[bytes]](), Service.plan
+    monkeypatch.setattr(Service, "plan", lambda self, kind, body: (kept.append([body] * 9), plan(self, kind, body))[1])
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "requests", "left"),
+    [
+        (never_forgets_a_connection, "invalid", 8, "connections"),
+        (never_forgets_an_answer, "whole", 8, "objects of Ticket"),
+        (never_forgets_a_body, "invalid", 80, "more of builtins.list"),
+    ],
+)
+def test_a_planted_leak_is_found(
+    fault: Callable[[pytest.MonkeyPatch], None],
+    kind: str,
+    requests: int,
+    left: str,
+    model: LoadedModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(load, "WEIGHTS", [int(each == kind) for each in load.KINDS])
+    fault(monkeypatch)
+    report = load.run(model, streams=8, requests=requests, different=2, patience=0)
+    assert report.left[left] >= requests // 2
+
+
+def test_memory_that_grows_is_found() -> None:
+    early, late = (100.0, Counter(a=1)), (200.0, Counter(a=31, b=29))
+    assert load.grown(early, late, 100) == {"MB of memory more": 100}
+    assert load.grown(early, (100.0, Counter(a=51, b=50)), 100) == {"more of a": 50, "more of b": 50}
+    assert load.grown(early, (100.0, Counter(a=51, b=50)), 400) == {}
 
 
 def test_requests_differ_and_are_the_same_again() -> None:
