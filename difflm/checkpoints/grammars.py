@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,20 @@ KEPT = 64
 """Compiled constraints that are kept for the next request."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,24}"
 """Between the parts of JSON: without a bound a model can write blanks until its limit."""
+JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
+"""Over what a schema says of itself under "x-guidance": keywords that are not known are never passed over."""
+LIMITS: Mapping[str, int] = {
+    "initial_lexer_fuel": 200_000,
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 10_000,
+    "max_items_in_row": 10_000,
+    "max_lexer_states": 32_000,
+    "max_grammar_size": 100_000,
+}
+"""Of llguidance's own work. A step of a grammar that is at its limits takes about a tenth of a second, a constraint at
+its first use a quarter, and an answer 60 MB; schemas of a thousand properties and repetitions of some thousand
+characters need less.
+"""
 
 
 @dataclass(slots=True)
@@ -35,8 +50,11 @@ class CompiledMatcher:
 
     def back_to(self, count: int) -> None:
         """Forget all but the first `count` tokens."""
+        if self.matcher.is_error():  # it can have been in taking a token that was allowed: there is no more to come
+            self.count = count
+            return
         assert count <= self.count, "an answer has tokens that its matcher has not seen"
-        if count < self.count and not self.matcher.is_error():
+        if count < self.count:
             self.matcher.rollback(self.count - count)
         self.count = count
 
@@ -82,6 +100,77 @@ class CompiledGrammar:
         return CompiledMatcher(self.first.deep_copy(), self.ends)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What llguidance has to know of a tokenizer.
+
+    Attributes:
+        tokenizer: its tokenizer.json, as text.
+        size: rows of the model's head.
+        ends: ids that end a text.
+    """
+
+    tokenizer: str = field(repr=False)
+    size: int
+    ends: tuple[int, ...]
+
+
+Trial = Callable[[Constraint, Vocabulary], None]
+"""Refuses a constraint that cannot be compiled safely."""
+
+
+class Compiler:
+    """Compiles constraints for one vocabulary.
+
+    Args:
+        vocabulary: of the model.
+
+    Raises:
+        RequestError: llguidance is not there, or does not know such a tokenizer.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._library = _library()
+        try:
+            self._tokenizer = self._library.LLTokenizer(
+                vocabulary.tokenizer, n_vocab=vocabulary.size, eos_token=list(vocabulary.ends) or None
+            )
+        # The library raises whatever its parser of tokenizers does.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RequestError(f"constraint: llguidance cannot use this model's tokenizer ({reason})") from None
+        self.ends = tuple(sorted({*vocabulary.ends, *self._tokenizer.eos_tokens}))
+
+    def compiled(self, constraint: Constraint) -> Any:
+        """Return a matcher that has computed what may come first.
+
+        Raises:
+            RequestError: the constraint cannot be enforced, nothing matches it, or it takes too much work.
+        """
+        library = self._library
+        make = {
+            "json_object": self._json,
+            "json_schema": self._json,
+            "regex": library.LLMatcher.grammar_from_regex,
+            "grammar": library.LLMatcher.grammar_from_lark,
+        }
+        limits = library.LLParserLimits(**LIMITS, verbose_errors=False)
+        grammar = make[constraint.field](constraint.text)
+        matcher = library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            bits = matcher.compute_bitmask()
+            if not matcher.is_error() and any(bits):
+                return matcher
+        why = " ".join(matcher.get_error().replace("<non-verbose/>", "").partition("<backtrace>")[0].split())
+        raise RequestError(f"{constraint.field}: it cannot be used ({why[:300] or 'no text matches it'}); change it")
+
+    def _json(self, schema: str) -> str:
+        try:
+            return self._library.LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
+        except ValueError as error:  # nested deeper than its parser goes
+            raise RequestError(f"json_schema: it cannot be used ({error}); change it") from None
+
+
 class Grammars:
     """Compiles constraints for one tokenizer and keeps the last ones.
 
@@ -95,14 +184,18 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Any, vocab_size: int, ends: tuple[int, ...]) -> None:
-        self._library = _library()
-        self._vocabulary = _vocabulary(self._library, tokenizer, vocab_size, ends)
-        self._ends = tuple(sorted({*ends, *self._vocabulary.eos_tokens}))
+        _library()
+        self.vocabulary = Vocabulary(tokenizer=_tokenizer_text(tokenizer), size=vocab_size, ends=ends)
+        self._compiler = Compiler(self.vocabulary)
         self._kept: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
 
-    def grammar(self, constraint: Constraint) -> CompiledGrammar:
+    def grammar(self, constraint: Constraint, trial: Trial | None = None) -> CompiledGrammar:
         """Return a compiled constraint.
+
+        Args:
+            constraint: what answers have to match.
+            trial: is asked before one is compiled that is not kept.
 
         Raises:
             RequestError: it cannot be enforced, nothing matches it, or it takes too much work.
@@ -113,36 +206,14 @@ class Grammars:
                 self._kept.move_to_end(key)
                 return self._kept[key]
         # Outside of the lock: it takes up to seconds, and others must not wait for it.
-        made = CompiledGrammar(constraint, self._compiled(constraint), self._ends)
+        if trial is not None:
+            trial(constraint, self.vocabulary)
+        made = CompiledGrammar(constraint, self._compiler.compiled(constraint), self._compiler.ends)
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return made
-
-    def _compiled(self, constraint: Constraint) -> Any:
-        """Return a matcher that has computed what may come first."""
-        library = self._library
-        make = {
-            "json_object": self._json,
-            "json_schema": self._json,
-            "regex": library.LLMatcher.grammar_from_regex,
-            "grammar": library.LLMatcher.grammar_from_lark,
-        }
-        limits = library.LLParserLimits(
-            max_lexer_states=50_000, max_grammar_size=100_000, step_max_items=20_000, verbose_errors=False
-        )
-        grammar = make[constraint.field](constraint.text)
-        matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
-        if not matcher.is_error():
-            bits = matcher.compute_bitmask()
-            if not matcher.is_error() and any(bits):
-                return matcher
-        why = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())[:300] or "no text matches it"
-        raise RequestError(f"{constraint.field}: it cannot be used ({why}); change it")
-
-    def _json(self, schema: str) -> str:
-        return self._library.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": WHITESPACE})
 
 
 def _library() -> Any:
@@ -160,8 +231,8 @@ def _library() -> Any:
     return llguidance
 
 
-def _vocabulary(library: Any, tokenizer: Any, vocab_size: int, ends: tuple[int, ...]) -> Any:
-    """Return llguidance's view of a tokenizer."""
+def _tokenizer_text(tokenizer: Any) -> str:
+    """Return the tokenizer.json of a transformers tokenizer."""
     if not tokenizer.is_fast:
         raise RequestError(
             "constraint: only tokenizers with a tokenizer.json are supported; convert it with transformers"
@@ -171,9 +242,4 @@ def _vocabulary(library: Any, tokenizer: Any, vocab_size: int, ends: tuple[int, 
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_padding()
     backend.no_truncation()
-    try:
-        return library.LLTokenizer(backend.to_str(), n_vocab=vocab_size, eos_token=list(ends) or None)
-    # The library raises whatever its parser of tokenizers does.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RequestError(f"constraint: llguidance cannot use this model's tokenizer ({reason})") from None
+    return backend.to_str()

@@ -15,7 +15,7 @@ from difflm.checkpoints.chats import ChatEncoder, Message
 from difflm.checkpoints.config import CheckpointConfig, checkpoint_config
 from difflm.checkpoints.constraints import Constraint
 from difflm.checkpoints.families import model_config, refuse_window
-from difflm.checkpoints.grammars import CompiledGrammar, Grammars
+from difflm.checkpoints.grammars import CompiledGrammar, Grammars, Trial
 from difflm.checkpoints.literals import MARK
 from difflm.checkpoints.rope_fields import with_rope_scaling
 from difflm.checkpoints.rules import stored_dtype
@@ -47,6 +47,8 @@ class LoadedModel:
         path: HF folder or GGUF file it came from; of a model with an adapter, that of the base.
         adapter: what the model's adapter is; None for a model without.
         render: what renders its chat template.
+        trial: what refuses constraints that cannot be compiled safely, where they are a stranger's; see
+            `difflm.checkpoints.trials`.
     """
 
     model: Transformer
@@ -55,6 +57,7 @@ class LoadedModel:
     path: Path
     adapter: AdapterFacts | None = None
     render: Render = render_here
+    trial: Trial | None = None
     _encoder: SafeEncoder | None = field(default=None, init=False, repr=False)
     _chats: ChatEncoder | None = field(default=None, init=False, repr=False)
     _grammars: Grammars | None = field(default=None, init=False, repr=False)
@@ -173,7 +176,7 @@ class LoadedModel:
         tokenizer = self.require_tokenizer()
         if self._grammars is None:
             self._grammars = Grammars(tokenizer, self.config.model.vocab_size, self.config.eos_token_ids)
-        return self._grammars.grammar(constraint)
+        return self._grammars.grammar(constraint, self.trial)
 
     def default_decoding(self) -> Decoding:
         """Return how text is decoded where a request says nothing: as generation_config.json says, else as it was made.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from difflm.checkpoints.constraints import Constraint
-from difflm.checkpoints.grammars import KEPT, Grammars
+from difflm.checkpoints.grammars import KEPT, Grammars, Vocabulary
 from difflm.errors import CheckpointError, RequestError
 from tests.decode.grammars import spoken, tokenizer
 
@@ -18,6 +20,13 @@ def ids(matcher: Any) -> set[int]:
     bits = matcher.allowed()
     assert bits is not None
     return {token for token in range(len(tokenizer()) + 3) if bits[token // 8] >> token % 8 & 1}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"properties": {"a": schema}}
+    return schema
 
 
 def fresh() -> Grammars:
@@ -101,7 +110,22 @@ def test_a_constraint_is_compiled_once_and_the_oldest_are_forgotten() -> None:
         (Constraint(json_schema={"$ref": "http://127.0.0.1:9/schema.json"}), "json_schema: it cannot be used"),
         (Constraint(json_schema={"$ref": "file:///etc/passwd"}), "json_schema: it cannot be used"),
         (Constraint(json_schema={"type": "text"}), "json_schema: it cannot be used"),
+        (Constraint(json_schema=deep(90)), "json_schema: it cannot be used .*recursion limit"),
+        (Constraint(json_schema={"oneOf": [{"type": "string"}, {"maxLength": 2}]}), "json_schema: .*oneOf"),
+        (
+            Constraint(json_schema={"not": {"type": "string"}, "x-guidance": {"lenient": True}}),
+            "json_schema: it cannot be used .*not",
+        ),
+        (
+            Constraint(grammar="start: T\nT: /(.*a.{20})/ & /(.*b.{20})/ & ~/(.*c.{10})/"),
+            "grammar: it cannot be used .*fuel",
+        ),
+        (
+            Constraint(grammar='start: n::0\nn::_: "a" n::incr(_)'),
+            r"grammar: it cannot be used \(panic[^<]*\); change it",
+        ),
     ],
+    ids=lambda value: str(value)[:50],
 )
 def test_what_cannot_be_enforced_is_refused(constraint: Constraint, message: str) -> None:
     with pytest.raises(RequestError, match=message):
@@ -129,3 +153,108 @@ def test_a_tokenizer_without_a_json_form_is_refused() -> None:
 
     with pytest.raises(RequestError, match=r"only tokenizers with a tokenizer\.json"):
         Grammars(Slow(), 10, (1,))
+
+
+HONEST: list[tuple[Constraint, str]] = [
+    (Constraint(regex="[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9.-]{1,253}\\.[A-Za-z]{2,24}"), "a.word@light.example.org"),
+    (Constraint(regex="([0-9]{4}-){300}"), "2026-" * 300),
+    (Constraint(regex="(\\w{1,40} ){200}"), "word light " * 100),
+    (Constraint(regex=".{0,3000}"), "naive word " * 200),
+    (Constraint(json_schema={"type": "string", "maxLength": 20_000, "minLength": 900}), json.dumps("word " * 200)),
+    (Constraint(json_schema={"type": "array", "items": {"type": "integer"}, "maxItems": 100_000}), "[1, -2]"),
+    (
+        Constraint(json_schema={"enum": [f"the value number {number}" for number in range(2000)]}),
+        '"the value number 1999"',
+    ),
+    (
+        Constraint(
+            json_schema={
+                "type": "object",
+                "properties": {f"property {number}": {"type": "string", "maxLength": 99} for number in range(800)},
+            }
+        ),
+        '{"property 3": "a", "property 799": "b"}',
+    ),
+    (
+        Constraint(
+            json_schema={
+                "type": "object",
+                "properties": {
+                    name: {"type": "string", "format": name}
+                    for name in ("date", "date-time", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
+                },
+                "required": ["date", "uuid"],
+            }
+        ),
+        '{"date": "2026-11-30", "email": "a@b.org", "uuid": "123e4567-e89b-12d3-a456-426614174000"}',
+    ),
+    (
+        Constraint(
+            json_schema={
+                "$ref": "#/$defs/tree",
+                "$defs": {
+                    "tree": {
+                        "type": "object",
+                        "properties": {"left": {"$ref": "#/$defs/tree"}, "name": {"type": "string"}},
+                        "required": ["name"],
+                    }
+                },
+            }
+        ),
+        '{"left": {"left": {"name": "a"}, "name": "b"}, "name": "c"}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("constraint", "text"), HONEST, ids=lambda value: str(value)[:50])
+def test_what_is_honestly_asked_for_is_within_the_limits(constraint: Constraint, text: str) -> None:
+    matcher = spoken().grammar(constraint).matcher()
+    for token in tokenizer().encode(text, add_special_tokens=False):
+        assert (matcher.allowed() or bytes(4096))[token // 8] >> token % 8 & 1, tokenizer().decode([token])
+        assert matcher.take(token)
+    assert matcher.accepts()
+
+
+@pytest.mark.parametrize(
+    "constraint",
+    [
+        Constraint(regex="(a{1000}){1000}"),
+        Constraint(regex="((a{100}){100}){100}"),
+        Constraint(regex="(a?){500}a{500}"),
+        Constraint(json_schema={"type": "string", "pattern": "^(a{1000}){1000}$"}),
+        Constraint(grammar='start: ("a"{1000}){1000}'),
+    ],
+    ids=lambda constraint: constraint.text[:40],
+)
+def test_a_step_with_too_much_work_is_given_up_and_the_next_ones_cost_nothing(constraint: Constraint) -> None:
+    grammar = spoken().grammar(constraint)
+    matcher = grammar.matcher()
+    quote = tokenizer().encode('"', add_special_tokens=False)[0]
+    (a,) = tokenizer().encode("a", add_special_tokens=False)
+    before, taken = time.process_time(), 0
+    matcher.take(quote)
+    while matcher.allowed() is not None and taken < 200 and matcher.take(a):
+        taken += 1
+    assert taken < 200
+    matcher.back_to(taken + 5)  # as many as are written: the last one may not have been taken in
+    assert matcher.allowed() is None
+    assert not matcher.accepts()
+    assert not matcher.take(a)
+    assert grammar.matcher().allowed() is not None, "another answer begins as ever"
+    assert time.process_time() - before < 30, "of hours"
+
+
+def test_a_trial_is_asked_once_and_before_anything_is_compiled() -> None:
+    grammars, asked = fresh(), list[str]()
+
+    def trial(constraint: Constraint, vocabulary: Vocabulary) -> None:
+        assert vocabulary is grammars.vocabulary
+        asked.append(constraint.text)
+        if constraint.text == "no":
+            raise RequestError("regex: too much")
+
+    for _ in range(2):
+        assert grammars.grammar(Constraint(regex="yes"), trial)
+        with pytest.raises(RequestError, match="too much"):
+            grammars.grammar(Constraint(regex="no"), trial)
+    assert asked == ["yes", "no", "no"]

@@ -278,6 +278,17 @@ def test_stuck_requests_leave_others_alone() -> None:
     check_same(other, Engine(loaded).complete([((4, 5), plain)])[0])
 
 
+@pytest.mark.parametrize("name", ["block", "next_token", "verified"])
+def test_too_much_work_in_the_middle_of_an_answer_ends_it_alone(name: str) -> None:
+    loaded = spoken(0)
+    hostile = params(name, Constraint(regex="(a{1000}){1000}"))
+    plain = SamplingParams(max_new_tokens=12)
+    ended, other = Engine(loaded).complete([(PROMPT, hostile), (PROMPT, plain)])
+    assert ended.finish_reason == "stuck"
+    assert set(ended.text or "") <= {"a"}
+    check_same(other, Engine(loaded).complete([(PROMPT, plain)])[0])
+
+
 def test_stop_strings_end_before_the_grammar_does_and_a_cancelled_request_is_gone() -> None:
     loaded, constraint = spoken(0), Constraint(regex="[a-c]{30}")
     whole = generate(loaded, [PROMPT], params("low", constraint, max_new_tokens=60))[0]
