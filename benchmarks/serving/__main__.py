@@ -5,11 +5,13 @@
     python -m benchmarks.serving speed ... --peer "NAME,MODEL,COMMAND --port {port}"
 
 `load` ends with 1 if an answer was wrong or anything was left behind. `speed` appends to its results, goes on where it
-was interrupted, and ends in a Markdown table; --table prints that of what is there. A peer is another server of chat
-completions on this machine, of the parent that the model was converted from, with as many threads:
+was interrupted, and ends in Markdown tables; --table prints those of what is there. --decoding verified next_token
+measures engine and server with each. A peer is another server of chat completions on this machine, of the parent that
+the model was converted from (`difflm export` writes it), with as many threads:
 
     llama-cpp,m,python -m llama_cpp.server --model PARENT.gguf --n_threads 2 --model_alias m --port {port}
-    transformers,PARENT,transformers serve --port {port}
+    transformers,PARENT,env OMP_NUM_THREADS=2 transformers serve PARENT --device cpu --dtype bfloat16 --port {port}
+    running,m,http://127.0.0.1:8080
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from benchmarks.lossless.records import Results
-from benchmarks.serving import load, speed
+from benchmarks.serving import load, speed, tables
 from difflm import DifflmError, load_model
 from difflm.training.build import set_threads
 
@@ -43,15 +45,15 @@ def run_load(given: argparse.Namespace) -> int:
 def run_speed(given: argparse.Namespace) -> int:
     """Measure speed; returns the exit code."""
     if given.table:
-        print(speed.summary(Results(given.results).rows))
+        print(tables.summary(Results(given.results).rows))
         return 0
     if given.model is None:
         raise DifflmError("--model: it is missing; give a converted checkpoint with a chat template")
     set_threads(given.threads)
     peers = [speed.Peer.of(text) for text in given.peer]
     results = Results(given.results, speed.subject(given, peers))
-    loaded = load_model(given.model)
-    with speed.all_of(loaded, given.model, given.threads, peers) as systems:
+    loaded = load_model(given.model, dtype=given.dtype)
+    with speed.all_of(loaded, given, given.decoding or [None], peers) as systems:
         speed.measure(
             systems,
             results,
@@ -62,7 +64,7 @@ def run_speed(given: argparse.Namespace) -> int:
             count=lambda text: len(loaded.encode(text)),
             seed=given.seed,
         )
-    print(speed.summary(results.rows))
+    print(tables.summary(results.rows))
     return 0
 
 
@@ -80,7 +82,11 @@ def parser() -> argparse.ArgumentParser:
     timing = parts.add_parser("speed", help="throughput and latency against the number of clients")
     timing.add_argument("--model", type=Path, help="converted checkpoint with a chat template")
     timing.add_argument("--results", type=Path, required=True)
-    timing.add_argument("--peer", action="append", default=[], metavar="NAME,MODEL,COMMAND")
+    timing.add_argument("--peer", action="append", default=[], metavar="NAME,MODEL,COMMAND|URL")
+    timing.add_argument("--dtype", default="float32", help="of our weights")
+    timing.add_argument(
+        "--decoding", nargs="+", choices=["block", "next_token", "verified"], help="default: the model's"
+    )
     timing.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     timing.add_argument("--rounds", type=int, default=5)
     timing.add_argument("--requests", type=int, default=8, help="of a measurement at least")

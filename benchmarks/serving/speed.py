@@ -2,34 +2,37 @@
 
 The same conversations go to every system, by the same client, in turn: in each round every system serves every number
 of clients once, in an order that changes. Each client sends its next conversation as soon as it has the answer. Tokens
-are counted by one tokenizer, that of our model, over the text that came back: servers count in different ways.
+are counted by one tokenizer, that of our model, over the text that came back: servers count in different ways. A
+stream's first text is that of its first block; left to right, and from a peer, that of its first token.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
-import math
 import random
+import re
 import shlex
 import socket
-import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks.lossless.records import Results, Row, table
+from benchmarks.lossless.records import Results, Row
+from benchmarks.serving import tables
 from benchmarks.serving.wire import exchange, post
 from difflm.checkpoints.loading import LoadedModel
 from difflm.decode.engine import Engine
 from difflm.decode.events import Committed, Finished
 from difflm.decode.request import SamplingParams
 from difflm.errors import DifflmError
+from difflm.types import Decoding
 
 QUESTIONS = (
     "Explain why the sky is blue.",
@@ -75,15 +78,18 @@ class Ours:
 
     Attributes:
         loaded: the model.
+        name: for the tables.
+        decoding: of the answers; None: the model's own.
     """
 
     loaded: LoadedModel
-    name: str = "engine"
+    name: str = tables.ENGINE
+    decoding: Decoding | None = None
 
     def answer(self, questions: Sequence[str], clients: int, most: int) -> list[Answered]:
         """See `System`."""
         engine = Engine(self.loaded, max_requests=max(clients, 1), prefix_caching=False)
-        params, found = SamplingParams(max_new_tokens=most), dict[int, Answered]()
+        params, found = SamplingParams(max_new_tokens=most, decoding=self.decoding), dict[int, Answered]()
         left, running = list(enumerate(questions)), dict[int, tuple[int, float]]()
         first: dict[int, float] = {}
         while left or running:
@@ -112,11 +118,13 @@ class Remote:
         name: for the tables.
         port: where it listens.
         model: that it is asked for.
+        more: fields of every request beside those that all servers are sent.
     """
 
     name: str
     port: int
     model: str
+    more: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def answer(self, questions: Sequence[str], clients: int, most: int) -> list[Answered]:
         """See `System`."""
@@ -136,6 +144,7 @@ class Remote:
     async def _one(self, question: str, most: int) -> Answered:
         messages = [{"role": "user", "content": question}]
         body = {"model": self.model, "messages": messages, "max_tokens": most, "temperature": 0, "stream": True}
+        body |= self.more
         response = await exchange(self.port, post(PATH, body))
         if response.status != 200 or any("error" in event for event in response.events):
             raise DifflmError(f"{self.name}: status {response.status}, {response.body[-300:]!r}")
@@ -156,11 +165,12 @@ def started(command: Sequence[str], *, name: str, model: str, port: int, seconds
     Raises:
         DifflmError: it ended, or does not answer.
     """
+    remote = Remote(name, port, model)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     said: list[str] = []
     listening = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
     listening.start()
-    remote, end = Remote(name, port, model), time.monotonic() + seconds
+    end = time.monotonic() + seconds
     try:
         while True:
             if process.poll() is not None:
@@ -247,39 +257,6 @@ def figures(answers: Sequence[Answered], seconds: float, count: Callable[[str], 
     }
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that at least this share of the values does not exceed; None of none."""
-    return sorted(values)[max(math.ceil(share * len(values)), 1) - 1] if values else None
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """Return the table: medians of rounds, percentiles over the answers of all rounds, ratios round by round."""
-    speeds = [row for row in rows if row.get("kind") == "speed"]
-    names = list(dict.fromkeys(row["system"] for row in speeds))
-    lines: list[Sequence[Any]] = []
-    for many in sorted({row["clients"] for row in speeds}):
-        rates = {
-            name: {row["round"]: row["tokens"] / row["seconds"] for row in speeds if _is(row, name, many)}
-            for name in names
-        }
-        for name in names:
-            mine = [row for row in speeds if _is(row, name, many)]
-            if not mine:
-                continue
-            latency = [value for row in mine for value in row["latency"]]
-            first = [value for row in mine for value in row["first"]]
-            shared = [each for each in rates[name] if each in rates[names[0]] and rates[names[0]][each] > 0]
-            ratios = [rates[name][each] / rates[names[0]][each] for each in shared]
-            cells = [many, name, statistics.median(rates[name].values()), statistics.median(ratios) if ratios else None]
-            lines.append([*cells, *(percentile(each, p) for each in (latency, first) for p in (0.5, 0.99))])
-    head = ["clients", "system", "tokens/s", f"of {names[0]}" if names else "ratio"]
-    return table([*head, "latency p50 s", "p99", "first text p50 s", "p99"], lines)
-
-
-def _is(row: Row, name: str, many: int) -> bool:
-    return row["system"] == name and row["clients"] == many
-
-
 def own_command(model: Path, port: int, threads: int, more: Sequence[str] = ()) -> list[str]:
     """Return the words that start our server."""
     words = [sys.executable, "-m", "difflm", "serve", str(model), "--port", str(port), "--threads", str(threads)]
@@ -292,7 +269,7 @@ class Peer:
 
     Attributes:
         name: for the tables.
-        command: that starts it, with `{port}` where the port goes.
+        command: that starts it, with `{port}` where the port goes, or the address of one that runs already.
         model: that it is asked for.
     """
 
@@ -302,25 +279,53 @@ class Peer:
 
     @classmethod
     def of(cls, text: str) -> Peer:
-        """Return the peer of `NAME,MODEL,COMMAND`.
+        """Return the peer of `NAME,MODEL,COMMAND` or `NAME,MODEL,http://127.0.0.1:PORT`.
 
         Raises:
-            DifflmError: another form, or a command without `{port}`.
+            DifflmError: another form, a command without `{port}`, or an address elsewhere.
         """
         parts = [part.strip() for part in text.split(",", 2)]
-        if len(parts) != 3 or not all(parts) or "{port}" not in parts[2]:
-            raise DifflmError(f"--peer: {text!r:.80} is not NAME,MODEL,COMMAND with {{port}} in the command")
-        return cls(name=parts[0], model=parts[1], command=parts[2])
+        peer = cls(name=parts[0], model=parts[1], command=parts[2]) if len(parts) == 3 and all(parts) else None
+        if peer is None or not ("{port}" in peer.command or peer.port):
+            raise DifflmError(
+                f"--peer: {text!r:.80} is not NAME,MODEL,COMMAND with {{port}} in the command, "
+                "nor NAME,MODEL,http://127.0.0.1:PORT"
+            )
+        return peer
+
+    @property
+    def port(self) -> int | None:
+        """Where it runs already; None for one that is to be started."""
+        found = re.fullmatch(r"http://(?:127\.0\.0\.1|localhost):(\d+)/?", self.command)
+        return int(found[1]) if found else None
 
 
 @contextmanager
-def all_of(loaded: LoadedModel, model: Path, threads: int, peers: Sequence[Peer]) -> Iterator[list[System]]:
-    """Run our server and the peers' while the context lasts; yields the systems, the engine first."""
+def all_of(
+    loaded: LoadedModel, given: argparse.Namespace, decodings: Sequence[Decoding | None], peers: Sequence[Peer]
+) -> Iterator[list[System]]:
+    """Run our server and the peers' while the context lasts; yields the systems: engine and server, then the peers.
+
+    Args:
+        loaded: the model.
+        given: options of the command.
+        decodings: each of which the engine and the server are measured with; None: the model's own.
+        peers: other servers.
+    """
     with ExitStack() as stack:
         port = free_port()
-        own = started(own_command(model, port, threads), name="difflm serve", model="model", port=port)
-        systems: list[System] = [Ours(loaded), stack.enter_context(own)]
+        words = own_command(given.model, port, given.threads, ["--dtype", given.dtype])
+        stack.enter_context(started(words, name=tables.SERVER, model="model", port=port))
+        systems: list[System] = []
+        for decoding in decodings:
+            ending = "" if decoding is None else f", {decoding}"
+            more = {} if decoding is None else {"diffusion": {"decoding": decoding}}
+            systems.append(Ours(loaded, f"{tables.ENGINE}{ending}", decoding))
+            systems.append(Remote(f"{tables.SERVER}{ending}", port, "model", more))
         for peer in peers:
+            if peer.port:
+                systems.append(Remote(peer.name, peer.port, peer.model))
+                continue
             port = free_port()
             words = shlex.split(peer.command.replace("{port}", str(port)))
             systems.append(stack.enter_context(started(words, name=peer.name, model=peer.model, port=port)))
@@ -329,5 +334,6 @@ def all_of(loaded: LoadedModel, model: Path, threads: int, peers: Sequence[Peer]
 
 def subject(given: Any, peers: Sequence[Peer]) -> dict[str, Any]:
     """Return what a measurement depends on, beside its systems and numbers of clients."""
-    about = {"command": "speed", "model": str(given.model), "threads": given.threads, "most": given.max_tokens}
+    about = {"command": "speed", "model": str(given.model), "dtype": given.dtype, "threads": given.threads}
+    about |= {"most": given.max_tokens, "decoding": given.decoding}
     return {**about, "requests": given.requests, "seed": given.seed, "peers": [asdict(each) for each in peers]}

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.lossless.records import Results
 from benchmarks.serving import __main__ as command
-from benchmarks.serving import load, speed
+from benchmarks.serving import load, speed, tables
 from benchmarks.serving.wire import parsed, unchunked
 from difflm.checkpoints.loading import LoadedModel
 from difflm.errors import DifflmError
@@ -132,7 +132,7 @@ def test_figures_of_a_measurement() -> None:
     [([], 0.5, None), ([3.0], 0.99, 3.0), ([4.0, 1.0, 3.0, 2.0], 0.5, 2.0), (list(range(1, 101)), 0.99, 99)],
 )
 def test_percentiles(values: list[float], share: float, expected: float | None) -> None:
-    assert speed.percentile(values, share) == expected
+    assert tables.percentile(values, share) == expected
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -143,15 +143,24 @@ def test_ratios_are_taken_round_by_round() -> None:
     rows = [
         row("engine", 0, 1.0),
         row("engine", 1, 4.0),
-        row("serve", 0, 2.0),
-        row("serve", 1, 8.0),
+        row("difflm serve", 0, 2.0),
+        row("difflm serve", 1, 8.0),
         row("peer", 1, 2.0),
     ]
-    lines = speed.summary([{"kind": "subject"}, *rows]).splitlines()
-    assert lines[0].startswith("| clients | system | tokens/s | of engine | latency p50 s |")
-    assert lines[2] == "| 2 | engine | 7.50 | 1.00 | 1.00 | 4.00 |  |  |"
-    assert lines[3] == "| 2 | serve | 3.75 | 0.50 | 2.00 | 8.00 |  |  |"
-    assert lines[4] == "| 2 | peer | 6.00 | 2.00 | 2.00 | 2.00 |  |  |"
+    lines = tables.summary([{"kind": "subject"}, *rows]).splitlines()
+    assert lines[0].startswith("| clients | system | tokens/s | of engine | tokens of an answer | latency p50 s |")
+    assert lines[2] == "| 2 | engine | 7.50 | 1.00 | 12.00 | 1.00 | 4.00 |  |  |"
+    assert lines[3] == "| 2 | difflm serve | 3.75 | 0.50 | 12.00 | 2.00 | 8.00 |  |  |"
+    assert lines[4] == "| 2 | peer | 6.00 | 2.00 | 12.00 | 2.00 | 2.00 |  |  |"
+    assert lines[6:] == [
+        "| clients | system | ms more than the engine | of its latency |",
+        "|---|---|---|---|",
+        "| 2 | difflm serve | 2500.00 | +100.0 % |",
+    ]
+
+
+def test_without_a_common_round_nothing_is_compared() -> None:
+    assert tables.over_http({0: {"latency": [1.0]}}, {1: {"latency": [2.0]}}) == (None, None)
 
 
 def test_a_peer_is_a_name_a_model_and_a_command() -> None:
@@ -159,7 +168,8 @@ def test_a_peer_is_a_name_a_model_and_a_command() -> None:
     assert peer == speed.Peer(
         name="llama-cpp", model="m", command="python -m llama_cpp.server --chat a,b --port {port}"
     )
-    for text in ("a,b", "a,b,run", "a,,run {port}"):
+    assert (peer.port, speed.Peer.of("a,b,http://127.0.0.1:8080/").port) == (None, 8080)
+    for text in ("a,b", "a,b,run", "a,,run {port}", "a,b,http://elsewhere.org:80"):
         with pytest.raises(DifflmError, match="--peer: "):
             speed.Peer.of(text)
 
@@ -180,6 +190,9 @@ def test_engine_and_server_are_measured_alike_and_once(loaded: LoadedModel, tmp_
         texts = [[each.text for each in system.answer(speed.QUESTIONS[:3], 2, 10)] for system in systems]
         assert texts[0] == texts[1]
         assert all(texts[0])
+        more = {"diffusion": {"decoding": "verified"}}
+        with pytest.raises(DifflmError, match=r"status 400.*diffusion\.decoding"):
+            speed.Remote("difflm serve", server.port, "tiny", more).answer(["a"], 1, 4)
         for rounds in (1, 2):
             results = Results(path, {"command": "speed"})
             given = {"clients": [1, 2], "requests": 2, "most": 6, "count": len}
