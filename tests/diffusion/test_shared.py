@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from difflm.diffusion.confidence import ConfidenceAware
 from difflm.diffusion.masks import layout_mask, materialise
 from difflm.diffusion.noise import Bernoulli, ExactCount, RowNoise, embedding_noise
-from difflm.diffusion.objectives import BlockDiffusion
+from difflm.diffusion.objectives import BlockDiffusion, Objective
 from difflm.diffusion.shared import RowViews
 from difflm.errors import ConfigError
 from difflm.scoring import score_input
@@ -74,10 +75,10 @@ def test_rows_see_what_they_see_in_noisy_and_clean(
     assert bool(found.any(-1).all())
 
 
-def gradients(objective: BlockDiffusion, inputs: ModelInput, **model: Any) -> tuple[list[float], list[torch.Tensor]]:
-    loaded = tiny(seed=1, **model)
+def gradients(objective: Objective, inputs: ModelInput, **model: Any) -> tuple[list[float], list[torch.Tensor]]:
+    loaded = tiny(seed=3, **model)
     sums = objective.loss(score_input(loaded.model, inputs), inputs)
-    counts = [float(term.count) for term in inputs.terms]
+    counts = [float(term.count) or 1.0 for term in inputs.terms]
     loss = torch.stack([value / count for value, count in zip(sums, counts, strict=True)]).sum()
     parameters = list(loaded.model.parameters())
     return [*counts, *(float(value.detach()) for value in sums)], list(torch.autograd.grad(loss, parameters))
@@ -198,9 +199,10 @@ def alone(batch: Batch, views: RowViews) -> tuple[Batch, RowViews]:
     return rows, RowViews(index, views.view_R.unique().repeat(len(places)), masked, weight, counted)
 
 
+@pytest.mark.parametrize("confident", [False, True])
 @pytest.mark.parametrize("complementary", [False, True])
 @pytest.mark.parametrize("weighting", ["elbo", "uniform"])
-def test_packed_equals_unpacked(complementary: bool, weighting: str) -> None:
+def test_packed_equals_unpacked(confident: bool, complementary: bool, weighting: str) -> None:
     """Loss and gradients: no document, no turn and no view learns from another."""
     batch = batch_of([[9, 6], [7, 5, 4]], row_length=16, prompts=[[2, 3], [0, 4, 1]])
     objective = BlockDiffusion(
@@ -215,7 +217,12 @@ def test_packed_equals_unpacked(complementary: bool, weighting: str) -> None:
     rows, own = alone(batch, views)
     unpacked = objective.laid_out(rows, own, mask_id=MASK)
     assert len(unpacked.row_B) == 5
-    found, expected = gradients(objective, packed), gradients(objective, unpacked)
+    asked: Objective = objective
+    if confident:
+        asked = ConfidenceAware(base=objective)
+        packed, unpacked = asked.extended(packed), asked.extended(unpacked)
+        assert int(score_input(tiny(seed=3).model, packed)[0].correct_M.sum()) > 0
+    found, expected = gradients(asked, packed), gradients(asked, unpacked)
     assert found[0] == pytest.approx(expected[0], rel=1e-9)
     for one, other in zip(found[1], expected[1], strict=True):
         assert torch.allclose(one, other, rtol=1e-7, atol=1e-9)
