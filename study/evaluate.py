@@ -15,7 +15,7 @@ from difflm.evaluation.sweep import Point, sweep
 from difflm.evaluation.tasks import Item
 from difflm.evaluation.trajectories import Kept, attempts, kept, write_pairs, write_records
 from study import plan as plans
-from study.plan import Plan
+from study.plan import Plan, Variant
 from study.results import Results
 from study.speed import Way, measure_speed
 from study.tasks import Drawn, StudyTask, write_items
@@ -23,7 +23,6 @@ from study.tasks import Drawn, StudyTask, write_items
 TOGETHER = 32
 """Answers decoded in one forward where only what they say counts."""
 
-ABLATIONS = ("sft-single", "cap-zero")
 EQUAL_ITEMS = 40
 """Items of each task on which the drafter's answers are held against those without drafts."""
 
@@ -57,16 +56,20 @@ class Scorer:
         self._points(stage, load_model(model), [Setting(policy=NEXT_TOKEN)], self.plan.items)
 
     def stage(self, stage: str, model: Path) -> None:
-        """Score a model at its default, and of the main ones the curve over thresholds on fewer items."""
+        """Score a model at its default, and the curve over thresholds on fewer items."""
         loaded = load_model(model)
         if stage == "lossless":
             self._points(stage, loaded, [self._verified], self.plan.items)
             self._equal(stage, loaded)
             return
         self._points(stage, loaded, [self._blocks(self.plan.threshold)], self.plan.items)
-        if stage not in ABLATIONS:
-            others = [self._blocks(value) for value in self.plan.thresholds[:-1]]
-            self._points(stage, loaded, others, self.plan.curve_items)
+        others = [self._blocks(value) for value in self.plan.thresholds[:-1]]
+        self._points(stage, loaded, others, self.plan.curve_items)
+
+    def variant(self, variant: Variant, model: Path) -> None:
+        """Score a variant of a stage at the default threshold."""
+        setting = self._blocks(self.plan.threshold, variant.block_size)
+        self._points(variant.name, load_model(model), [setting], self.plan.items)
 
     def speed(self, models: Mapping[str, Path], control: Path) -> None:
         """Time the main models against the AR control, one prompt after the other; a finished timing is kept."""
@@ -84,7 +87,7 @@ class Scorer:
         ways += [
             Way(stage=stage, model=model, params=drafted if stage == "lossless" else blocks)
             for stage, model in models.items()
-            if stage not in (*ABLATIONS, "wsd")
+            if stage != "wsd"
         ]
         loaded = load_model(control)
         chosen = [item.prompt for task in self.tasks for item in self.drawn(task).found[: self.plan.speed_items]]
@@ -97,11 +100,12 @@ class Scorer:
     def _verified(self) -> Setting:
         return Setting(policy=VERIFIED, settings=(("window", self.plan.window), ("start", self.plan.window)))
 
-    def _blocks(self, threshold: float) -> Setting:
+    def _blocks(self, threshold: float, block_size: int | None = None) -> Setting:
+        size = block_size or self.plan.block_size
         return Setting(
             policy="native",
-            settings=(("block_length", self.plan.block_size), ("threshold", threshold)),
-            block_size=self.plan.block_size,
+            settings=(("block_length", size), ("threshold", threshold)),
+            block_size=size,
             threshold=threshold,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class Plan:
         log_every: steps between lines of a run's metrics.jsonl; no run is shorter.
         parent_tokens: of the AR parent.
         ladder: the conversion's block sizes: (size or "row", tokens).
-        sft_tokens: of fine-tuning, of its ablation and of the AR control each.
-        cap_tokens: of confidence-aware training, of its ablation and of the control each.
+        sft_tokens: of fine-tuning and of the AR control each.
+        cap_tokens: of confidence-aware training and of the control each.
         dpo_tokens: of preferences, and of the control on the preferred answers.
         draft_tokens: of the lossless adapter.
         parent_items: for each task, learnt by the parent.
@@ -202,30 +202,79 @@ def wsd_run(plan: Plan, folder: Path) -> TrainConfig:
     )
 
 
-def sft_run(plan: Plan, folder: Path, name: str, *, model: Path) -> TrainConfig:
-    """Return fine-tuning, Eq. 5: "sft" with complementary pairs, "sft-single" without them."""
-    objective = {**_FINE_TUNING, "complementary": name == "sft"}
-    return _block_run(plan, folder, name, "sft", model=model, data="tuned", tokens=plan.sft_tokens, objective=objective)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Fine-tuning or confidence-aware training that differs in one respect: same start, data and seeds.
+
+    Attributes:
+        name: of the run.
+        of: what it is a variant of: "sft" or "cap".
+        says: what differs, for the page.
+        objective: fields of the objective that differ.
+        tokens: times the stage's tokens.
+        rate: times the stage's learning rate.
+        block_size: of training and decoding; None is the plan's.
+    """
+
+    name: str
+    of: str
+    says: str
+    objective: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tokens: float = 1.0
+    rate: float = 1.0
+    block_size: int | None = None
 
 
-def cap_run(plan: Plan, folder: Path, name: str, *, model: Path) -> TrainConfig:
-    """Return training on the model's own right answers: "cap" with Eq. 6, "cap-zero" without its entropy."""
-    objective = {**_FINE_TUNING, "complementary": True}
-    if name == "cap":
-        objective["confidence"] = {"weight": 2.0}
-    return _block_run(plan, folder, name, "cap", model=model, data="own", tokens=plan.cap_tokens, objective=objective)
+VARIANTS = (
+    Variant(name="sft-single", of="sft", says="without pairs", objective={"complementary": False}),
+    Variant(name="sft-wide", of="sft", says="mask rates of 0 to 1", objective={"bandwidth": [0, 1]}),
+    Variant(
+        name="sft-elbo",
+        of="sft",
+        says="exact counts of masks, the ELBO's weights",
+        objective={"noise": "exact_count", "weighting": "elbo"},
+    ),
+    Variant(name="sft-8", of="sft", says="blocks of 8", block_size=8),
+    Variant(name="sft-fast", of="sft", says="twice the learning rate", rate=2.0),
+    Variant(name="cap-zero", of="cap", says="without the entropy", objective={"confidence": None}),
+    Variant(name="cap-4", of="cap", says="weight 4 instead of 2", objective={"confidence": {"weight": 4.0}}),
+    Variant(name="cap-wide", of="cap", says="mask rates of 0 to 1", objective={"bandwidth": [0, 1]}),
+    Variant(name="cap-long", of="cap", says="three times the tokens", tokens=3.0),
+)
+"""Ablations, and remedies for what may keep a stage from its target; all are reported."""
+
+
+def sft_run(plan: Plan, folder: Path, *, model: Path) -> TrainConfig:
+    """Return fine-tuning, Eq. 5, with complementary pairs."""
+    return _post_run(plan, folder, Variant(name="sft", of="sft", says=""), model=model)
+
+
+def cap_run(plan: Plan, folder: Path, *, model: Path) -> TrainConfig:
+    """Return training on the model's own right answers, Eq. 6."""
+    return _post_run(plan, folder, Variant(name="cap", of="cap", says=""), model=model)
+
+
+def variant_run(plan: Plan, folder: Path, variant: Variant, *, model: Path) -> TrainConfig:
+    """Return a variant of fine-tuning or of confidence-aware training.
+
+    Args:
+        plan: the sizes.
+        folder: of the study.
+        variant: what differs.
+        model: that the stage itself starts from.
+    """
+    return _post_run(plan, folder, variant, model=model)
 
 
 def dpo_run(plan: Plan, folder: Path, *, model: Path) -> TrainConfig:
     """Return preferences, Eqs. 7 and 8, against the model that the run starts from."""
-    return _block_run(
+    return _run(
         plan,
         folder,
         "dpo",
-        "dpo",
         model=model,
         data="preferred",
-        tokens=plan.dpo_tokens,
+        stages=[{"tokens": plan.dpo_tokens, "block_size": plan.block_size}],
         objective={"kind": "dpo", "samples": 2},
         pairs=True,
     )
@@ -248,31 +297,32 @@ def draft_run(plan: Plan, folder: Path, *, model: Path) -> TrainConfig:
     )
 
 
-_FINE_TUNING: dict[str, Any] = {"kind": "block_diffusion", "noise": "bernoulli", "weighting": "uniform"}
+_OBJECTIVES: Mapping[str, Mapping[str, Any]] = {
+    "sft": {"kind": "block_diffusion", "noise": "bernoulli", "weighting": "uniform", "complementary": True},
+    "cap": {
+        "kind": "block_diffusion",
+        "noise": "bernoulli",
+        "weighting": "uniform",
+        "complementary": True,
+        "confidence": {"weight": 2.0},
+    },
+}
 
 
-def _block_run(
-    plan: Plan,
-    folder: Path,
-    name: str,
-    rate: str,
-    *,
-    model: Path,
-    data: str,
-    tokens: int,
-    objective: dict[str, Any],
-    pairs: bool = False,
-) -> TrainConfig:
+def _post_run(plan: Plan, folder: Path, variant: Variant, *, model: Path) -> TrainConfig:
+    tokens = {"sft": plan.sft_tokens, "cap": plan.cap_tokens}[variant.of]
+    size = variant.block_size or plan.block_size
     return _run(
         plan,
         folder,
-        name,
-        rate=rate,
+        variant.name,
+        rate=variant.of,
+        times=variant.rate,
         model=model,
-        data=data,
-        stages=[{"tokens": tokens, "block_size": plan.block_size}],
-        objective=objective,
-        pairs=pairs,
+        data={"sft": "tuned", "cap": "own"}[variant.of],
+        stages=[{"tokens": round(variant.tokens * tokens), "block_size": size}],
+        objective={**_OBJECTIVES[variant.of], **variant.objective},
+        validation_sizes=(size,),
     )
 
 
@@ -285,6 +335,7 @@ def _run(
     data: str,
     stages: list[dict[str, Any]],
     rate: str | None = None,
+    times: float = 1.0,
     objective: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
     validation_sizes: tuple[int, ...] | None = None,
@@ -292,6 +343,7 @@ def _run(
     autoregressive: bool = True,
 ) -> TrainConfig:
     tokens = sum(stage["tokens"] for stage in stages)
+    optimizer = {"learning_rate": times * plan.rate(rate or name), "mask_row_lr_scale": 10.0 if name == "wsd" else 1.0}
     # Held-out documents are no pairs. Both answers of a pair, each with the prompt, stand in one row.
     held_out = {} if pairs else {"validation_paths": [str(folder / "data" / "validation.jsonl")]}
     length, rows = (
@@ -303,7 +355,7 @@ def _run(
         "data": {"paths": [str(folder / "data" / f"{data}.jsonl")], "row_length": length, **held_out},
         "objective": objective or {"kind": "next_token"},
         "curriculum": stages,
-        "optimizer": {"learning_rate": plan.rate(rate or name), "mask_row_lr_scale": 10.0 if name == "wsd" else 1.0},
+        "optimizer": optimizer,
         "lr_schedule": {"kind": "wsd", "warmup_fraction": 0.03, "decay_fraction": 0.3, "final_ratio": 0.02},
         "rows_per_batch": rows,
         "dtype": plan.dtype,

@@ -16,17 +16,15 @@ from difflm.checkpoints.folders import replace_text
 from difflm.evaluation.intervals import wilson
 from difflm.plots import COLORS
 from difflm.plots_decoding import new_figure
-from study.plan import TASKS
+from study.plan import TASKS, VARIANTS
 from study.results import Results
-from study.targets import Verdict, at_default, tokens_per_forward, verdicts
+from study.targets import Verdict, at_default, difference, tokens_per_forward, verdicts
 
-STAGES = ("ar-wsd", "wsd", "ar-sft", "sft", "sft-single", "ar-cap", "cap", "cap-zero", "ar-dpo", "dpo", "lossless")
+STAGES = ("ar-wsd", "wsd", "ar-sft", "sft", "ar-cap", "cap", "ar-dpo", "dpo", "lossless")
 SAYS = {
     "wsd": "conversion (warm-up, stable, decay), best checkpoints merged",
     "sft": "fine-tuning with complementary pairs (Eq. 5)",
-    "sft-single": "the same without pairs",
     "cap": "CAP (Eq. 6) on its own right answers",
-    "cap-zero": "the same answers without the entropy",
     "dpo": "preferences (Eqs. 7-8)",
     "lossless": "AR control after `sft`, drafted by an adapter and verified",
 }
@@ -68,7 +66,7 @@ def page(results: Results, picture: str | None) -> str:
     parts = [text, _about(results), _verdict_lines(verdicts(results)), _main_table(results), _task_table(results)]
     if picture:
         parts.append(f"![right answers over tokens per forward]({picture})\n")
-    parts += [_curve_table(results), _speed_table(results), _training_table(results)]
+    parts += [_curve_table(results), _variant_table(results), _speed_table(results), _training_table(results)]
     return "\n".join(part for part in parts if part)
 
 
@@ -148,6 +146,25 @@ def _curve_table(results: Results) -> str:
                 [stage, f"{row['threshold']}", str(row["items"]), _share(row), f"{row['tpf']:.2f}"] for row in points
             ]
     return "## Thresholds\n\n" + _table(table) if len(table) > 1 else ""
+
+
+def _variant_table(results: Results) -> str:
+    """Return the variants, each beside the stage that it differs from."""
+    table = [["run", "what differs", "right, % (95 %)", "points over the stage (95 %)", "TPF", "times the stage's"]]
+    for of in ("sft", "cap"):
+        stage = at_default(results, of)
+        for variant in (each for each in VARIANTS if each.of == of):
+            rows = at_default(results, variant.name)
+            if not rows or not stage:
+                continue
+            own, beside = _pooled(rows), _pooled(stage)
+            delta, low, high = difference(stage, rows)
+            points, ratio = f"{delta:+.1f} ({low:+.1f} to {high:+.1f})", own["tpf"] / beside["tpf"]
+            table.append([variant.name, variant.says, _share(own), points, f"{own['tpf']:.2f}", f"{ratio:.2f}"])
+    if len(table) == 1:
+        return ""
+    head = "## Variants\n\nOne change each of `sft` or `cap`: same start, data and seeds, scored on the same items.\n\n"
+    return head + _table(table)
 
 
 def _speed_table(results: Results) -> str:

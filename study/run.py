@@ -35,7 +35,7 @@ from difflm.training.merging import merge_run
 from study import plan as plans
 from study.evaluate import Scorer, answer_tasks, sample_pairs
 from study.parent import SPARE, learn_tokenizer, write_parent
-from study.plan import FULL, QUICK, TASKS, Plan, fast_dtype, plan_facts
+from study.plan import FULL, QUICK, TASKS, VARIANTS, Plan, Variant, fast_dtype, plan_facts
 from study.report import write_page
 from study.results import Results
 from study.tasks import StudyTask, study_task, write_items
@@ -52,10 +52,18 @@ class Study:
         tasks: what is learnt and scored.
         folder: of everything that is made.
         say: is told what goes on.
+        variants: of stages, at the end.
     """
 
-    def __init__(self, plan: Plan, tasks: Sequence[StudyTask], folder: Path, say: Callable[[str], None]) -> None:
-        self.plan, self.tasks, self.folder, self.say = plan, tasks, folder, say
+    def __init__(
+        self,
+        plan: Plan,
+        tasks: Sequence[StudyTask],
+        folder: Path,
+        say: Callable[[str], None],
+        variants: Sequence[Variant] = VARIANTS,
+    ) -> None:
+        self.plan, self.tasks, self.folder, self.say, self.variants = plan, tasks, folder, say, variants
         self.results = Results(folder / "results.jsonl")
         self.scorer = Scorer(plan, tasks, folder, self.results, say)
 
@@ -70,8 +78,7 @@ class Study:
         controls["sft"] = self.control("sft", controls["wsd"], "tuned")
         merged = self.converted(parent)
         models = {"wsd": merged}
-        for name in ("sft", "sft-single"):
-            models[name] = self.trained(name, plans.sft_run(self.plan, self.folder, name, model=merged))
+        models["sft"] = self.trained("sft", plans.sft_run(self.plan, self.folder, model=merged))
         last = self.own_answers(models, controls)
         self.preferences(models, controls, last)
         models["lossless"] = self.lossless(controls["sft"])
@@ -80,6 +87,9 @@ class Study:
         for stage, model in models.items():
             self.part(f"score {stage}", lambda s=stage, m=model: self.scorer.stage(s, m))
         self.part("speed", lambda: self.scorer.speed(models, controls["sft"]))
+        for variant in self.variants:
+            if variant.of in models:
+                self.varied(variant, merged if variant.of == "sft" else models["sft"])
 
     def part(self, name: str, work: Callable[[], object]) -> None:
         """Do a part and note its wall-clock seconds, the longest of all times that it was called."""
@@ -143,6 +153,12 @@ class Study:
         """Train the AR control of a stage on its data and tokens."""
         return self.trained(f"ar-{stage}", plans.control_run(self.plan, self.folder, stage, model=model, data=data))
 
+    def varied(self, variant: Variant, start: Path) -> None:
+        """Train and score a variant of a stage."""
+        config = plans.variant_run(self.plan, self.folder, variant, model=start)
+        model = self.trained(variant.name, config)
+        self.part(f"score {variant.name}", lambda: self.scorer.variant(variant, model))
+
     def converted(self, parent: Path) -> Path:
         """Convert the parent, train the ladder, and merge its best checkpoints."""
         self._convert(parent, "converted", noisy="bidirectional", block=self.plan.block_size)
@@ -155,13 +171,12 @@ class Study:
         return merged
 
     def own_answers(self, models: dict[str, Path], controls: dict[str, Path]) -> Path:
-        """Train CAP, and its ablation, on what the fine-tuned model answers right; return the model to go on from."""
+        """Train CAP on what the fine-tuned model answers right; return the model to go on from."""
         sft = models["sft"]
         self.part("answers", lambda: answer_tasks(self.plan, self.tasks, self.folder, sft, self.results, self.say))
         if not self._enough("cap", self.folder / "data" / "own.jsonl"):
             return sft
-        for name in ("cap", "cap-zero"):
-            models[name] = self.trained(name, plans.cap_run(self.plan, self.folder, name, model=sft))
+        models["cap"] = self.trained("cap", plans.cap_run(self.plan, self.folder, model=sft))
         controls["cap"] = self.control("cap", controls["sft"], "own")
         return models["cap"]
 

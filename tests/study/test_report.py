@@ -101,6 +101,8 @@ def test_the_page_has_every_stage_task_and_threshold(tmp_path: Path) -> None:
         score("sft", 190),
         score("sft", 170, threshold=0.5, forwards=50),
         score("sft", 20, task="sorting"),
+        score("sft-wide", 180, forwards=80),
+        score("sft-wide", 20, task="sorting", forwards=80),
         speed("sft", 1.6),
         {"kind": "environment", "processor": "P", "cores": 2, "torch": "2", "transformers": "5", "commit": "c" * 40},
         {"kind": "model", "parameters": 5_000_000, "vocabulary": 1024},
@@ -120,6 +122,7 @@ def test_the_page_has_every_stage_task_and_threshold(tmp_path: Path) -> None:
         "16: 1.500",
         "| cap | sums | 7 | 3 |",
         "(page.png)",
+        "| sft-wide | mask rates of 0 to 1 | 50.0 (45.1-54.9) | -2.5 (-4.0 to -1.0) | 5.00 | 1.25 |",
     ):
         assert part in text, part
     assert (tmp_path / "out" / "page.png").read_bytes()[:4] == b"\x89PNG"

@@ -9,7 +9,7 @@ import pytest
 
 from difflm.errors import DifflmError
 from study import run as running
-from study.plan import FULL, QUICK, Plan, fast_dtype, plan_facts
+from study.plan import FULL, QUICK, VARIANTS, Plan, cap_run, fast_dtype, plan_facts, sft_run, variant_run
 from study.report import write_page
 from study.run import Study, check_plan, with_dtype
 from study.tasks import StudyTask
@@ -49,6 +49,9 @@ PLAN = Plan(
 )
 
 
+VARIED = [each for each in VARIANTS if each.name in ("sft-8", "cap-zero")]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished study."""
@@ -59,14 +62,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def study(folder: Path, lines: list[str] | None = None) -> Study:
     said = [] if lines is None else lines
-    return Study(PLAN, [StudyTask("numbers", Numbers(), 8)], folder, said.append)
+    return Study(PLAN, [StudyTask("numbers", Numbers(), 8)], folder, said.append, VARIED)
 
 
 @pytest.mark.slow
 def test_every_stage_is_trained_scored_and_timed(folder: Path) -> None:
     results = study(folder).results
     assert results.of("skipped") == []
-    blocks = {"wsd", "sft", "sft-single", "cap", "cap-zero", "dpo"}
+    blocks = {"wsd", "sft", "sft-8", "cap", "cap-zero", "dpo"}
     controls = {"ar-wsd", "ar-sft", "ar-cap", "ar-dpo"}
     assert {row["stage"] for row in results.of("training")} == blocks | controls | {"parent", "lossless"}
     assert {row["stage"] for row in results.of("score")} == blocks | controls | {"lossless"}
@@ -74,6 +77,7 @@ def test_every_stage_is_trained_scored_and_timed(folder: Path) -> None:
         own, beside = (results.of("training", stage=name)[0]["tokens"] for name in (stage, f"ar-{stage}"))
         assert own == beside, "the control has as many tokens"
         assert {row["threshold"]: row["items"] for row in results.of("score", stage=stage)} == {0.5: 5, 0.9: 10}
+    assert {row["block_size"] for row in results.of("score", stage="sft-8")} == {8}
     assert {row["stage"] for row in results.of("speed")} == {"ar-sft", "sft", "cap", "dpo", "lossless"}
     assert results.of("equal")[0]["same"] == results.of("equal")[0]["items"]
     assert results.of("training", stage="dpo")[0]["rewards"]
@@ -114,6 +118,19 @@ def test_a_stage_without_own_answers_is_left_out_and_named(folder: Path) -> None
     [row] = made.results.of("skipped")
     assert row["stage"] == "cap"
     assert "fewer than 1000000" in row["reason"]
+
+
+def test_each_variant_is_a_run_of_its_own(tmp_path: Path) -> None:
+    runs = {each.name: variant_run(QUICK, tmp_path, each, model=tmp_path) for each in VARIANTS}
+    plain = {"sft": sft_run(QUICK, tmp_path, model=tmp_path), "cap": cap_run(QUICK, tmp_path, model=tmp_path)}
+    assert len({config.output for config in (*runs.values(), *plain.values())}) == len(VARIANTS) + 2
+    for variant in VARIANTS:
+        found, stage = runs[variant.name], plain[variant.of]
+        assert found.data == stage.data
+        changed = (found.objective, found.curriculum, found.optimizer.learning_rate)
+        assert changed != (stage.objective, stage.curriculum, stage.optimizer.learning_rate)
+    assert runs["cap-long"].total_tokens == 3 * QUICK.cap_tokens
+    assert runs["sft-fast"].optimizer.learning_rate == 2 * QUICK.rate("sft")
 
 
 def test_a_folder_of_another_plan_is_refused(tmp_path: Path) -> None:
