@@ -5,6 +5,7 @@ llguidance works on bytes, whatever tokens they come in; every method may be cal
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -41,41 +42,60 @@ class CompiledMatcher:
     Attributes:
         matcher: of llguidance.
         ends: ids that end a text in the tokenizer's view.
+        tokenizer: of llguidance.
         count: tokens taken.
+        lost: whether a token was written that could not be taken.
     """
 
     matcher: Any
     ends: tuple[int, ...]
+    tokenizer: Any
     count: int = 0
+    lost: bool = False
+
+    @property
+    def _given_up(self) -> bool:
+        return self.lost or self.matcher.is_error()
 
     def back_to(self, count: int) -> None:
         """Forget all but the first `count` tokens."""
-        if self.matcher.is_error():  # it can have been in taking a token that was allowed: there is no more to come
-            self.count = count
-            return
-        assert count <= self.count, "an answer has tokens that its matcher has not seen"
-        if count < self.count:
+        if count > self.count:  # a limit of work can be reached in taking a token that was allowed
+            self.lost = True
+        elif count < self.count and not self._given_up:
             self.matcher.rollback(self.count - count)
         self.count = count
 
     def allowed(self) -> bytes | None:
         """Return a bit for each id that may come next, none for ends; None where a limit of work was reached."""
-        if self.matcher.is_error():
+        if self._given_up:
             return None
         bits = bytearray(self.matcher.compute_bitmask())
         if self.matcher.is_error():
             return None
         for token in self.ends:
             bits[token // 8] &= ~(1 << token % 8)
-        return bytes(bits)
+        return self._forced(bytes(bits))
+
+    def _forced(self, bits: bytes) -> bytes:
+        """Return the bits, of a text that is spelled where its only token is none.
+
+        What has to follow is tokenised by the library, and it takes no token for text that looks like a mark
+        (`<tool_call>` among the added tokens), though its tokeniser may give one.
+        """
+        number = int.from_bytes(bits, "little")
+        if number.bit_count() != 1 or self.matcher.validate_tokens([number.bit_length() - 1]):
+            return bits
+        spelled = self.tokenizer.greedy_tokenize(self.matcher.compute_ff_bytes().decode("utf-8", "ignore"))
+        able = 1 << spelled[0] if spelled and self.matcher.validate_tokens(spelled[:1]) else 0
+        return able.to_bytes(len(bits), "little")
 
     def accepts(self) -> bool:
         """Return whether the tokens taken are a whole text."""
-        return not self.matcher.is_error() and self.matcher.is_accepting()
+        return not self._given_up and self.matcher.is_accepting()
 
     def take(self, token: int) -> bool:
         """Go on by a token; return whether it could be taken."""
-        if self.matcher.is_error() or self.matcher.try_consume_tokens([token]) != 1:
+        if self._given_up or self.matcher.try_consume_tokens([token]) != 1:
             return False
         self.count += 1
         return True
@@ -88,16 +108,17 @@ class CompiledGrammar:
     Attributes:
         constraint: what was compiled.
         first: a matcher that has taken nothing.
-        ends: see `CompiledMatcher`.
+        ends, tokenizer: see `CompiledMatcher`.
     """
 
     constraint: Constraint
     first: Any = field(repr=False)
     ends: tuple[int, ...]
+    tokenizer: Any = field(repr=False)
 
     def matcher(self) -> CompiledMatcher:
         """Return a matcher at the beginning."""
-        return CompiledMatcher(self.first.deep_copy(), self.ends)
+        return CompiledMatcher(self.first.deep_copy(), self.ends, self.tokenizer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,14 +153,14 @@ class Compiler:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._library = _library()
         try:
-            self._tokenizer = self._library.LLTokenizer(
+            self.tokenizer = self._library.LLTokenizer(
                 vocabulary.tokenizer, n_vocab=vocabulary.size, eos_token=list(vocabulary.ends) or None
             )
         # The library raises whatever its parser of tokenizers does.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise RequestError(f"constraint: llguidance cannot use this model's tokenizer ({reason})") from None
-        self.ends = tuple(sorted({*vocabulary.ends, *self._tokenizer.eos_tokens}))
+        self.ends = tuple(sorted({*vocabulary.ends, *self.tokenizer.eos_tokens}))
 
     def compiled(self, constraint: Constraint) -> Any:
         """Return a matcher that has computed what may come first.
@@ -156,7 +177,7 @@ class Compiler:
         }
         limits = library.LLParserLimits(**LIMITS, verbose_errors=False)
         grammar = make[constraint.field](constraint.text)
-        matcher = library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        matcher = library.LLMatcher(self.tokenizer, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
             bits = matcher.compute_bitmask()
             if not matcher.is_error() and any(bits):
@@ -190,6 +211,14 @@ class Grammars:
         self._kept: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
 
+    def is_mark(self, token: int) -> bool:
+        """Return whether a token is no text: it stands in a grammar by its number, `<[7]>`.
+
+        Args:
+            token: its id.
+        """
+        return self._compiler.tokenizer.is_special_token(token)
+
     def grammar(self, constraint: Constraint, trial: Trial | None = None) -> CompiledGrammar:
         """Return a compiled constraint.
 
@@ -208,12 +237,21 @@ class Grammars:
         # Outside of the lock: it takes up to seconds, and others must not wait for it.
         if trial is not None:
             trial(constraint, self.vocabulary)
-        made = CompiledGrammar(constraint, self._compiler.compiled(constraint), self._compiler.ends)
+        compiler = self._compiler
+        made = CompiledGrammar(constraint, compiler.compiled(constraint), compiler.ends, compiler.tokenizer)
         with self._lock:
             self._kept[key] = made
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         return made
+
+
+def installed() -> bool:
+    """Return whether constraints can be compiled here."""
+    try:
+        return importlib.util.find_spec("llguidance") is not None
+    except ValueError:  # it was taken out
+        return False
 
 
 def _library() -> Any:

@@ -173,10 +173,14 @@ class LoadedModel:
             CheckpointError: the checkpoint has no tokenizer.
             RequestError: the constraint cannot be enforced, or llguidance is not installed.
         """
+        return self.grammars().grammar(constraint, self.trial)
+
+    def grammars(self) -> Grammars:
+        """Return what compiles constraints for this model. Raises as `grammar`."""
         tokenizer = self.require_tokenizer()
         if self._grammars is None:
             self._grammars = Grammars(tokenizer, self.config.model.vocab_size, self.config.eos_token_ids)
-        return self._grammars.grammar(constraint, self.trial)
+        return self._grammars
 
     def default_decoding(self) -> Decoding:
         """Return how text is decoded where a request says nothing: as generation_config.json says, else as it was made.

@@ -151,6 +151,7 @@ async def deltas(plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: 
 
     Raises:
         Unanswered: one of the answers failed, or the time is up.
+        ApiError: one of them has to match what it cannot.
     """
     inbox: Inbox = asyncio.Queue()
 
@@ -171,6 +172,8 @@ async def deltas(plan: Plan, tickets: Sequence[Ticket], bridge: Bridge, limits: 
             answer, event = await _next(inbox, tickets, began, limits)
             if isinstance(event, Exception):
                 raise event
+            if isinstance(event, Finished) and event.completion.finish_reason == "stuck" and plan.wanted is not None:
+                raise plan.wanted.exhausted()
             left -= isinstance(event, Finished)
             yield answer.take(event)
     finally:

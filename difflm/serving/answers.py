@@ -67,6 +67,7 @@ class Answer:
         block_size: tokens of a block; 1 left to right.
         forward: denoising forwards so far, where they are told.
         reading: of the calls in its text; None where no function is offered.
+        named: whether the request names the function that is called.
     """
 
     loaded: LoadedModel
@@ -79,6 +80,7 @@ class Answer:
     block_size: int = 1
     forward: int = 0
     reading: GrowingCalls | None = None
+    named: bool = False
 
     @property
     def tokens(self) -> list[int]:

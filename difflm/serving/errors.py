@@ -94,17 +94,18 @@ def _depth(error: Mapping[str, Any]) -> int:
     return len(error["loc"])
 
 
-def not_usable(error: DifflmError, *, where: str | None = None) -> ApiError:
+def not_usable(error: DifflmError, *, where: str | None = None, constraint: str | None = None) -> ApiError:
     """Return the error of a request that the model or the engine refuses.
 
     Args:
         error: its first word names the parameter.
         where: field that is at fault, if the error does not say.
+        constraint: field that says what answers have to match, if one does.
     """
     message = " ".join(str(error).split())
     name, colon, rest = message.partition(":")
     if where is None and colon and re.fullmatch(r"[\w.\[\]]+", name):
-        known = _FIELDS.get(name, name)
+        known = constraint if name == "constraint" and constraint else _FIELDS.get(name, name)
         return bad(f"{known}:{rest}", param=known)
     policy = re.match(r"policy [\w-]+", message)
     return bad(message, param="diffusion.policy" if policy else where)

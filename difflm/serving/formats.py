@@ -108,7 +108,7 @@ class Form:
         return {"index": answer.index, **content, "logprobs": None, **self._end(answer, answer.completion)}
 
     def _end(self, answer: Answer, completion: Completion) -> dict[str, Any]:
-        reason = "tool_calls" if answer.calls else "stop"
+        reason = "tool_calls" if answer.calls and not answer.named else "stop"
         return {
             "finish_reason": reason if completion.finish_reason == "stop" else "length",
             "stop_reason": completion.stopped_by,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from difflm.checkpoints.grammars import installed
 from difflm.decode.admission import decoding_for, decodings_of
 from difflm.decode.policies.named import policy
 from difflm.decode.request import SamplingParams
@@ -15,6 +16,19 @@ if TYPE_CHECKING:
 
 BLOCK_POLICIES = ("hf20", "hf20-greedy", "hf21", "sglang", "dinfer")
 """Policies of other systems; the native one is decoding "block" itself."""
+
+CONSTRAINTS = ("json_object", "json_schema", "regex", "choice", "grammar")
+"""What an answer can be made to match, where the library for it is there."""
+
+
+def constrainable(loaded: LoadedModel) -> bool:
+    """Return whether answers can be made to match something.
+
+    Args:
+        loaded: the model.
+    """
+    tokenizer = loaded.tokenizer
+    return tokenizer is not None and tokenizer.is_fast and installed() and bool(loaded.config.eos_token_ids)
 
 
 def offering(loaded: LoadedModel, defaults: Defaults, limits: Limits) -> dict[str, Any]:
@@ -41,6 +55,7 @@ def offering(loaded: LoadedModel, defaults: Defaults, limits: Limits) -> dict[st
         "least_threshold": limits.least_threshold,
         "temperature": defaults.temperature,
         "most_tokens": min(limits.new_tokens, config.model.max_positions),
+        "constraints": list(CONSTRAINTS) if constrainable(loaded) else [],
         "chat": loaded.tokenizer is not None and bool(loaded.tokenizer.chat_template),
     }
 

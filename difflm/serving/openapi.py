@@ -50,10 +50,24 @@ _SUMMARIES: Mapping[str, str] = {
 }
 _ASKED: Mapping[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
 _EXAMPLES: Mapping[str, Mapping[str, Any]] = {
-    "/v1/chat/completions": {"whole": _ASKED, "stream": {**_ASKED, "stream": True}},
+    "/v1/chat/completions": {
+        "whole": _ASKED,
+        "stream": {**_ASKED, "stream": True},
+        "schema": {
+            **_ASKED,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {
+                    "name": "answer",
+                    "schema": {"type": "object", "properties": {"sure": {"type": "boolean"}}},
+                },
+            },
+        },
+    },
     "/v1/completions": {
         "text": {"prompt": "In the beginning", "max_tokens": 8},
         "ids": {"prompt": [[1, 2], [3]], "max_tokens": 4, "temperature": 1, "seed": 1},
+        "choice": {"prompt": "In the beginning", "max_tokens": 8, "guided_choice": ["was", "is"]},
         "scores": {"prompt": "In the beginning", "max_tokens": 1, "echo": True, "logprobs": 1},
     },
     "/tokenize": {"text": {"prompt": "In the beginning"}},

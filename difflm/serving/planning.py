@@ -17,6 +17,7 @@ from difflm.decode.events import Completion, Forwards, TokenLogprob
 from difflm.decode.request import SamplingParams
 from difflm.errors import DifflmError
 from difflm.serving.answers import Answer
+from difflm.serving.constraints import Later, Wanted, wanted
 from difflm.serving.echoing import prompt_logprobs
 from difflm.serving.errors import ApiError, bad, not_usable, not_valid, of_field
 from difflm.serving.formats import Echo, Form, Kind
@@ -56,6 +57,7 @@ class Plan:
         options: what a stream holds beside text.
         echo: whether prompts are repeated.
         texts: of the prompts, where they are repeated.
+        wanted: what answers have to match, if anything; orders are not complete before `Planner.constrained`.
     """
 
     form: Form
@@ -67,6 +69,7 @@ class Plan:
     options: StreamOptions = field(default_factory=StreamOptions)
     echo: bool = False
     texts: Sequence[str] = ()
+    wanted: Wanted | None = None
 
     def echoes(self, scores: Sequence[tuple[TokenLogprob | int, ...]]) -> list[Echo]:
         """Return what is repeated before each answer; nothing without `echo`.
@@ -116,15 +119,20 @@ class Planner:
         if asked.top_logprobs is not None and not asked.logprobs:
             raise of_field("top_logprobs", "it needs logprobs true")
         offer = offer_of(asked, self.template)
+        want = wanted(asked)
+        if want is not None and offer.format is not None:
+            raise of_field(
+                want.param, "it cannot be used beside tools that may be called; give tool_choice 'none', or no tools"
+            )
         prompt = conversation_ids(self.loaded, asked.messages, self.limits, tools=offer.tools)
         most = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
         if most == 0:
             raise of_field("max_tokens", "0 cannot be used; give at least 1")
         new_tokens = self._new_tokens([prompt], most, self.limits.new_tokens, where="messages")
         top = (asked.top_logprobs or 0) if asked.logprobs else None
-        plan = self._plan(asked, "chat", [prompt], new_tokens=new_tokens, top=top)
+        plan = self._plan(asked, "chat", [prompt], new_tokens=new_tokens, top=top, want=want or offer.forced)
         for answer in plan.answers:
-            answer.reading = offer.reader()
+            answer.reading, answer.named = offer.reader(), offer.named
         return plan
 
     def text(self, body: bytes) -> Plan:
@@ -133,18 +141,24 @@ class Planner:
         self._check_common(asked, chat=False)
         if asked.max_tokens == 0 and not asked.echo:
             raise of_field("max_tokens", "0 cannot be used without echo; give at least 1")
+        want = wanted(asked)
         prompts = prompts_of(self.loaded, asked, self.limits)
         new_tokens = self._new_tokens(prompts, asked.max_tokens, DEFAULT_NEW_TOKENS, where="prompt")
         if not asked.echo:
-            return self._plan(asked, "text", prompts, new_tokens=new_tokens, top=asked.logprobs)
+            return self._plan(asked, "text", prompts, new_tokens=new_tokens, top=asked.logprobs, want=want)
         self._check_ids(prompts)
         scored = asked.logprobs is not None
+        if scored and want is not None:
+            raise of_field(
+                want.param,
+                "it cannot be used beside echo with logprobs, which count on max_tokens tokens, whatever they are",
+            )
         if scored:
             # Who asks for scores counts on so many tokens behind the prompt, whatever they are.
             asked = asked.model_copy(update={"ignore_eos": True})
         # Where nothing is generated, the engine needs no room for it; everything else is checked as ever.
         checked = prompts if new_tokens else [prompt[:1] for prompt in prompts]
-        plan = self._plan(asked, "text", checked, new_tokens=max(new_tokens, 1), top=asked.logprobs)
+        plan = self._plan(asked, "text", checked, new_tokens=max(new_tokens, 1), top=asked.logprobs, want=want)
         if new_tokens == 0:
             for answer in plan.answers:
                 answer.completion = NOTHING
@@ -218,18 +232,46 @@ class Planner:
             )
         return min(default, room) if most is None else most
 
+    def constrained(self, plan: Plan) -> Plan:
+        """Return a plan with its grammar compiled: up to a second, so not for a thread that others wait for.
+
+        Args:
+            plan: as it was made.
+
+        Raises:
+            ApiError: the constraint cannot be used.
+        """
+        if plan.wanted is None:
+            return plan
+        try:
+            grammar = self.loaded.grammar(plan.wanted.constraint)
+        except DifflmError as error:
+            raise plan.wanted.refused(error) from None
+        orders = [replace(order, params=replace(order.params, constraint=grammar)) for order in plan.orders]
+        return replace(plan, orders=orders)
+
     def _plan(
-        self, asked: Asked, kind: Kind, prompts: Sequence[Sequence[int]], *, new_tokens: int, top: int | None
+        self,
+        asked: Asked,
+        kind: Kind,
+        prompts: Sequence[Sequence[int]],
+        *,
+        new_tokens: int,
+        top: int | None,
+        want: Wanted | None,
     ) -> Plan:
+        if want is not None and asked.stop:
+            raise of_field("stop", f"it cannot be used beside {want.param}: what is cut there would not match")
         try:
             params = sampling_params(
                 asked, new_tokens=new_tokens, logprobs=top, defaults=self.defaults, limits=self.limits
             )
+            params = params if want is None else replace(params, constraint=Later())
             watched = bool(asked.stream and asked.stream_options and asked.stream_options.denoising)
             alone = [replace(params, n=1, seed=seed, guesses=watched) for seed in seeds(params)]
             orders = [self._order(prompt, each, watched=watched) for prompt in prompts for each in alone]
         except DifflmError as error:
-            raise not_usable(error) from None
+            raise not_usable(error, constraint=None if want is None else want.param) from None
         prefix = "chatcmpl-" if kind == "chat" else "cmpl-"
         return Plan(
             form=Form(
@@ -245,6 +287,7 @@ class Planner:
             answers=[self._answer(number, order) for number, order in enumerate(orders)],
             stream=bool(asked.stream),
             options=asked.stream_options or StreamOptions(),
+            wanted=want,
         )
 
     def _order(self, prompt: Sequence[int], params: SamplingParams, *, watched: bool) -> Order:

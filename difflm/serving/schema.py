@@ -78,6 +78,33 @@ class StreamOptions(Body):
     denoising: bool | None = None
 
 
+class NamedSchema(Body):
+    """A JSON schema with a name; it is enforced whatever `strict` says."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    definition: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    """What an answer is: any text, a JSON object, or JSON that a schema allows."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+    definition: dict[str, Any] | None = Field(None, alias="schema")
+
+
+class StructuredOutputs(Body):
+    """What an answer has to match; one of these."""
+
+    definition: dict[str, Any] | str | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+
 class Asked(Body):
     """What both kinds of requests have. See docs/serving.md for each field."""
 
@@ -99,6 +126,15 @@ class Asked(Body):
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
     diffusion: Diffusion | None = None
 
     @property
@@ -152,6 +188,7 @@ class Function(Body):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(Body):

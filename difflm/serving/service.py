@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from difflm.checkpoints.templates import BoundedRender, Render
+from difflm.checkpoints.trials import Trials
 from difflm.decode.engine import DEFAULT_CACHE_BYTES, DEFAULT_PREFILL_TOKENS, Engine
 from difflm.serving.bridge import Bridge, QueueLimits
 from difflm.serving.failures import Overloaded
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 TEXT_THREADS = 2
 MOST_TEXTS = 256
 """Requests that are being read or wait for it; each may be a long text."""
+MOST_GRAMMARS = 32
+"""Requests whose grammar is compiled or waits for it, one behind another: each takes up to some seconds."""
 
 T = TypeVar("T")
 
@@ -65,7 +68,8 @@ class Service:
         self.limits, self.defaults = limits or Limits(), defaults or Defaults()
         self.access = access or Access()
         self._own_render = BoundedRender(seconds=self.limits.template_seconds) if render is None else None
-        loaded = replace(loaded, render=render or self._own_render)
+        self._trials = Trials()
+        loaded = replace(loaded, render=render or self._own_render, trial=self._trials.check)
         self.loaded, self.name = loaded, name
         make = functools.partial(
             Engine,
@@ -86,7 +90,8 @@ class Service:
             pieces=None if loaded.tokenizer is None else Pieces(loaded.tokenizer),
         )
         self._texts = ThreadPoolExecutor(TEXT_THREADS, thread_name_prefix="difflm-text")
-        self._reading = 0
+        self._grammars = ThreadPoolExecutor(1, thread_name_prefix="difflm-grammar")
+        self._reading, self._compiling = 0, 0
 
     async def start(self) -> None:
         """Start the engine's thread.
@@ -100,6 +105,8 @@ class Service:
         """Fail what is left, and end the threads."""
         await self.bridge.stop()
         self._texts.shutdown(wait=False, cancel_futures=True)
+        self._grammars.shutdown(wait=False, cancel_futures=True)
+        self._trials.close()
         if self._own_render is not None:
             self._own_render.close()
 
@@ -129,7 +136,19 @@ class Service:
             Overloaded: too many are being read.
         """
         make = self.planner.chat if kind == "chat" else self.planner.text
-        return await self.off_the_loop(lambda: make(body))
+        plan = await self.off_the_loop(lambda: make(body))
+        return plan if plan.wanted is None else await self._constrained(plan)
+
+    async def _constrained(self, plan: Plan) -> Plan:
+        """Return a plan with its grammar, compiled in a thread of its own: requests without one do not wait for it."""
+        if self._compiling >= MOST_GRAMMARS:
+            raise Overloaded(f"{self._compiling} constraints are being compiled; try again later", retry_after=1)
+        self._compiling += 1
+        try:
+            work = functools.partial(self.planner.constrained, plan)
+            return await asyncio.get_running_loop().run_in_executor(self._grammars, work)
+        finally:
+            self._compiling -= 1
 
     def submit(self, plan: Plan, client: str) -> Sequence[Ticket]:
         """Queue the jobs of a plan, and its orders; return their tickets.

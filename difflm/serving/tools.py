@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from difflm.errors import DifflmError
 from difflm.serving.calls import CallFormat, GrowingCalls
+from difflm.serving.constraints import Wanted
 from difflm.serving.errors import of_field
+from difflm.serving.forcing import CallForm, calls_constraint, form_of
 from difflm.serving.schema import ChatRequest, NamedChoice, Tool
 
 if TYPE_CHECKING:
@@ -45,12 +47,16 @@ class Offer:
         names: of the functions.
         format: of calls; None where there are none.
         single: only the first call counts.
+        forced: what makes answers calls; None where the model chooses.
+        named: whether the request says which function is called.
     """
 
     tools: Sequence[Any] = ()
     names: tuple[str, ...] = ()
     format: CallFormat | None = None
     single: bool = False
+    forced: Wanted | None = None
+    named: bool = False
 
     def reader(self) -> GrowingCalls | None:
         """Return what reads the calls of one answer; None without functions."""
@@ -69,6 +75,7 @@ class ToolTemplate:
 
     loaded: LoadedModel
     _found: CallFormat | str | None = field(default=None, init=False)
+    _form: CallForm | None = field(default=None, init=False)
 
     def format(self) -> CallFormat:
         """Return the format of calls.
@@ -81,6 +88,38 @@ class ToolTemplate:
         if isinstance(self._found, str):
             raise of_field("tools", self._found)
         return self._found
+
+    def form(self) -> CallForm:
+        """Return all that a call consists of, for answers that have to be calls.
+
+        Raises:
+            ApiError: as `format`; and calls whose arguments stand nowhere, or no grammar library.
+        """
+        if self._form is None:
+            self._form = _form_of(self.loaded, self.format())
+        return self._form
+
+
+def _form_of(loaded: LoadedModel, format_: CallFormat) -> CallForm:
+    """Return the form of calls."""
+    try:
+        is_mark = loaded.grammars().is_mark
+        [(_, answer)] = loaded.encode_answers([_ASKED, _CALLING], [1], tools=_PROBE)
+    except DifflmError as error:
+        raise of_field("tool_choice", str(error)) from None
+    tokens = [token for token in answer if token not in loaded.config.eos_token_ids]
+    marked = any(map(is_mark, tokens))
+    form = form_of(
+        tokens,
+        is_mark,
+        lambda tokens: loaded.decode(tokens, skip_special_tokens=False),
+        name=_NAME,
+        # Marks that are no text leave nothing between two calls by which they are told apart.
+        between="\n" if format_.opening else None if marked else "; ",
+    )
+    if form is None:
+        raise of_field("tool_choice", "the form of the model's calls has no place for arguments; use 'auto'")
+    return form
 
 
 def _format_of(loaded: LoadedModel) -> CallFormat | str:
@@ -130,11 +169,20 @@ def offer_of(asked: ChatRequest, template: ToolTemplate) -> Offer:
         raise of_field("tool_choice", f"{choice.function.name!r:.80} is none of tools; give one of {', '.join(names)}")
     if choice == "none":
         return Offer()
-    if choice not in (None, "auto"):
-        raise of_field(
-            "tool_choice", "a call that has to be made needs constrained output, which is not served; use 'auto'"
-        )
-    return replace(shown(tools, template), single=asked.parallel_tool_calls is False)
+    offer = replace(shown(tools, template), single=asked.parallel_tool_calls is False)
+    return offer if choice in (None, "auto") else _forced(offer, tools, choice, template.form())
+
+
+def _forced(offer: Offer, tools: Sequence[Tool], choice: object, form: CallForm) -> Offer:
+    """Return an offer of which a function has to be called: any one, or the one that is named, once."""
+    name = choice.function.name if isinstance(choice, NamedChoice) else None
+    functions = {each.function.name: each.function.parameters for each in tools if name in (None, each.function.name)}
+    single = offer.single or name is not None
+    try:
+        constraint = calls_constraint(form, functions, single=single)
+    except DifflmError as error:
+        raise of_field("tools", str(error)) from None
+    return replace(offer, forced=Wanted(constraint, "tools"), named=name is not None, single=single)
 
 
 def shown(tools: Sequence[Tool], template: ToolTemplate) -> Offer:

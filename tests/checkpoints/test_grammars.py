@@ -13,6 +13,7 @@ import pytest
 from difflm.checkpoints.constraints import Constraint
 from difflm.checkpoints.grammars import KEPT, Grammars, Vocabulary
 from difflm.errors import CheckpointError, RequestError
+from tests.checkpoints.tiny import make_tokenizer
 from tests.decode.grammars import spoken, tokenizer
 
 
@@ -258,3 +259,36 @@ def test_a_trial_is_asked_once_and_before_anything_is_compiled() -> None:
         with pytest.raises(RequestError, match="too much"):
             grammars.grammar(Constraint(regex="no"), trial)
     assert asked == ["yes", "no", "no"]
+
+
+def test_text_that_looks_like_a_mark_is_spelled_where_its_token_is_none() -> None:
+    own = make_tokenizer()
+    own.add_tokens(["<mark>"])
+    mark = own.convert_tokens_to_ids("<mark>")
+    grammars = Grammars(own, len(own), (own.eos_token_id,))
+    assert grammars.is_mark(mark)
+    for constraint, text in (
+        (Constraint(regex="<mark>a"), "<mark>a"),
+        (Constraint(grammar='start: "b<mark>"'), "b<mark>"),
+        (Constraint(json_schema={"const": "<mark>"}), '"<mark>"'),
+        (Constraint(grammar=f'start: <[{mark}]> "a"'), "<mark>a"),
+    ):
+        matcher, taken = grammars.grammar(constraint).matcher(), list[int]()
+        while not matcher.accepts():
+            bits = matcher.allowed()
+            assert bits is not None
+            taken.append(max(token for token in range(len(own)) if bits[token // 8] >> token % 8 & 1))
+            assert matcher.take(taken[-1]), "what is allowed can be taken"
+        assert own.decode(taken, skip_special_tokens=False) == text
+        assert (mark in taken) == (constraint.grammar is not None and str(mark) in constraint.grammar)
+
+
+def test_tokens_that_were_not_taken_end_the_answer() -> None:
+    matcher = spoken().grammar(Constraint(regex="[ab]{1,9}")).matcher()
+    assert matcher.take(tokenizer().encode("a", add_special_tokens=False)[0])
+    matcher.back_to(2)
+    assert matcher.allowed() is None
+    assert not matcher.accepts()
+    assert not matcher.take(tokenizer().encode("a", add_special_tokens=False)[0])
+    matcher.back_to(1)
+    assert matcher.allowed() is None

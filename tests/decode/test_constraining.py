@@ -331,7 +331,7 @@ def test_parameters_that_do_not_go_together_are_refused(given: dict[str, Any], m
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"policy": policy("hf21")}, "constraint: the policy Hf21 reproduces a system"),
+        ({"policy": policy("hf21")}, "policy Hf21: it cannot be constrained, as it reproduces a system"),
         ({"policy": policy("native", editing_threshold=0.5)}, "editing_threshold: 0.5 cannot be used"),
         ({"policy": policy("native", min_tokens=3)}, "min_tokens: 3 cannot be used beside a constraint"),
         ({"policy": policy("verified", min_tokens=3)}, "min_tokens: 3 cannot be used beside a constraint"),

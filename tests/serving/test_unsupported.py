@@ -14,10 +14,10 @@ from difflm.serving.unsupported import check_extra
     ("extra", "message"),
     [
         ({"tools": [{"type": "function"}]}, "tools: .* is not supported by this server; leave it out"),
-        ({"response_format": {"type": "json_object"}}, "response_format: "),
+        ({"ebnf": "root ::= [a-z]"}, "ebnf: "),
         ({"chat_template": "{{ 1 }}"}, "chat_template: "),
         ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs: "),
-        ({"guided_regex": "a+"}, "guided_regex: 'a\\+'"),
+        ({"guided_whitespace_pattern": " "}, "guided_whitespace_pattern: ' '"),
         ({"best_of": 3}, "best_of: 3 is not supported; leave it out, or give it the value of n"),
         ({"echo": True}, "echo: it is not supported for conversations; use /v1/completions"),
         ({"use_beam_search": 0}, "use_beam_search: 0"),
@@ -31,4 +31,4 @@ def test_refused(extra: dict[str, Any], message: str) -> None:
 
 def test_let_through() -> None:
     extra: dict[str, Any] = {"user": "u", "tools": [], "tool_choice": "auto", "best_of": 2, "never_heard_of": [1]}
-    check_extra(extra | {"response_format": {"type": "text"}, "use_beam_search": False, "echo": False}, n=2, chat=True)
+    check_extra(extra | {"reasoning_effort": "none", "use_beam_search": False, "echo": False}, n=2, chat=True)

@@ -60,8 +60,8 @@ def constrained_policy(policy: Policy) -> Constrained:
     """
     if not isinstance(policy, Native):
         raise RequestError(
-            f"constraint: the policy {type(policy).__name__} reproduces a system that fills a block in its own order; "
-            "use the native policy, or decoding 'next_token' or 'verified'"
+            f"policy {type(policy).__name__}: it cannot be constrained, as it reproduces a system that fills a block "
+            "in its own order; use the native policy, or decoding 'next_token' or 'verified'"
         )
     if policy.editing_threshold is not None:
         raise RequestError(
