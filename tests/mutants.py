@@ -3289,6 +3289,18 @@ MUTANTS = (
         "tests/serving/test_fair.py::test_who_comes_back_has_no_advantage_over_who_waits",
     ),
     Mutant(
+        "difflm/serving/telemetry.py",
+        "context=propagate.extract(carrier),",
+        "context=None,",
+        "tests/serving/test_telemetry.py::test_an_answer_is_a_span_in_the_trace_of_its_client",
+    ),
+    Mutant(
+        "difflm/serving/telemetry.py",
+        "return method if method in METHODS else OTHER",
+        "return method",
+        "tests/serving/test_telemetry.py::test_a_method_that_a_client_made_up_is_not_repeated",
+    ),
+    Mutant(
         "difflm/serving/bridge.py",
         "        self._engine = self._make_engine()\n\n    def _compute",
         "        return\n\n    def _compute",

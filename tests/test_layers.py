@@ -37,6 +37,7 @@ CONFINED = {
     "uvicorn": "difflm/serving/",
     "prometheus_client": "difflm/serving/",
     "httpx2": "difflm/chat/remote.py",
+    "opentelemetry": "difflm/serving/telemetry.py",
     "pyarrow": "difflm/data/",
     "zstandard": "difflm/data/",
     "tensorboard": "difflm/training/tracking.py",
@@ -47,6 +48,7 @@ CONFINED = {
 NOT_AT_IMPORT = {
     "transformers", "gguf", "matplotlib", "pyarrow", "zstandard", "rich", "tensorboard", "wandb", "trackio",
     "reasoning_gym", "llguidance", "httpx2", "fastapi", "starlette", "uvicorn", "prometheus_client",
+    "opentelemetry",
 }  # fmt: skip
 PURE = {"torch", "math", "collections", "dataclasses", "typing", "__future__", "difflm"}
 

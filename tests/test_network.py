@@ -1,4 +1,4 @@
-"""No telemetry: nothing opens a connection unless it is asked to, by a hub id or by a tracker that is switched on."""
+"""No telemetry: nothing opens a connection unless it is asked to, by a hub id, a tracker or spans of a server."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ ON_REQUEST = {
     "wandb": "difflm/training/tracking.py",
     "trackio": "difflm/training/tracking.py",
     "httpx2": "difflm/chat/remote.py",
+    "opentelemetry": "difflm/serving/telemetry.py",
 }
 
 # Every way out of the process is closed; the whole path runs all the same.

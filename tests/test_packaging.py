@@ -170,7 +170,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
         canonicalize_name(Requirement(each).name)
         for each in [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
     }
-    homes = {"yaml": "pyyaml"}
+    homes = {"yaml": "pyyaml", "opentelemetry": "opentelemetry-api"}
     # Run by an interpreter of the reader's own, which has it.
     foreign = {("difflm/bench/llama_worker.py", "llama_cpp")}
     absent = {

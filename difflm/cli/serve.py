@@ -87,6 +87,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether a prompt that begins like an earlier one is not read again; --cache-gib comes to be filled.",
 )
+@click.option(
+    "--telemetry",
+    is_flag=True,
+    help="A span of OpenTelemetry for each request, without its texts, to where the OTEL_* variables say.",
+)
 @click.option("--grace", type=float, default=30.0, show_default=True, help="Seconds for running answers at SIGTERM.")
 @model_options
 def serve(

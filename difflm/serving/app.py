@@ -14,17 +14,24 @@ from difflm.serving.openapi import described
 from difflm.serving.page import PLACES, page_response
 from difflm.serving.service import Service
 from difflm.serving.sse import ReaderGone
+from difflm.serving.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-def make_app(service: Service, *, aborting: endpoints.Aborting = lambda scope: lambda: None) -> "FastAPI":
+def make_app(
+    service: Service,
+    *,
+    aborting: endpoints.Aborting = lambda scope: lambda: None,
+    telemetry: Telemetry | None = None,
+) -> "FastAPI":
     """Return the ASGI application of a service; its start and end are the service's.
 
     Args:
         service: what is served.
         aborting: how the connection of a request is cut.
+        telemetry: makes a span of each request; None: there are none.
 
     Raises:
         ConfigError: the extra [serve] is not installed.
@@ -58,7 +65,7 @@ def make_app(service: Service, *, aborting: endpoints.Aborting = lambda scope: l
     for path in PLACES:
         app.add_api_route(path, endpoint(page), methods=["GET", "HEAD"], response_model=None, include_in_schema=False)
     _add_handlers(app)
-    app.add_middleware(Guard, access=service.access, limits=service.limits)  # type: ignore[arg-type]
+    app.add_middleware(Guard, access=service.access, limits=service.limits, telemetry=telemetry)  # type: ignore[arg-type]
     if service.access.origins:
         app.add_middleware(
             CORSMiddleware,

@@ -18,6 +18,7 @@ from difflm.serving.limits import Access, Limits
 from difflm.serving.logs import told
 from difflm.serving.page import PLACES
 from difflm.serving.sse import Receive, Send, written
+from difflm.serving.telemetry import Telemetry
 
 OPEN = ("/health", "/ready")
 """Paths that need no key."""
@@ -45,11 +46,13 @@ class Guard:
         app: the other one.
         access: who may ask.
         limits: of bodies.
+        telemetry: makes a span of each request; None: there are none.
     """
 
     app: Application
     access: Access
     limits: Limits
+    telemetry: Telemetry | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it; write a line of the log at its end."""
@@ -59,6 +62,8 @@ class Guard:
         began, status, number = time.monotonic(), 0, request_id(scope)
         state: dict[str, Any] = scope.setdefault("state", {})
         state |= {"request_id": number, "facts": {}}
+        telemetry, method = self.telemetry, scope["method"]
+        span = None if telemetry is None else telemetry.begin(method, scope["path"], scope["headers"])
 
         async def answer(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -72,9 +77,17 @@ class Guard:
             await self.app(scope, self._bounded(scope, receive), answer)
         except ApiError as error:
             await refuse(error, answer)
+        except Exception as error:
+            status = status or 500  # the framework answers it, behind this
+            state["facts"]["error"] = type(error).__name__
+            raise
         finally:
-            facts = {"request_id": number, "method": scope["method"], "path": scope["path"], "status": status}
+            facts = {"request_id": number, "method": method, "path": scope["path"], "status": status}
             facts |= {"seconds": round(time.monotonic() - began, 4), **state["facts"]}
+            if telemetry is not None and span is not None:
+                facts["trace_id"] = f"{span.get_span_context().trace_id:032x}"
+                route = scope["route"].path if "route" in scope else None
+                telemetry.end(span, method=method, route=route, status=status, facts=facts)
             _log.info("request", extra=told(**facts))
 
     def _check(self, scope: Scope, state: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ def write_logs(stream: TextIO, level: str) -> None:
     """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
-    for name in ("difflm.serving", "uvicorn"):
+    for name in ("difflm.serving", "uvicorn", "opentelemetry"):
         log = logging.getLogger(name)
         log.handlers[:], log.propagate = [handler], False
         log.setLevel(level.upper() if name == "difflm.serving" else "WARNING")

@@ -81,15 +81,25 @@ class Metrics:
             self.rate.observe(each.tokens_per_forward)
         for ticket, answer in zip(tickets[len(plan.jobs) :], plan.answers, strict=bool(plan.orders)):
             self._times(ticket, len(answer.tokens))
-        return {
+        facts: dict[str, Any] = {
             "id": plan.form.id,
             "stream": plan.stream,
             "answers": len(plan.answers),
             "finished": len(done),
+            "finish_reasons": [each.finish_reason for each in done],
             "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.reused,
             "completion_tokens": usage.completion_tokens,
             "forwards": usage.forwards.denoise + usage.forwards.commit,
         }
+        if usage.drafts is not None:
+            facts |= {"drafted_tokens": usage.drafts.drafted, "accepted_tokens": usage.drafts.accepted}
+        for name, moments in (
+            ("queue_seconds", [each.started - each.submitted for each in tickets if each.started is not None]),
+            ("first_token_seconds", [each.first - each.submitted for each in tickets if each.first is not None]),
+        ):
+            facts |= {name: round(min(moments), 6)} if moments else {}
+        return facts
 
     def _times(self, ticket: Ticket, tokens: int) -> None:
         if ticket.started is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from difflm.errors import ConfigError
 from difflm.serving.app import make_app
 from difflm.serving.service import Service
+from difflm.serving.telemetry import Telemetry
 
 if TYPE_CHECKING:
     import uvicorn
@@ -45,12 +46,20 @@ class Served:
         service: what is served; its bridge is told to drain by the first signal.
         binding: where.
         on_start: called with the address once requests are taken.
+        telemetry: makes a span of each request, and is closed at the end; None: there are none.
     """
 
-    def __init__(self, service: Service, binding: Binding, *, on_start: Callable[[str], None] = print) -> None:
+    def __init__(
+        self,
+        service: Service,
+        binding: Binding,
+        *,
+        on_start: Callable[[str], None] = print,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self.service, self.binding, self.on_start = service, binding, on_start
         self.transports: dict[tuple[Any, ...], asyncio.BaseTransport] = {}
-        self.failed = False
+        self.failed, self.telemetry = False, telemetry
         self.server = self._make_server()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -63,6 +72,9 @@ class Served:
             raise ConfigError(
                 f"--port: {self.binding.host}:{self.binding.port} cannot be bound; it is taken, or not this machine's"
             ) from None
+        finally:
+            if self.telemetry is not None:
+                self.telemetry.close()
         return FAILED if self.failed else 0
 
     async def serve(self) -> None:
@@ -109,7 +121,7 @@ class Served:
 
         self.service.bridge.on_dead = self._died
         config = uvicorn.Config(
-            make_app(self.service, aborting=aborting),
+            make_app(self.service, aborting=aborting, telemetry=self.telemetry),
             host=self.binding.host,
             port=self.binding.port,
             http=Protocol,

@@ -18,6 +18,7 @@ from difflm.serving.bridge import QueueLimits
 from difflm.serving.limits import Access, Defaults, Limits
 from difflm.serving.server import Binding, Served
 from difflm.serving.service import Service
+from difflm.serving.telemetry import Telemetry, provider_from_environment
 from difflm.types import Decoding
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Options:
         log_level: "debug", "info", "warning" or "error".
         cache_gib: keys and values.
         prefix_caching: whether prompts that begin alike are read once.
+        telemetry: whether each request becomes a span of OpenTelemetry.
     """
 
     host: str = "127.0.0.1"
@@ -68,13 +70,17 @@ class Options:
     cache_gib: float = 4.0
     prefix_caching: bool = True
     grace: float = 30.0
+    telemetry: bool = False
 
     def check(self) -> None:
         """Refuse what can be refused before a model is loaded.
 
         Raises:
             RequestError: naming the option.
+            ConfigError: what an option needs is not installed.
         """
+        if self.telemetry:
+            provider_from_environment().shutdown()
         for name, value in (("--cache-gib", self.cache_gib), ("--grace", self.grace)):
             check_number(name, value, above=name == "--cache-gib")
         check_number("--temperature", self.temperature)
@@ -141,9 +147,14 @@ def served(loaded: LoadedModel, options: Options, *, fallback_name: str, say: Ca
     binding = Binding(host=options.host, port=options.port, grace_seconds=options.grace)
     for line in introduction(service):
         say(line)
+    telemetry = None
+    if options.telemetry:
+        telemetry = Telemetry(provider_from_environment(), model=service.name)
+        say("telemetry: a span for each request, to where the OTEL_* variables say")
     return Served(
         service,
         binding,
+        telemetry=telemetry,
         on_start=lambda address: say(f"{address}\n{example(service, address)}\n{PAGE.format(address)}"),
     )
 

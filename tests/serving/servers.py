@@ -18,6 +18,7 @@ from difflm.checkpoints.loading import LoadedModel
 from difflm.checkpoints.templates import BoundedRender
 from difflm.serving.server import Binding, Served
 from difflm.serving.service import Service
+from difflm.serving.telemetry import Telemetry
 
 NAME = "tiny"
 RENDER = BoundedRender()
@@ -88,15 +89,19 @@ class Running:
 
 
 @contextmanager
-def serving(loaded: LoadedModel, *, binding: Binding | None = None, **options: Any) -> Iterator[Running]:
+def serving(
+    loaded: LoadedModel, *, binding: Binding | None = None, telemetry: Telemetry | None = None, **options: Any
+) -> Iterator[Running]:
     """Serve a model while the context lasts.
 
     Args:
         loaded: the model.
         binding: where; None: any free port.
+        telemetry: of `Served`.
         options: of `Service`.
     """
-    served = Served(Service(loaded, **{"name": NAME, "render": RENDER, **options}), binding or Binding(port=0))
+    service = Service(loaded, **{"name": NAME, "render": RENDER, **options})
+    served = Served(service, binding or Binding(port=0), telemetry=telemetry)
     running = Running(served)
     running.thread.start()
     assert running.started.wait(30), "the server did not start"

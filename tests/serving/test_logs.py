@@ -11,7 +11,7 @@ from difflm.serving.logs import JsonLines, told, write_logs
 
 def test_lines(monkeypatch: object) -> None:
     stream = io.StringIO()
-    names = ("difflm.serving", "uvicorn")
+    names = ("difflm.serving", "uvicorn", "opentelemetry")
     kept = {name: (list(logging.getLogger(name).handlers), logging.getLogger(name).propagate) for name in names}
     try:
         write_logs(stream, "info")
