@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from difflm.cli.constraining import constraint_options
 from difflm.cli.options import folder, model_options, open_model
 from difflm.cli.sampling import sampling_options
 from difflm.errors import RequestError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 @click.option(
     "--stats/--no-stats", default=True, show_default=True, help="Whether to report forwards and speed on stderr."
 )
+@constraint_options
 @sampling_options
 @model_options
 def generate(
@@ -69,6 +71,9 @@ def generate(
     A model that drafts (an adapter for mask rows, or a generation_config.json with decoding verified) is decoded left
     to right in fewer forwards, and the text is its base's; a line on stderr says so. --decoding and --policy choose
     otherwise, e.g. --policy verified:window=8,fallback=false.
+
+    With --json, --json-schema, --regex or --grammar an answer that ends by itself matches, and one that
+    --max-new-tokens ends is the beginning of a match: give enough of them.
     """
     prompts = list(prompt) or [read_stdin()]
     loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
@@ -92,6 +97,8 @@ def generate(
             click.echo(completion.text)
         if stats:
             click.echo(describe(completion), err=True)
+        if params.constraint is not None and completion.finish_reason == "stuck":
+            click.echo("constraint: the answer could not go on; what there is begins a match", err=True)
 
 
 def _recorded(

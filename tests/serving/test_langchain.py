@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -15,6 +15,7 @@ from tests.serving.scripted import MARKED, Speaker, speaking
 from tests.serving.servers import NAME, Running
 
 langchain: Any = pytest.importorskip("langchain_openai", reason="langchain-openai is in the extra [dev]; CI has it")
+pydantic: Any = pytest.importorskip("pydantic")
 messages: Any = pytest.importorskip("langchain_core.messages")
 
 ROME = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
@@ -83,3 +84,56 @@ def test_errors_are_the_packages_own(server: Running) -> None:
         langchain.ChatOpenAI(**given(server)).invoke("word " * 2000)
     with pytest.raises(openai.NotFoundError, match="not served here"):
         langchain.ChatOpenAI(**given(server, model="gpt-4")).invoke("word")
+
+
+class Person(pydantic.BaseModel):
+    name: Literal["Ada"]
+    light: bool
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_structured_output(method: str, speaker: Speaker) -> None:
+    model = langchain.ChatOpenAI(**given(speaker.server, max_tokens=120)).with_structured_output(Person, method=method)
+    if method == "json_schema":
+        speaker.says("in the light")
+        assert isinstance(model.invoke("who"), Person)
+    written = {"name": "Ada", "light": True}
+    call = f'<tool_call>\n{{"name": "Person", "arguments": {json.dumps(written)}}}\n</tool_call>'
+    speaker.says(json.dumps(written) if method == "json_schema" else call)
+    assert model.invoke("who") == Person(**written)
+    assert list(model.stream("who"))[-1] == Person(**written)
+
+
+def test_structured_output_as_any_object(speaker: Speaker) -> None:
+    model = langchain.ChatOpenAI(**given(speaker.server, max_tokens=100))
+    speaker.says('{"word": "light"}')
+    chain = model.with_structured_output({"title": "any", "type": "object"}, method="json_mode")
+    assert chain.invoke("a word as JSON") == {"word": "light"}
+
+
+def test_a_tool_that_has_to_be_called(speaker: Speaker) -> None:
+    for choice in ("any", "weather"):
+        model = langchain.ChatOpenAI(**given(speaker.server, max_tokens=100)).bind_tools([weather], tool_choice=choice)
+        speaker.says(ROME)
+        answer = model.invoke([messages.HumanMessage("in Rome")])
+        assert answer.content == ""
+        assert [(call["name"], call["args"]) for call in answer.tool_calls] == [("weather", {"city": "Rome"})]
+
+
+def test_the_client_parses_a_class(speaker: Speaker) -> None:
+    client = speaker.server.client()
+    asked: Any = {"model": NAME, "messages": [{"role": "user", "content": "who"}], "max_tokens": 120}
+    speaker.says("in the light")
+    [choice] = client.chat.completions.parse(**asked, response_format=Person).choices
+    assert isinstance(choice.message.parsed, Person)
+    assert choice.finish_reason == "stop"
+    with client.chat.completions.stream(**asked, response_format=Person) as stream:
+        assert stream.get_final_completion().choices[0].message.parsed == choice.message.parsed
+    openai = pytest.importorskip("openai")
+    with pytest.raises(openai.LengthFinishReasonError):
+        client.chat.completions.parse(**{**asked, "max_tokens": 3}, response_format=Person)
+    with pytest.raises(openai.BadRequestError, match="cannot be used beside"):
+        client.chat.completions.parse(**asked, response_format=Person, stop=["a"])
+    tool = openai.pydantic_function_tool(Person)
+    [choice] = client.chat.completions.parse(**asked, tools=[tool], tool_choice="required").choices
+    assert isinstance(choice.message.tool_calls[0].function.parsed_arguments, Person)

@@ -66,7 +66,9 @@ def test_an_answer_without_a_token_to_go_on_with_is_what_is_decided() -> None:
 
 @pytest.mark.parametrize("name", ["hf20", "hf20-greedy", "hf21", "sglang", "dinfer"])
 def test_policies_of_other_systems_are_refused(name: str) -> None:
-    with pytest.raises(RequestError, match=r"constraint: the policy .* use the native policy, or decoding"):
+    with pytest.raises(
+        RequestError, match=r"policy \w+: it cannot be constrained, .* use the native policy, or decoding"
+    ):
         constrained_policy(policy(name))  # type: ignore[arg-type]
 
 
