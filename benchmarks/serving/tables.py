@@ -25,7 +25,7 @@ def summary(rows: Sequence[Row]) -> str:
     by round.
     """
     speeds = [row for row in rows if row.get("kind") == "speed"]
-    names = list(dict.fromkeys(row["system"] for row in speeds))
+    names = sorted(dict.fromkeys(row["system"] for row in speeds), key=_place)
     counts = sorted({row["clients"] for row in speeds})
     found = {
         (name, many): {row["round"]: row for row in speeds if (row["system"], row["clients"]) == (name, many)}
@@ -42,6 +42,11 @@ def summary(rows: Sequence[Row]) -> str:
         if name.startswith(SERVER) and ENGINE + name.removeprefix(SERVER) in names
     ]
     return f"{speed}\n\n{table(['clients', 'system', 'ms more than the engine', 'of its latency'], added)}"
+
+
+def _place(name: str) -> int:
+    """Return the place of a system: engine, server, peers; which is measured first differs from round to round."""
+    return 0 if name.startswith(ENGINE) else 1 if name.startswith(SERVER) else 2
 
 
 def _line(found: Mapping[tuple[str, int], Mapping[int, Row]], names: Sequence[str], name: str, many: int) -> list[Any]:

@@ -141,11 +141,11 @@ def test_ratios_are_taken_round_by_round() -> None:
         return {**about, "tokens": 12, "seconds": seconds, "latency": [seconds], "first": []}
 
     rows = [
-        row("engine", 0, 1.0),
-        row("engine", 1, 4.0),
         row("difflm serve", 0, 2.0),
-        row("difflm serve", 1, 8.0),
+        row("engine", 0, 1.0),
         row("peer", 1, 2.0),
+        row("difflm serve", 1, 8.0),
+        row("engine", 1, 4.0),
     ]
     lines = tables.summary([{"kind": "subject"}, *rows]).splitlines()
     assert lines[0].startswith("| clients | system | tokens/s | of engine | tokens of an answer | latency p50 s |")
