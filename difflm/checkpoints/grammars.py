@@ -211,6 +211,18 @@ class Grammars:
         self._kept: OrderedDict[tuple[str, str], CompiledGrammar] = OrderedDict()
         self._lock = threading.Lock()
 
+    def kept(self, constraint: Constraint) -> CompiledGrammar | None:
+        """Return a constraint that was compiled before, at once; None for others.
+
+        Args:
+            constraint: what answers have to match.
+        """
+        key = constraint.field, constraint.text
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
     def is_mark(self, token: int) -> bool:
         """Return whether a token is no text: it stands in a grammar by its number, `<[7]>`.
 
@@ -230,10 +242,8 @@ class Grammars:
             RequestError: it cannot be enforced, nothing matches it, or it takes too much work.
         """
         key = constraint.field, constraint.text
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
+        if (kept := self.kept(constraint)) is not None:
+            return kept
         # Outside of the lock: it takes up to seconds, and others must not wait for it.
         if trial is not None:
             trial(constraint, self.vocabulary)

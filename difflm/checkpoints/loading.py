@@ -175,6 +175,14 @@ class LoadedModel:
         """
         return self.grammars().grammar(constraint, self.trial)
 
+    def kept_grammar(self, constraint: Constraint) -> CompiledGrammar | None:
+        """Return what `grammar` would, if that is at once; None otherwise.
+
+        Args:
+            constraint: what answers have to match.
+        """
+        return None if self._grammars is None else self._grammars.kept(constraint)
+
     def grammars(self) -> Grammars:
         """Return what compiles constraints for this model. Raises as `grammar`."""
         tokenizer = self.require_tokenizer()

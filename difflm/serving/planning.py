@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from difflm.decode.admission import admit
 from difflm.decode.engine import seeds
 from difflm.decode.events import Completion, Forwards, TokenLogprob
+from difflm.decode.matching import Grammar
 from difflm.decode.request import SamplingParams
 from difflm.errors import DifflmError
 from difflm.serving.answers import Answer
@@ -244,9 +245,23 @@ class Planner:
         if plan.wanted is None:
             return plan
         try:
-            grammar = self.loaded.grammar(plan.wanted.constraint)
+            return self._with(plan, self.loaded.grammar(plan.wanted.constraint))
         except DifflmError as error:
             raise plan.wanted.refused(error) from None
+
+    def constrained_at_once(self, plan: Plan) -> Plan | None:
+        """Return a plan with its grammar, where that was compiled before; None otherwise.
+
+        Args:
+            plan: as it was made.
+        """
+        if plan.wanted is None:
+            return plan
+        grammar = self.loaded.kept_grammar(plan.wanted.constraint)
+        return None if grammar is None else self._with(plan, grammar)
+
+    def _with(self, plan: Plan, grammar: Grammar) -> Plan:
+        """Return a plan whose orders have their grammar."""
         orders = [replace(order, params=replace(order.params, constraint=grammar)) for order in plan.orders]
         return replace(plan, orders=orders)
 

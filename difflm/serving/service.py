@@ -137,7 +137,7 @@ class Service:
         """
         make = self.planner.chat if kind == "chat" else self.planner.text
         plan = await self.off_the_loop(lambda: make(body))
-        return plan if plan.wanted is None else await self._constrained(plan)
+        return self.planner.constrained_at_once(plan) or await self._constrained(plan)
 
     async def _constrained(self, plan: Plan) -> Plan:
         """Return a plan with its grammar, compiled in a thread of its own: requests without one do not wait for it."""

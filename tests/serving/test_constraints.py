@@ -24,6 +24,7 @@ from difflm.errors import RequestError
 from difflm.serving.constraints import FIELDS, STRUCTURED, Later, Wanted, wanted
 from difflm.serving.errors import ApiError
 from difflm.serving.schema import CompletionRequest
+from difflm.serving.service import MOST_GRAMMARS
 from tests.decode.grammars import can_go_on, matches, spoken
 from tests.decode.test_constraining import CONSTRAINTS
 from tests.serving.servers import Running, serving
@@ -307,6 +308,25 @@ def test_an_answer_that_takes_too_much_work_fails_alone(server: Running) -> None
     assert [response.json()["choices"][0]["text"] for response in responses[1::2]] == [expected] * 2
     assert events(server, TEXT, hostile)[-1]["error"]["param"] == "regex"
     assert server.service.bridge.counts.failures == 0
+
+
+def test_a_constraint_that_is_known_waits_for_no_other(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"prompt": "in the", "max_tokens": 9, "regex": "kn[ow]{2}"}
+    first = server.post(TEXT, body).json()["choices"]
+    monkeypatch.setattr(type(server.service.planner), "constrained", None)
+    second = server.post(TEXT, body).json()["choices"]
+    assert second[0]["text"] == first[0]["text"]
+
+
+def test_so_many_constraints_may_wait(server: Running) -> None:
+    service = server.service
+    server.on_loop(lambda: setattr(service, "_compiling", MOST_GRAMMARS))
+    try:
+        response = server.post(TEXT, {"prompt": "in the", "max_tokens": 9, "regex": "w[ait]{3}"})
+    finally:
+        server.on_loop(lambda: setattr(service, "_compiling", 0))
+    assert (response.status_code, response.headers["retry-after"]) == (429, "1")
+    assert server.post(TEXT, {"prompt": "in the", "max_tokens": 9}).status_code == 200
 
 
 def test_without_the_library_it_says_how_to_get_it(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
