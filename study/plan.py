@@ -19,10 +19,18 @@ the conversion and the fine-tuning learn from, what the model answers itself for
 DRAFTING_WEIGHTS = ["*.query", "*.key", "*.value", "*.gate", "*.up"]
 
 TASKS = (
-    ("sums", "reasoning-gym:chain_sum:min_terms=2,max_terms=3,min_digits=1,max_digits=2", 12),
-    ("sorting", "reasoning-gym:number_sorting:max_numbers=6,max_decimals=0,min_value=-99,max_value=99", 64),
-    ("filtering", "reasoning-gym:number_filtering:max_numbers=6,max_decimals=0,min_value=-99,max_value=99", 40),
-    ("reversal", "reasoning-gym:word_sequence_reversal:max_words=6", 48),
+    ("sums", "reasoning-gym:chain_sum:min_terms=2,max_terms=2,min_digits=1,max_digits=2", 12),
+    (
+        "sorting",
+        "reasoning-gym:number_sorting:min_numbers=3,max_numbers=4,max_decimals=0,min_value=0,max_value=99",
+        48,
+    ),
+    (
+        "filtering",
+        "reasoning-gym:number_filtering:min_numbers=3,max_numbers=4,max_decimals=0,min_value=0,max_value=99",
+        32,
+    ),
+    ("reversal", "reasoning-gym:word_sequence_reversal:min_words=3,max_words=4", 32),
     ("rotation", "reasoning-gym:rotate_matrix:max_n=3,min_rotations=0,max_rotations=3", 32),
     ("distances", "reasoning-gym:binary_matrix:max_n=4", 48),
 )
@@ -96,10 +104,10 @@ class Plan:
     compiled: bool = True
     least_records: int = 100
     learning_rates: tuple[tuple[str, float], ...] = (
-        ("parent", 1e-3),
-        ("wsd", 6e-4),
-        ("sft", 4e-4),
-        ("cap", 1e-4),
+        ("parent", 3e-3),
+        ("wsd", 2e-3),
+        ("sft", 1e-3),
+        ("cap", 3e-4),
         ("dpo", 2e-5),
         ("lossless", 2e-3),
     )
@@ -115,16 +123,16 @@ class Plan:
 
 
 FULL = Plan(
-    parent_tokens=8_000_000,
+    parent_tokens=5_000_000,
     ladder=((1, 100_000), (4, 200_000), ("row", 900_000), (32, 200_000), (16, 600_000)),
     sft_tokens=800_000,
     cap_tokens=300_000,
     dpo_tokens=150_000,
     draft_tokens=500_000,
-    parent_items=15_000,
-    continued_items=5_000,
-    tuned_items=2_500,
-    own_items=1_000,
+    parent_items=9_000,
+    continued_items=3_500,
+    tuned_items=1_500,
+    own_items=800,
     preferred_items=400,
 )
 QUICK = replace(
@@ -343,7 +351,12 @@ def _run(
     autoregressive: bool = True,
 ) -> TrainConfig:
     tokens = sum(stage["tokens"] for stage in stages)
-    optimizer = {"learning_rate": times * plan.rate(rate or name), "mask_row_lr_scale": 10.0 if name == "wsd" else 1.0}
+    optimizer = {
+        # At 1.2M tokens the parent has 0.69 of sorting and all of rotation right with Muon; AdamW copies no number yet.
+        "kind": "adamw" if pairs or "lora" in (extra or {}) else "muon",
+        "learning_rate": times * plan.rate(rate or name),
+        "mask_row_lr_scale": 10.0 if name == "wsd" else 1.0,
+    }
     # Held-out documents are no pairs. Both answers of a pair, each with the prompt, stand in one row.
     held_out = {} if pairs else {"validation_paths": [str(folder / "data" / "validation.jsonl")]}
     length, rows = (
