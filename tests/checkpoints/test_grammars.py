@@ -47,6 +47,14 @@ def test_bits_are_exactly_the_tokens_with_which_the_text_can_go_on() -> None:
     assert ids(matcher) == set(), "ends are the engine's business"
 
 
+def test_ends_are_never_among_the_bits_also_where_the_text_may_end() -> None:
+    matcher = spoken().grammar(Constraint(regex="[0-9]+")).matcher()
+    assert matcher.take(tokenizer().encode("7", add_special_tokens=False)[0])
+    assert matcher.accepts()
+    assert {tokenizer().decode([token]) for token in ids(matcher)} >= set("0123456789")
+    assert tokenizer().eos_token_id not in ids(matcher)
+
+
 def test_going_back_is_as_if_nothing_had_been_taken() -> None:
     grammar = spoken().grammar(Constraint(json_schema={"type": "object", "required": ["a"]}))
     tokens = tokenizer().encode('{"a": [1, 2.5, "x"]}', add_special_tokens=False)
