@@ -83,7 +83,13 @@ def _about(results: Results) -> str:
         lines.append(f"**Left out: {row['stage']}** ({row['reason']}).")
     parts = results.of("part")
     if parts:
-        lines.append(f"All parts together took {sum(row['seconds'] for row in parts) / 60:.0f} minutes.")
+        minutes = sum(row["seconds"] for row in parts) / 60
+        lanes = max((row.get("lanes", 1) for row in results.of("plan")), default=1)
+        lines.append(
+            f"The parts took {minutes:.0f} minutes, {lanes} trainings at a time."
+            if lanes > 1
+            else f"All parts together took {minutes:.0f} minutes."
+        )
     return " ".join(lines) + "\n"
 
 

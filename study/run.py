@@ -1,6 +1,6 @@
 """`make study`: parent, conversion, SFT, CAP, DPO, the AR control of each, a lossless drafter; every figure kept.
 
-    python -m study.run [--quick] [--output FOLDER] [--dtype DTYPE] [--page FILE]
+    python -m study.run [--quick] [--output FOLDER] [--dtype DTYPE] [--lanes N] [--page FILE]
 
 Every part is skipped when what it made is there, so the study may be interrupted at will and goes on where it stopped.
 """
@@ -12,7 +12,9 @@ import itertools
 import json
 import os
 import random
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,10 +24,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
-from difflm import DifflmError, convert, train
+from difflm import DifflmError, convert
 from difflm.bench.environment import environment
 from difflm.checkpoints.folders import replace_text
-from difflm.display import training_observer
 from difflm.evaluation.tasks import Item
 from difflm.plots import read_rows
 from difflm.training.build import set_threads
@@ -34,6 +35,7 @@ from difflm.training.merge_methods import Best
 from difflm.training.merging import merge_run
 from study import plan as plans
 from study.evaluate import Scorer, answer_tasks, sample_pairs
+from study.lanes import Lanes
 from study.parent import SPARE, learn_tokenizer, write_parent
 from study.plan import FULL, QUICK, TASKS, VARIANTS, Plan, Variant, fast_dtype, plan_facts
 from study.report import write_page
@@ -53,6 +55,7 @@ class Study:
         folder: of everything that is made.
         say: is told what goes on.
         variants: of stages, at the end.
+        lanes: trainings at a time.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Study:
         folder: Path,
         say: Callable[[str], None],
         variants: Sequence[Variant] = VARIANTS,
+        lanes: int = 1,
     ) -> None:
         self.plan, self.tasks, self.folder, self.say, self.variants = plan, tasks, folder, say, variants
+        self.lanes = Lanes(lanes)
         self.results = Results(folder / "results.jsonl")
         self.scorer = Scorer(plan, tasks, folder, self.results, say)
 
@@ -71,25 +76,34 @@ class Study:
         """Do all parts."""
         check_plan(self.plan, self.folder)
         self.results.put({"kind": "environment", **environment()})
-        self.results.put({"kind": "plan", **plan_facts(self.plan)})
+        self.results.put({"kind": "plan", **plan_facts(self.plan), "lanes": self.lanes.count})
         self.part("data", self.prepare)
         parent = self.trained("parent", plans.parent_run(self.plan, self.folder))
-        controls = {"wsd": self.control("wsd", parent, "continued")}
-        controls["sft"] = self.control("sft", controls["wsd"], "tuned")
-        merged = self.converted(parent)
-        models = {"wsd": merged}
-        models["sft"] = self.trained("sft", plans.sft_run(self.plan, self.folder, model=merged))
+        left, blocks = self.lanes.together([lambda: self.left_to_right(parent), lambda: self.in_blocks(parent)])
+        controls = {stage: left[stage] for stage in ("wsd", "sft")}
+        models = dict(blocks)
         last = self.own_answers(models, controls)
         self.preferences(models, controls, last)
-        models["lossless"] = self.lossless(controls["sft"])
+        models["lossless"] = left["lossless"]
         for stage, model in controls.items():
             self.part(f"score ar-{stage}", lambda s=stage, m=model: self.scorer.control(f"ar-{s}", m))
         for stage, model in models.items():
             self.part(f"score {stage}", lambda s=stage, m=model: self.scorer.stage(s, m))
         self.part("speed", lambda: self.scorer.speed(models, controls["sft"]))
-        for variant in self.variants:
-            if variant.of in models:
-                self.varied(variant, merged if variant.of == "sft" else models["sft"])
+        self.vary(models)
+
+    def left_to_right(self, parent: Path) -> dict[str, Path]:
+        """Train the AR controls of conversion and fine-tuning, and what drafts for the second."""
+        found = {"wsd": self.control("wsd", parent, "continued")}
+        found["sft"] = self.control("sft", found["wsd"], "tuned")
+        found["lossless"] = self.lossless(found["sft"])
+        return found
+
+    def in_blocks(self, parent: Path) -> dict[str, Path]:
+        """Convert the parent and fine-tune."""
+        found = {"wsd": self.converted(parent)}
+        found["sft"] = self.trained("sft", plans.sft_run(self.plan, self.folder, model=found["wsd"]))
+        return found
 
     def part(self, name: str, work: Callable[[], object]) -> None:
         """Do a part and note its wall-clock seconds, the longest of all times that it was called."""
@@ -137,7 +151,7 @@ class Study:
     def trained(self, name: str, config: TrainConfig) -> Path:
         """Train, or go on, or find it done; note what the run says of itself; return the last checkpoint."""
         found: list[Path] = []
-        self.part(name, lambda: found.append(train(config, resume="auto", observer=training_observer())))
+        self.part(name, lambda: found.append(self.lanes.train(name, config)))
         rows = read_rows(config.output / "metrics.jsonl")
         steps = [row for row in rows if row["kind"] == "train"]
         checks = [row for row in rows if row["kind"] == "validation"]
@@ -153,11 +167,14 @@ class Study:
         """Train the AR control of a stage on its data and tokens."""
         return self.trained(f"ar-{stage}", plans.control_run(self.plan, self.folder, stage, model=model, data=data))
 
-    def varied(self, variant: Variant, start: Path) -> None:
-        """Train and score a variant of a stage."""
-        config = plans.variant_run(self.plan, self.folder, variant, model=start)
-        model = self.trained(variant.name, config)
-        self.part(f"score {variant.name}", lambda: self.scorer.variant(variant, model))
+    def vary(self, models: Mapping[str, Path]) -> None:
+        """Train and score the variants of stages that were trained."""
+        starts = {"sft": models["wsd"], "cap": models["sft"]}
+        wanted = [each for each in self.variants if each.of in models]
+        runs = [plans.variant_run(self.plan, self.folder, each, model=starts[each.of]) for each in wanted]
+        works = [lambda n=each.name, c=run: self.trained(n, c) for each, run in zip(wanted, runs, strict=True)]
+        for variant, model in zip(wanted, self.lanes.together(works), strict=True):
+            self.part(f"score {variant.name}", lambda v=variant, m=model: self.scorer.variant(v, m))
 
     def converted(self, parent: Path) -> Path:
         """Convert the parent, train the ladder, and merge its best checkpoints."""
@@ -176,8 +193,12 @@ class Study:
         self.part("answers", lambda: answer_tasks(self.plan, self.tasks, self.folder, sft, self.results, self.say))
         if not self._enough("cap", self.folder / "data" / "own.jsonl"):
             return sft
-        models["cap"] = self.trained("cap", plans.cap_run(self.plan, self.folder, model=sft))
-        controls["cap"] = self.control("cap", controls["sft"], "own")
+        models["cap"], controls["cap"] = self.lanes.together(
+            [
+                lambda: self.trained("cap", plans.cap_run(self.plan, self.folder, model=sft)),
+                lambda: self.control("cap", controls["sft"], "own"),
+            ]
+        )
         return models["cap"]
 
     def preferences(self, models: dict[str, Path], controls: dict[str, Path], last: Path) -> None:
@@ -185,9 +206,13 @@ class Study:
         self.part("pairs", lambda: sample_pairs(self.plan, self.tasks, self.folder, last, self.results, self.say))
         if not self._enough("dpo", self.folder / "data" / "preferred.jsonl"):
             return
-        models["dpo"] = self.trained("dpo", plans.dpo_run(self.plan, self.folder, model=last))
         before = controls.get("cap", controls["sft"])
-        controls["dpo"] = self.control("dpo", before, "preferred-right")
+        models["dpo"], controls["dpo"] = self.lanes.together(
+            [
+                lambda: self.trained("dpo", plans.dpo_run(self.plan, self.folder, model=last)),
+                lambda: self.control("dpo", before, "preferred-right"),
+            ]
+        )
 
     def lossless(self, control: Path) -> Path:
         """Train an adapter that drafts for the AR control."""
@@ -242,6 +267,10 @@ def with_dtype(plan: Plan, folder: Path, asked: str | None) -> Plan:
     return replace(plan, dtype=asked or known)
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
     """Parse the command line and run; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m study.run", description="The whole recipe on a small model.")
@@ -250,14 +279,19 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of training (default: what this processor is faster in)"
     )
+    parser.add_argument(
+        "--lanes", type=int, choices=range(1, 9), default=min(os.cpu_count() or 1, 2), help="trainings at a time"
+    )
     parser.add_argument("--page", type=Path, help="page to write (default: study.md in the folder)")
     options = parser.parse_args(arguments)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     folder = options.output or Path("runs") / ("study-quick" if options.quick else "study")
     try:
         set_threads(None)
         tasks = [study_task(*each) for each in TASKS]
         plan = with_dtype(QUICK if options.quick else FULL, folder, options.dtype)
-        study = Study(plan, tasks, folder, lambda line: print(line, flush=True))
+        study = Study(plan, tasks, folder, lambda line: print(line, flush=True), lanes=options.lanes)
         study.run()
         print(f"report: {write_page(folder, options.page or folder / 'study.md')}")
     except DifflmError as error:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from difflm.errors import DifflmError
 from study import run as running
+from study.lanes import Lanes
 from study.plan import FULL, QUICK, VARIANTS, Plan, cap_run, fast_dtype, plan_facts, sft_run, variant_run
 from study.report import write_page
 from study.run import Study, check_plan, with_dtype
@@ -108,6 +112,17 @@ def test_a_second_run_does_nothing_twice(folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in weights} == {path: before[path] for path in weights}
     assert study(folder).results.of("score") == figures, "points are taken, not measured again"
     assert lines
+
+
+@pytest.mark.slow
+def test_a_training_in_a_process_of_its_own_is_the_same_run(folder: Path, tmp_path: Path) -> None:
+    config = sft_run(PLAN, folder, model=folder / "merged")
+    lanes, elsewhere = Lanes(2), replace(config, output=tmp_path / "sft")
+    found = lanes.together([lambda: lanes.train("again", elsewhere), lambda: lanes.train("done", config)])
+    assert [path.parent.parent for path in found] == [tmp_path / "sft", config.output]
+    again, before = (load_file(path / "model.safetensors") for path in found)
+    for name, value in before.items():
+        assert torch.allclose(again[name], value, atol=1e-5), name
 
 
 @pytest.mark.slow
