@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/serving/service.py",
-        "loaded = replace(loaded, render=render or self._own_render)",
+        "loaded = replace(loaded, render=render or self._own_render, trial=self._trials.check)",
         "pass",
         "tests/serving/test_service.py::test_a_template_that_does_not_end_costs_one_request",
     ),

@@ -66,7 +66,7 @@ def test_a_process_that_is_gone_refuses_once_and_is_made_anew(vocabulary: Vocabu
 
 
 def test_memory_is_bounded(vocabulary: Vocabulary) -> None:
-    trials = Trials(seconds=60, memory_bytes=1 << 24)
+    trials = Trials(seconds=60, memory_bytes=1 << 22)
     try:
         with pytest.raises(RequestError, match="json_schema: it takes more"):
             trials.check(Constraint(json_schema={"type": "integer", "multipleOf": 1_000_003}), vocabulary)

@@ -202,7 +202,7 @@ def check(loaded: LoadedModel, constraint: Constraint, text: str, reason: str) -
         assert matches(constraint, text), text
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     CONSTRAINTS,
     st.sampled_from(["block", "next_token", "verified"]),
@@ -277,11 +277,6 @@ def test_what_cannot_be_beside_a_constraint(fields: dict[str, Any], param: str, 
         ({"guided_json": {"not": {}}}, "guided_json", "it cannot be used .*not"),
         ({"grammar": "start: b"}, "grammar", "it cannot be used"),
         ({"grammar": HOSTILE}, "grammar", "it takes more than the 1 seconds"),
-        (
-            {"structured_outputs": {"json": {"type": "integer", "multipleOf": 1_000_003}}},
-            "structured_outputs.json",
-            "it takes",
-        ),
     ],
     ids=lambda value: str(value)[:40],
 )
