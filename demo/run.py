@@ -25,8 +25,9 @@ from demo.corpus import write_corpus
 from demo.evaluate import LOSSLESS, Row, cached_measure
 from demo.fetch import CORPUS, MODEL, cache_folder, fetch
 from demo.plan import BLOCK_SIZE, FULL, QUICK, WINDOW, Plan, draft_run, task_run, text_run
-from demo.task import items, write_jsonl
+from demo.task import CHAT_TEMPLATE, items, write_jsonl
 from difflm import DifflmError, LoadedModel, SamplingParams, convert, load_model, policy, train
+from difflm.checkpoints.folders import replace_text
 from difflm.display import training_observer
 from difflm.training.build import set_threads
 from difflm.training.merge_methods import Best
@@ -76,6 +77,7 @@ def train_both(plan: Plan, folder: Path) -> tuple[Path, Path]:
         result = merge_run(folder / "task", merged, method=Best(4))
         members = ", ".join(f"{each.folder.name} {each.perplexity:.4f}" for each in result.members)
         say(f"    merged {members} -> {result.perplexity:.4f} (task perplexity at block {result.block_size})")
+    replace_text(merged / "chat_template.jinja", CHAT_TEMPLATE)
     return merged, last[False]
 
 

@@ -120,6 +120,10 @@ def to_prompt(sentence: str) -> str:
     return f"Text: {sentence}\nJSON:"
 
 
+CHAT_TEMPLATE = r"{{ 'Text: ' ~ (messages | selectattr('role', 'equalto', 'user') | list | last).content ~ '\nJSON:' }}"
+"""The same as a chat template: a chat's last sentence. The parent's own would ask in a form that was not learnt."""
+
+
 def to_json(record: Record) -> str:
     """Return the record as JSON on one line, with a space after each colon and comma."""
     return json.dumps(record)

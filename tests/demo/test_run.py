@@ -11,7 +11,8 @@ import pytest
 from demo import run as demo
 from demo.fetch import MODEL, Asset
 from demo.plan import Plan
-from demo.task import items
+from demo.task import items, to_prompt
+from difflm import load_model
 from difflm.errors import DifflmError
 from tests.standins import word_tokenizer, write_parent
 
@@ -80,6 +81,9 @@ def test_the_demo_from_end_to_end(
     assert (raw.get("logit_shift", False), raw.get("clean_attention", "block")) == (
         (False, "block") if paper else (True, "causal")
     )
+    merged = load_model(folder / "merged")
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert merged.encode_chat(asked) == merged.encode(to_prompt("c")), "a chat asks in the form that was learnt"
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
     demo.run(plan, folder, tmp_path / "cache")
