@@ -3613,6 +3613,12 @@ MUTANTS = (
         "tests/serving/test_forcing.py::test_arguments_that_are_no_object_are_refused",
     ),
     Mutant(
+        "difflm/serving/planning.py",
+        "want = or_else(offer, asked, self.template, want)",
+        "want = offer.forced or want",
+        "tests/serving/test_forcing.py::test_beside_tools_answers_are_calls_or_match",
+    ),
+    Mutant(
         "difflm/serving/formats.py",
         "if answer.calls and not answer.named else",
         "if answer.calls else",

@@ -75,19 +75,23 @@ def form_of(
     )
 
 
-def calls_constraint(form: CallForm, functions: Mapping[str, Mapping[str, Any] | None], *, single: bool) -> Constraint:
+def calls_constraint(
+    form: CallForm, functions: Mapping[str, Mapping[str, Any] | None], *, single: bool, otherwise: str | None = None
+) -> Constraint:
     """Return a constraint that answers meet which are one call or, unless `single`, several.
 
     Args:
         form: of a call.
         functions: names, and the schemas of their arguments; None: there are none.
         single: there is one call.
+        otherwise: a schema of JSON that answers may match instead, as text; None: they are calls.
 
     Raises:
         RequestError: arguments that are no object, or a grammar that is too long.
     """
     more = "" if single or form.between is None else f" ({_literal(form.between)} call)*"
-    lines = [f"start: call{more}", "call: " + " | ".join(f"call_{number}" for number in range(len(functions)))]
+    instead = "" if otherwise is None else " | content"
+    lines = [f"start: call{more}{instead}", "call: " + " | ".join(f"call_{number}" for number in range(len(functions)))]
     for number, (name, parameters) in enumerate(functions.items()):
         schema = {"additionalProperties": False} if parameters is None else parameters
         if schema.get("type", "object") != "object":
@@ -98,6 +102,8 @@ def calls_constraint(form: CallForm, functions: Mapping[str, Mapping[str, Any] |
             f"call_{number}: {form.written(form.before, name)} arguments_{number} {form.written(form.after, name)}"
         )
         lines.append(f"arguments_{number}: %json {json.dumps(schema, allow_nan=False)}")
+    if otherwise is not None:
+        lines.append(f"content: %json {json.dumps({**json.loads(otherwise), 'x-guidance': JSON_OPTIONS})}")
     return Constraint(grammar="\n".join(lines))
 
 

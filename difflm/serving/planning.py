@@ -29,7 +29,7 @@ from difflm.serving.sampling import sampling_params
 from difflm.serving.schema import Asked, Body, ChatRequest, CompletionRequest, StreamOptions
 from difflm.serving.texts import GrowingText
 from difflm.serving.tickets import Job, Order
-from difflm.serving.tools import ToolTemplate, offer_of
+from difflm.serving.tools import ToolTemplate, offer_of, or_else
 from difflm.serving.unsupported import check_extra
 
 if TYPE_CHECKING:
@@ -122,9 +122,7 @@ class Planner:
         offer = offer_of(asked, self.template)
         want = wanted(asked)
         if want is not None and offer.format is not None:
-            raise of_field(
-                want.param, "it cannot be used beside tools that may be called; give tool_choice 'none', or no tools"
-            )
+            want = or_else(offer, asked, self.template, want)
         prompt = conversation_ids(self.loaded, asked.messages, self.limits, tools=offer.tools)
         most = asked.max_tokens if asked.max_completion_tokens is None else asked.max_completion_tokens
         if most == 0:

@@ -185,6 +185,33 @@ def _forced(offer: Offer, tools: Sequence[Tool], choice: object, form: CallForm)
     return replace(offer, forced=Wanted(constraint, "tools"), named=name is not None, single=single)
 
 
+def or_else(offer: Offer, asked: ChatRequest, template: ToolTemplate, want: Wanted) -> Wanted:
+    """Return what answers have to match that are calls or, where the model calls nothing, what was asked for.
+
+    Args:
+        offer: of the request.
+        asked: the body.
+        template: of the model.
+        want: of the request.
+
+    Raises:
+        ApiError: something else than JSON is asked for, or functions whose arguments no grammar can describe.
+    """
+    if offer.forced is not None:
+        return offer.forced
+    if want.constraint.field not in ("json_object", "json_schema"):
+        raise of_field(
+            want.param,
+            "beside tools that may be called only JSON can be asked for; give tool_choice 'none', or no tools",
+        )
+    functions = {each.function.name: each.function.parameters for each in asked.tools or ()}
+    try:
+        made = calls_constraint(template.form(), functions, single=offer.single, otherwise=want.constraint.text)
+    except DifflmError as error:
+        raise of_field("tools", str(error)) from None
+    return Wanted(made, want.param)
+
+
 def shown(tools: Sequence[Tool], template: ToolTemplate) -> Offer:
     """Return an offer of functions, any number of which may be called.
 

@@ -214,8 +214,7 @@ def test_on_length_a_call_is_not_whole(speaker: Speaker) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"response_format": {"type": "json_object"}}, "response_format", "beside tools that may be called"),
-        ({"tool_choice": "auto", "regex": "a"}, "regex", "beside tools that may be called"),
+        ({"tool_choice": "auto", "regex": "a"}, "regex", "beside tools that may be called only JSON"),
         ({"stop": ["a"]}, "stop", "it cannot be used beside tools"),
         ({"ignore_eos": True}, "ignore_eos", "beside a constraint"),
         (
@@ -245,3 +244,29 @@ def test_a_response_format_goes_with_tools_that_are_not_called(speaker: Speaker)
     body = {**BODY, "tool_choice": "none", "guided_json": PARAMETERS}
     [choice] = speaker.server.post(CHAT, body).json()["choices"]
     jsonschema.validate(json.loads(choice["message"]["content"]), PARAMETERS)
+
+
+FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"enum": ["yes", "no"]}}}
+
+
+def test_beside_tools_answers_are_calls_or_match(speaker: Speaker) -> None:
+    body = {**BODY, "tool_choice": "auto", "response_format": FORMAT}
+    for said, expected in ((ROME, "weather"), (f"{ROME}\n{ROME}", "weather"), ('"no"', '"no"'), ("in the light", None)):
+        speaker.says(said)
+        [choice] = speaker.server.post(CHAT, body).json()["choices"]
+        if calls := choice["message"].get("tool_calls"):
+            valid(choice)
+            assert expected in (calls[0]["function"]["name"], None)
+            assert len(calls) == max(said.count("Rome"), 1)
+        else:
+            assert expected in (choice["message"]["content"], None)
+            assert json.loads(choice["message"]["content"]) in ("yes", "no")
+    speaker.says('"no"')
+    [choice] = speaker.server.post(CHAT, {**body, "tool_choice": "required"}).json()["choices"]
+    valid(choice)
+
+
+def test_what_is_asked_for_instead_of_calls_is_in_the_grammar() -> None:
+    lines = (calls_constraint(FORM, {"a": None}, single=False, otherwise='{"type": "null"}').grammar or "").splitlines()
+    assert lines[0] == "start: call | content"
+    assert json.loads(lines[-1].removeprefix("content: %json "))["type"] == "null"
