@@ -166,11 +166,12 @@ class _MergedTiles(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        dtype = ctx.saved_tensors[0].dtype
+        saved = ctx.saved_tensors  # once: where activations are computed again, a second look is an error
+        dtype = saved[0].dtype
         # Several tiles add to the same prefix keys, which are summed in float32 even for bfloat16 models; and on short
         # tiles (up to some 200 keys) the kernel is two to four times slower in bfloat16.
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        query, key, value, out, *totals = (each.to(wide) for each in ctx.saved_tensors)
+        query, key, value, out, *totals = (each.to(wide) for each in saved)
         grad_out = grad_out.to(wide)
         grad_query, grad_key, grad_value = (torch.zeros_like(each) for each in (query, key, value))
         groups = key.shape[1]
