@@ -40,14 +40,15 @@ class Response:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The events of a stream, without its end."""
-        lines = self.body.decode().split("\n\n")
+        """The events of a stream, without its end and without what only keeps the connection alive."""
+        # An event is one line here, however a server ends its lines; JSON has no line ends of its own inside.
+        lines = self.body.decode().split("\n")
         return [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
 
     @property
     def text(self) -> str:
         """The text of the first answer, whole or streamed, of a conversation or of a prompt."""
-        if not self.body.startswith(b"data: "):
+        if self.body.startswith(b"{"):
             choice = self.value["choices"][0]
             return choice["text"] if "text" in choice else choice["message"]["content"]
         found = (_text(choice) for event in self.events for choice in event.get("choices", ()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import pytest
 from benchmarks.lossless.records import Results
 from benchmarks.serving import __main__ as command
 from benchmarks.serving import load, speed, tables
-from benchmarks.serving.wire import parsed, unchunked
+from benchmarks.serving.wire import Response, parsed, unchunked
 from difflm.checkpoints.loading import LoadedModel
 from difflm.errors import DifflmError
 from difflm.serving.server import Served
@@ -227,3 +228,13 @@ def test_the_command_prints_the_table_of_what_is_there(tmp_path: Path, capsys: p
     Results(path, {"command": "speed"})
     assert command.main(["speed", "--results", str(path), "--table"]) == 0
     assert capsys.readouterr().out.startswith("| clients | system |")
+
+
+def test_a_stream_is_read_whatever_stands_between_its_events() -> None:
+    event = {"choices": [{"delta": {"content": "a\n\nb\u2028"}}]}
+    line = f"data: {json.dumps(event, ensure_ascii=False)}"
+    for end in ("\n", "\r\n"):
+        body = end.join([": ping - now", "", line, "", ": ping - later", "", line, "", "data: [DONE]", "", ""])
+        assert Response(status=200, body=body.encode()).text == "a\n\nb\u2028" * 2
+    whole = {"choices": [{"message": {"content": "c"}}]}
+    assert Response(status=200, body=json.dumps(whole).encode()).text == "c"
