@@ -352,7 +352,7 @@ def _run(
 ) -> TrainConfig:
     tokens = sum(stage["tokens"] for stage in stages)
     optimizer = {
-        # At 1.2M tokens the parent has 0.69 of sorting and all of rotation right with Muon; AdamW copies no number yet.
+        # At 0.5 to 0.6M tokens the parent's loss is 0.4 to 0.7 with Muon and 0.7 to 1.5 with AdamW, at the same rate.
         "kind": "adamw" if pairs or "lora" in (extra or {}) else "muon",
         "learning_rate": times * plan.rate(rate or name),
         "mask_row_lr_scale": 10.0 if name == "wsd" else 1.0,
