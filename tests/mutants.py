@@ -79,7 +79,7 @@ MUTANTS = (
         "tests/checkpoints/test_chats.py::test_what_a_user_types_never_becomes_a_control_token",
     ),
     Mutant(
-        "difflm/checkpoints/templates.py",
+        "difflm/checkpoints/processes.py",
         "if late.is_set():",
         "if False:",
         "tests/checkpoints/test_templates.py::test_what_does_not_end_is_ended",

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -20,9 +18,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from difflm.checkpoints.fields import one_line
+from difflm.checkpoints.processes import START_SECONDS, LineProcess
 
-START_SECONDS = 120.0
-"""For a process to start: it imports transformers, on a machine that may be busy."""
 _READY = b"ready\n"
 
 
@@ -157,26 +154,11 @@ class BoundedRender:
         process.end()
 
 
-class _Process:
+class _Process(LineProcess):
     """One process; one thread at a time asks it."""
 
     def __init__(self, memory_bytes: int, characters: int) -> None:
-        package = str(Path(__file__).parents[2])
-        known = os.environ.get("PYTHONPATH")
-        environment = os.environ | {
-            "PYTHONPATH": f"{package}{os.pathsep}{known}" if known else package,
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }
-        # -P: nothing in the current folder is taken for a module. A session of its own: Ctrl-C is not for it.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "difflm.checkpoints.templates", str(memory_bytes), str(characters)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
+        super().__init__("difflm.checkpoints.templates", str(memory_bytes), str(characters))
         try:
             line = self._line(b"", START_SECONDS)
         except BaseException:
@@ -185,11 +167,6 @@ class _Process:
         if line != _READY:
             self.end()
             raise TemplateError("the process that renders chat templates does not start")
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._process.poll() is None
 
     def ask(self, call: bytes, seconds: float) -> dict[str, Any]:
         """Return the reply to a call.
@@ -204,38 +181,10 @@ class _Process:
         return json.loads(line)
 
     def _line(self, question: bytes, seconds: float) -> bytes:
-        """Return the next line of the process, after it was asked something."""
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            self._process.kill()
-
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
         try:
-            with suppress(BrokenPipeError):
-                stdin.write(question)
-                stdin.flush()
-            line = stdout.readline()
-        finally:
-            timer.cancel()
-        if late.is_set():
-            raise TemplateEndless(f"it did not end within {seconds:g} seconds")
-        return line
-
-    def end(self) -> None:
-        """End the process, whatever it does."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(OSError):  # what could not be written
-                pipe.close()
+            return self.line(question, seconds)
+        except TimeoutError as error:
+            raise TemplateEndless(str(error)) from None
 
 
 def _without_nulls(message: Mapping[str, Any]) -> dict[str, Any]:

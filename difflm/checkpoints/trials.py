@@ -12,7 +12,6 @@ import importlib
 import json
 import math
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from typing import IO, Any
 
 from difflm.checkpoints.constraints import Constraint
 from difflm.checkpoints.grammars import Compiler, Vocabulary
-from difflm.checkpoints.templates import START_SECONDS
+from difflm.checkpoints.processes import START_SECONDS, LineProcess
 from difflm.errors import RequestError
 
 _READY = b"ready\n"
@@ -83,20 +82,11 @@ class Trials:
             process.end()
 
 
-class _Process:
+class _Process(LineProcess):
     """The process that forks."""
 
     def __init__(self, vocabulary: Vocabulary, limits: Trials) -> None:
-        package = str(Path(__file__).parents[2])
-        known = os.environ.get("PYTHONPATH")
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "difflm.checkpoints.trials", str(limits.seconds), str(limits.memory_bytes)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{known}" if known else package},
-            start_new_session=True,
-        )
+        super().__init__("difflm.checkpoints.trials", str(limits.seconds), str(limits.memory_bytes))
         asked = json.dumps([vocabulary.tokenizer, vocabulary.size, vocabulary.ends]).encode("ascii")
         if self._line(asked, START_SECONDS) != _READY:
             self.end()
@@ -107,28 +97,9 @@ class _Process:
         return self._line(json.dumps([constraint.field, constraint.text]).encode("ascii"), seconds)
 
     def _line(self, question: bytes, seconds: float) -> bytes:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        timer = threading.Timer(seconds, self._process.kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            with suppress(BrokenPipeError):
-                stdin.write(question + b"\n")
-                stdin.flush()
-            return stdout.readline()
-        finally:
-            timer.cancel()
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(OSError):  # what could not be written
-                pipe.close()
+        with suppress(TimeoutError):
+            return self.line(question + b"\n", seconds)
+        return b""
 
 
 # What follows runs in the process.
