@@ -63,7 +63,13 @@ def page(results: Results, picture: str | None) -> str:
     text = INTRODUCTION.format(tasks=len(TASKS), rows=rows)
     if not results.of("score"):
         return text + ABSENT
-    parts = [text, _about(results), _verdict_lines(verdicts(results)), _main_table(results), _task_table(results)]
+    parts = [
+        text,
+        _about(results),
+        _verdict_lines(verdicts(results)),
+        _main_table(results),
+        "## Each task\n\n" + task_table(results, STAGES),
+    ]
     if picture:
         parts.append(f"![right answers over tokens per forward]({picture})\n")
     parts += [_curve_table(results), _variant_table(results), _speed_table(results), _training_table(results)]
@@ -123,18 +129,24 @@ def _share(row: dict[str, Any]) -> str:
     return f"{100 * row['right'] / row['items']:.1f} ({100 * row['low']:.1f}-{100 * row['high']:.1f})"
 
 
-def _task_table(results: Results) -> str:
+def task_table(results: Results, stages: Sequence[str]) -> str:
+    """Return a table of right answers and TPF: a row for each stage that was scored, a column for each task.
+
+    Args:
+        results: the figures.
+        stages: wanted.
+    """
     names = [short for short, _, _ in TASKS]
     present = {row["task"] for row in results.of("score")}
     names = [name for name in names if name in present] + sorted(present - set(names))
     table = [["stage", *names]]
-    for stage in STAGES:
+    for stage in stages:
         rows = {row["task"]: row for row in at_default(results, stage)}
         if rows:
             found = {name: _pooled([rows[name]]) for name in names if name in rows}
             cells = [f"{_share(found[name])}; {found[name]['tpf']:.2f}" if name in found else "-" for name in names]
             table.append([stage, *cells])
-    return "## Each task\n\nRight, % (95 %); TPF.\n\n" + _table(table)
+    return "Right, % (95 %); TPF.\n\n" + _table(table)
 
 
 def curve(results: Results, stage: str) -> list[dict[str, Any]]:
