@@ -30,7 +30,7 @@ SAYS = {
 }
 INTRODUCTION = """# Study
 
-<!-- written by study/report.py; do not edit -->
+<!-- written by study/report.py, but for what stands below "Findings"; do not edit -->
 
 A small AR model is trained from random weights by difflm itself on {tasks} tasks of reasoning-gym, converted to block
 diffusion, and goes through every stage of post-training. Beside it the AR parent goes on with next-token training on
@@ -49,6 +49,7 @@ python -m study.report runs/study --page docs/study.md    # this page again, fro
 Seeds of training and evaluation are apart, no prompt stands in two parts of the data, and evaluation prompts are in
 none. Sizes, budgets and learning rates: `study/plan.py`. What is learnt in all stages are answers: prompts stay clean.
 """
+FINDINGS = "## Findings\n"
 ABSENT = "\n**Not run yet:** there are no figures on this page until `make study` has been run.\n"
 
 
@@ -87,15 +88,13 @@ def _about(results: Results) -> str:
         lines.append(f"The model has {row['parameters'] / 1e6:.1f}M parameters and {row['vocabulary']} tokens.")
     for row in results.of("skipped"):
         lines.append(f"**Left out: {row['stage']}** ({row['reason']}).")
-    parts = results.of("part")
-    if parts:
-        minutes = sum(row["seconds"] for row in parts) / 60
+    attempts = results.of("attempt")
+    if attempts:
+        minutes = sum(row["seconds"] for row in attempts) / 60
         lanes = max((row.get("lanes", 1) for row in results.of("plan")), default=1)
-        lines.append(
-            f"The parts took {minutes:.0f} minutes, {lanes} trainings at a time."
-            if lanes > 1
-            else f"All parts together took {minutes:.0f} minutes."
-        )
+        beside = f", {lanes} trainings at a time" if lanes > 1 else ""
+        often = f" in {len(attempts)} attempts, each of which went on where the one before stopped"
+        lines.append(f"All of it took {minutes:.0f} minutes{often if len(attempts) > 1 else ''}{beside}.")
     return " ".join(lines) + "\n"
 
 
@@ -256,15 +255,19 @@ def draw(results: Results, png: Path) -> bool:
 def write_page(folder: Path, target: Path) -> Path:
     """Write the page of a study's folder, with its picture beside it, and return the page.
 
+    What somebody wrote below the line `FINDINGS` of an earlier page stays.
+
     Args:
         folder: of the study.
         target: the page.
     """
     results = Results(folder / "results.jsonl")
     target.parent.mkdir(parents=True, exist_ok=True)
+    before = target.read_text(encoding="utf-8") if target.is_file() else ""
     picture = target.with_suffix(".png")
     drawn = draw(results, picture)
-    replace_text(target, page(results, picture.name if drawn else None))
+    text = page(results, picture.name if drawn else None)
+    replace_text(target, f"{text}\n{FINDINGS}{before.partition(FINDINGS)[2]}" if FINDINGS in before else text)
     return target
 
 

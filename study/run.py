@@ -73,8 +73,16 @@ class Study:
         self.scorer = Scorer(plan, tasks, folder, self.results, say)
 
     def run(self) -> None:
-        """Do all parts."""
+        """Do all parts that are left, and note how long this attempt took, whatever ends it."""
         check_plan(self.plan, self.folder)
+        number, started = len(self.results.of("attempt")), time.perf_counter()
+        try:
+            self._run()
+        finally:
+            seconds = time.perf_counter() - started
+            self.results.put({"kind": "attempt", "stage": str(number), "seconds": seconds})
+
+    def _run(self) -> None:
         self.results.put({"kind": "environment", **environment()})
         self.results.put({"kind": "plan", **plan_facts(self.plan), "lanes": self.lanes.count})
         self.part("data", self.prepare)

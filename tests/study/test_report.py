@@ -95,6 +95,17 @@ def test_without_figures_the_page_says_so_and_is_the_one_in_the_docs(tmp_path: P
     assert kept.startswith(head), "python -m study.report runs/study --page docs/study.md"
 
 
+def test_what_somebody_found_stays_on_a_page_that_is_written_again(tmp_path: Path) -> None:
+    filled(tmp_path, [score("sft", 190)])
+    first = write_page(tmp_path, tmp_path / "page.md").read_text()
+    (tmp_path / "page.md").write_text(f"{first}\n## Findings\n\nPairs help.\n")
+    filled(tmp_path, [score("sft", 100)])
+    again = write_page(tmp_path, tmp_path / "page.md").read_text()
+    assert again == write_page(tmp_path, tmp_path / "page.md").read_text()
+    assert "| sft | fine-tuning with complementary pairs (Eq. 5) | 200 | 50.0" in again
+    assert again.endswith("\n## Findings\n\nPairs help.\n")
+
+
 def test_the_page_has_every_stage_task_and_threshold(tmp_path: Path) -> None:
     rows = [
         score("ar-sft", 180, threshold=None, forwards=400),
@@ -109,6 +120,9 @@ def test_the_page_has_every_stage_task_and_threshold(tmp_path: Path) -> None:
         {"kind": "skipped", "stage": "dpo", "reason": "2 records"},
         {"kind": "training", "stage": "sft", "tokens": 1000, "seconds": 60.0, "perplexity": {"16": 1.5}},
         {"kind": "own", "stage": "cap", "task": "sums", "kept": 7, "wrong": 3},
+        {"kind": "plan", "lanes": 2},
+        {"kind": "attempt", "stage": "0", "seconds": 600.0},
+        {"kind": "attempt", "stage": "1", "seconds": 1200.0},
     ]
     filled(tmp_path, rows)
     written = write_page(tmp_path, tmp_path / "out" / "page.md")
@@ -118,6 +132,7 @@ def test_the_page_has_every_stage_task_and_threshold(tmp_path: Path) -> None:
     assert "| sft | difflm, plain | 1 | 16 | 1.60x (1.60-1.60) | 2.00 |" in text
     for part in (
         "5.0M parameters",
+        "All of it took 30 minutes in 2 attempts, each of which went on where the one before stopped, 2 trainings at",
         "**Left out: dpo** (2 records)",
         "16: 1.500",
         "| cap | sums | 7 | 3 |",
