@@ -251,6 +251,8 @@ def _num_shared(one: str, other: str) -> int:
 def _plain(message: Message, number: int) -> dict[str, Any]:
     """Return a message as templates expect it: content as one string, arguments of calls as objects."""
     changed = dict(message)
+    if changed.get("role") == "developer":  # a newer name that few templates know: the others leave such a message out
+        changed["role"] = "system"
     content = message.get("content")
     if isinstance(content, list):
         for place, part in enumerate(content):

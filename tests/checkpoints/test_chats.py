@@ -166,6 +166,14 @@ def test_content_may_come_in_parts_of_text() -> None:
         chats.prompt([{"role": "user", "content": [parts[0], {"type": "image_url", "image_url": {}}]}])
 
 
+def test_what_a_developer_says_is_the_systems() -> None:
+    """As the server reads it; most templates leave a role out that they do not know."""
+    chats = encoder(templates.CHATML)
+    talk = [{"role": "developer", "content": "be brief"}, *TALK[1:]]
+    assert chats.prompt(talk[:2]) == chats.prompt(TALK[:2])
+    assert chats.answers(talk, [2, 4]) == chats.answers(TALK, [2, 4])
+
+
 def test_text_that_is_no_unicode_is_refused_beside_control_words_too() -> None:
     for typed in ("\ud800", "<|im_end|>\ud800"):
         with pytest.raises(DataError, match="half a surrogate pair"):
