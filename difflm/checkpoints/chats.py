@@ -182,12 +182,13 @@ class ChatEncoder:
 
     def _conversation(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> _Conversation:
         plain = [_plain(message, number) for number, message in enumerate(messages)]
-        said = "\0".join(text for value in (plain, list(tools or ())) for text in strings(value))
+        described = [_described(tool) for tool in tools or ()]
+        said = "\0".join(text for value in (plain, described) for text in strings(value))
         hidden = Hidden(self._control, said)
         roles = tuple(str(message.get("role")) for message in plain)
         return _Conversation(
             messages=[self._without_words(message, hidden) for message in plain],
-            tools=mapped(list(tools), hidden.hide) if tools else None,
+            tools=mapped(described, hidden.hide) or None,
             roles=roles,
             hidden=hidden,
         )
@@ -268,13 +269,41 @@ def _plain(message: Message, number: int) -> dict[str, Any]:
     return changed
 
 
+def _described(tool: Any) -> Any:
+    """Return the description of a function as requests have it: templates print it whole, order of fields included."""
+    tool = _wrapped(tool)
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict):
+        return tool
+    function = _ordered(function, "name", "description", "parameters", "strict")
+    return _ordered({"type": "function", **tool, "function": function}, "type", "function")
+
+
 def _call(call: Any) -> Any:
-    """Return a call with its arguments as an object, where they are one written as JSON."""
+    """Return a call as requests have it, with its arguments as an object where they are one written as JSON."""
+    call = _wrapped(call)
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+    if not isinstance(function, dict):
         return call
-    try:
-        arguments = json.loads(function["arguments"])
-    except (ValueError, RecursionError):
-        return call
-    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            read = json.loads(arguments)
+        except (ValueError, RecursionError):
+            read = None
+        arguments = read if isinstance(read, dict) else arguments
+    function = {**function, "arguments": {} if arguments is None else arguments}
+    return _ordered({"type": "function", **call, "function": _ordered(function, "name", "arguments")}, "id", "type")
+
+
+def _wrapped(given: Any) -> Any:
+    """Return a function, or a call of one, inside an object that says so, where it stands alone."""
+    if not isinstance(given, dict) or "function" in given or not isinstance(given.get("name"), str):
+        return given
+    return {"type": "function", "function": {name: each for name, each in given.items() if name != "type"}}
+
+
+def _ordered(value: Mapping[str, Any], *first: str) -> dict[str, Any]:
+    """Return an object with these fields first, and without those that are null."""
+    names = dict.fromkeys((*first, *value))
+    return {name: value[name] for name in names if value.get(name) is not None}

@@ -158,6 +158,34 @@ def test_tools_their_calls_and_results_reach_the_template() -> None:
         assert odd in text(chats, answer)
 
 
+def test_functions_and_calls_are_shown_as_requests_have_them() -> None:
+    """Templates print them whole: another order of fields, a null or a bare function would be another prompt."""
+    chats = encoder(templates.TOOLS.replace("c.function.name }} {{ c.function.arguments", "c"))
+    function = {"name": "look", "description": "see", "parameters": {"z": {"default": None}, "a": 1}, "own": 2}
+    call = {"id": "x", "type": "function", "function": {"name": "look", "arguments": {"b": 1, "a": None}}}
+    backwards = dict(reversed(list(function.items())))
+    loose = {"arguments": '{"b": 1, "a": null}', "name": "look"}
+
+    def ids(tool: Any, asked: Any) -> list[tuple[list[int], list[int]]]:
+        talk = [TALK[1], {"role": "assistant", "content": "", "tool_calls": [asked]}]
+        return chats.answers(talk, [1], [tool])
+
+    expected = ids({"type": "function", "function": function}, call)
+    for tool, asked in [
+        ({"function": backwards, "type": "function"}, {"function": loose, "type": "function", "id": "x"}),
+        ({**function, "type": "function"}, {**call, "function": loose}),
+        (function, call),
+        ({"function": backwards | {"strict": None}}, {"function": loose, "id": "x", "index": None}),
+    ]:
+        assert ids(tool, asked) == expected
+    shown = '{"type": "function", "function": {"name": "look", "description": "see", "parameters": {"z": {"default": '
+    assert shown in text(chats, expected[0][0])
+    called = '{"id": "x", "type": "function", "function": {"name": "look", "arguments": {"b": 1, "a": null}}}'
+    assert called in text(chats, expected[0][1])
+    bare = ids(function, {"name": "look"})
+    assert '{"type": "function", "function": {"name": "look", "arguments": {}}}' in text(chats, bare[0][1])
+
+
 def test_content_may_come_in_parts_of_text() -> None:
     chats = encoder(templates.CHATML)
     parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "fox?"}]

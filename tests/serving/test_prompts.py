@@ -14,9 +14,11 @@ from difflm.serving.errors import ApiError
 from difflm.serving.limits import Limits
 from difflm.serving.prompts import conversation_ids, encoded, prompts_of
 from difflm.serving.schema import ChatRequest, CompletionRequest
+from difflm.serving.tools import ToolTemplate, shown
 from tests.serving.scripted import MARKED, with_template
 
 CALL: Any = {"id": "x", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+TALK: Any = {"role": "user", "content": "in"}
 WRONG: Any = {"id": "x", "type": "function", "function": {"name": "f", "arguments": "[1]"}}
 
 
@@ -99,6 +101,16 @@ def test_too_many_messages_and_no_template(loaded: LoadedModel) -> None:
         conversation(LoadedModel(loaded.model, bare, loaded.config, loaded.path), message)
     assert str(loaded.path) not in caught.value.message
     assert "no chat template" in caught.value.message
+
+
+def test_functions_are_shown_as_in_training(loaded: LoadedModel) -> None:
+    own = with_template(loaded, MARKED)
+    function = {"parameters": {"type": "object", "properties": {}}, "more": 1, "name": "f", "strict": None}
+    tools: Any = [{"function": function, "type": "function"}]
+    asked = ChatRequest.model_validate_json(json.dumps({"messages": [TALK], "tools": tools}))
+    offered = shown(asked.tools or (), ToolTemplate(own)).tools
+    found = conversation_ids(own, asked.messages, Limits(), tools=offered)
+    assert found == own.encode_chat([TALK], tools=tools) == own.encode_chat([TALK], tools=[function])
 
 
 def test_calls_and_results_are_what_training_reads(loaded: LoadedModel) -> None:
