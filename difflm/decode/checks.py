@@ -25,6 +25,14 @@ def check_integer(field: str, value: object, *, minimum: int, unit: str) -> None
         raise RequestError(f"{field}: {value!r} cannot be used; give an integer >= {minimum} ({unit})")
 
 
+def finite(number: float) -> bool:
+    """Return whether a number is finite as a float: an integer may be too large for one."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
+
+
 def check_number(field: str, value: object, *, low: float = 0.0, high: float = math.inf, above: bool = False) -> None:
     """Refuse what is no finite number in [low, high].
 
@@ -39,7 +47,7 @@ def check_number(field: str, value: object, *, low: float = 0.0, high: float = m
         RequestError: naming field and value.
     """
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if math.isfinite(number) and low <= number <= high and not (above and number == low):
+    if finite(number) and low <= number <= high and not (above and number == low):
         return
     at_least = "" if low == -math.inf else f" {'>' if above else '>='} {low:g}"
     at_most = "" if high == math.inf else f" and <= {high:g}" if at_least else f" <= {high:g}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difflm.decode.sampling import Candidates, Proposed, Rows, by_request, chosen, filtered, widened
+from difflm.decode.sampling import Candidates, Proposed, Rows, by_request, chosen, filtered, tempered, widened
 from difflm.diffusion.noise import RowNoise
 
 
@@ -99,7 +99,7 @@ class Draw:
         """Return the probabilities that are drawn from, [M, V]; the temperature is above 0."""
         logits_MV = self.processed(logits_MV, rows)
         # The maximum goes first: a tiny temperature must not overflow.
-        scaled_MV = (logits_MV - logits_MV.amax(dim=-1, keepdim=True)) / self.temperature
+        scaled_MV = tempered(logits_MV - logits_MV.amax(dim=-1, keepdim=True), self.temperature)
         if self.min_p > 0:
             probability_MV = scaled_MV.softmax(dim=-1)
             least_M1 = self.min_p * probability_MV.amax(dim=-1, keepdim=True)

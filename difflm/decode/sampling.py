@@ -18,6 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+LEAST_TEMPERATURE = 1e-30
+
 
 @dataclass(slots=True, kw_only=True)
 class Rows:
@@ -224,7 +226,7 @@ class Multinomial:
         """Return drawn tokens and their filtered probabilities."""
         logits_MV = widened(logits_MV)
         if self.temperature not in (0.0, 1.0):
-            logits_MV = logits_MV / self.temperature
+            logits_MV = tempered(logits_MV, self.temperature)
         probability_MV = filtered(logits_MV, self.top_k, self.top_p).softmax(dim=-1)
         tokens: list[Tensor] = []
         for each, part_RV in zip(rows, by_request(probability_MV, rows), strict=True):
@@ -232,6 +234,18 @@ class Multinomial:
             drawn_R1 = torch.multinomial(part_RV.cpu(), 1, generator=each.generator)
             tokens.append(drawn_R1[:, 0].to(logits_MV.device))
         return chosen(probability_MV, torch.cat(tokens))
+
+
+def tempered(logits_MV: Tensor, temperature: float) -> Tensor:
+    """Return logits divided by a temperature.
+
+    Beyond `LEAST_TEMPERATURE` and its inverse a distribution is the arg-max, or uniform; float32 holds no such divisor.
+
+    Args:
+        logits_MV: float32 or wider.
+        temperature: above 0.
+    """
+    return logits_MV / min(max(float(temperature), LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)
 
 
 def filtered(logits_MV: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

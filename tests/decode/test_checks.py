@@ -16,6 +16,7 @@ from difflm.errors import RequestError
     [
         (-0.5, {}, "x: -0.5 cannot be used; give a finite number >= 0"),
         (math.inf, {}, ">= 0"),
+        (10**400, {}, ">= 0"),  # no float holds it
         (True, {}, ">= 0"),
         ("1", {}, ">= 0"),
         (0, {"above": True, "high": 1.0}, "> 0 and <= 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -55,6 +56,17 @@ def test_sampling_follows_the_tempered_distribution_and_reports_its_probability(
     # 5 standard errors of a binomial share
     assert (frequency - torch.tensor(probability)).abs().max() < 5 * math.sqrt(0.25 / count)
     assert torch.allclose(confidence, torch.tensor(probability, dtype=torch.float64)[token])
+
+
+@pytest.mark.parametrize("rule", [Draw, Multinomial])
+def test_any_temperature_leaves_a_distribution(rule: Callable[..., Rule]) -> None:
+    """float32 has no number below 1e-45 and none above 4e38, a tensor no integer above 2**63."""
+    logits = torch.tensor([[-2.0, 40.0, 3.0], [0.5, -50.0, 0.4999]])
+    for temperature in (5e-324, 1e-310, 1e-46, 1e-40, 1e-38):
+        token, confidence = proposed(rule(temperature=temperature), logits)
+        assert (token.tolist(), confidence.tolist()) == ([1, 0], [1.0, 1.0])
+    for temperature in (1e39, 1e308, 10**30):
+        assert proposed(rule(temperature=temperature), logits)[1].tolist() == pytest.approx([1 / 3, 1 / 3])
 
 
 def test_gumbel_noise_draws_from_the_tempered_softmax_and_the_confidence_is_the_clean_one() -> None:

@@ -331,6 +331,13 @@ def test_one_request_never_harms_the_server(body: dict[str, Any], server: Runnin
     assert server.post("/v1/completions", {"prompt": "in", "max_tokens": 2}).status_code == 200
 
 
+@pytest.mark.parametrize("policy", [None, "hf20", "native"])
+def test_a_temperature_that_float32_does_not_hold_is_answered(policy: str | None, server: Running) -> None:
+    body = {"prompt": "in", "max_tokens": 2, "temperature": 1e-310, "diffusion": {"policy": policy}}
+    response = server.post("/v1/completions", body)
+    assert response.status_code == 200, response.text
+
+
 def test_only_json_is_read(server: Running) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
         headers = {"Content-Type": kind} if kind else {}

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
-from difflm.decode.checks import check_bias, check_number
+from difflm.decode.checks import check_bias, check_number, finite
 from difflm.decode.drawing import Draw
 from difflm.decode.policies.base import Policy
 from difflm.decode.policies.dinfer import Credit, Hierarchy, Threshold
@@ -156,7 +156,7 @@ def check(name: str, settings: Mapping[str, Any], known: set[str], *, where: str
             check_bias(f"{source}: {key}", value)
         elif key in SIGNED:
             check_number(f"{source}: {key}", value, low=-math.inf)
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not finite(value) or value < 0:
             off = " (1 switches editing off, 0 always edits)" if key.startswith("edit") else ""
             raise RequestError(f"{said}; give a finite number >= 0{off}")
         elif (key == "top_p" and not 0 < value <= 1) or (key == "min_p" and value > 1):

@@ -153,6 +153,7 @@ def test_a_bias_of_verified_is_in_order() -> None:
         ("hf20", {"eos_early_stop": 1}, "True or False"),
         ("hf20", {"top_p": 1.5}, "at most 1"),
         ("native", {"fixed": 0}, "an integer >= 1"),
+        ("native", {"temperature": 10**400}, "cannot be used; give a finite number"),
         ("native", {"presence_penalty": "high"}, "presence_penalty: 'high' cannot be used; give a finite number"),
         ("native", {"logit_bias": [3]}, "logit_bias: [3] cannot be used; give a mapping"),
     ],
