@@ -3355,6 +3355,18 @@ MUTANTS = (
         "tests/serving/test_denoising.py::test_guesses_are_asked_for_and_change_nothing",
     ),
     Mutant(
+        "difflm/decode/sampling.py",
+        "logits_MV / min(max(float(temperature), LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)",
+        "logits_MV / temperature",
+        "tests/decode/test_sampling.py::test_any_temperature_leaves_a_distribution",
+    ),
+    Mutant(
+        "difflm/serving/sampling.py",
+        "abs(number) > most.get(key, _ANY)",
+        "number > most.get(key, 1e999)",
+        "tests/serving/test_sampling.py::test_refused",
+    ),
+    Mutant(
         "difflm/serving/sampling.py",
         "secrets.randbits(63) if asked.seed is None else",
         "0 if asked.seed is None else",

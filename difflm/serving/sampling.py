@@ -28,6 +28,19 @@ _KNOWN: Mapping[str, set[str]] = {
 _OURS = ("mask_id", "eos_id", "gen_length")
 """Settings of policies that a request does not choose."""
 
+_MOST: Mapping[str, float] = {
+    "temperature": 2.0,
+    "presence_penalty": 2.0,
+    "frequency_penalty": 2.0,
+    "repetition_penalty": 10.0,
+    "decay_beta": 1.0,
+    "max_forwards": 4096,
+    "steps": 4096,
+}
+"""Largest values of settings, either sign, that are no field of `Limits`; as the fields of a request have them."""
+_ANY = 1e6
+"""Largest value of every other setting: what is beyond is no number of a float32 any more, somewhere."""
+
 _NEUTRAL: Mapping[str, Any] = {
     "temperature": 0.0,
     "top_p": 1.0,
@@ -186,14 +199,14 @@ def _settings(
 
 def _check_settings(settings: Mapping[str, Any], limits: Limits) -> None:
     """Refuse settings of a policy that are the server's business, or beyond its bounds."""
-    most = {"max_forwards": 4096, "steps": 4096}
+    most: dict[str, float] = dict(_MOST)
     most |= dict.fromkeys(("max_post_steps", "max_post_edit_steps"), limits.post_steps)
     most |= dict.fromkeys(("block_size", "block_length", "window", "start"), limits.block_size)
     for key, value in settings.items():
         number = value if isinstance(value, int | float) else None
         if key in _OURS:
             raise of_field("diffusion.policy", f"{key} is not for requests; leave it out")
-        if key in most and number is not None and number > most[key]:
-            raise of_field("diffusion.policy", f"{key} {value}; give at most {most[key]}")
+        if number is not None and abs(number) > most.get(key, _ANY):
+            raise of_field("diffusion.policy", f"{key} {value!r:.40}; give at most {most.get(key, _ANY):g}")
         if key == "threshold" and number is not None and number < limits.least_threshold:
             raise of_field("diffusion.policy", f"threshold {value}; give at least {limits.least_threshold}")
