@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 MOST_LOGPROBS = 20
+
+
+def _is_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Return an object that can be written as JSON again: the parser takes NaN, and numbers without bound."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise PydanticCustomError("not_json", "It holds NaN or a number that is too large; give JSON") from None
+    return value
 
 
 class Body(BaseModel):
@@ -187,7 +198,7 @@ class Function(Body):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(_is_json)] | None = None
     strict: bool | None = None
 
 

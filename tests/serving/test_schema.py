@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from difflm.serving.errors import not_valid
 from difflm.serving.schema import ChatRequest, CompletionRequest, NamedPolicy
 
 
@@ -72,6 +73,16 @@ def test_refused(fields: dict[str, Any]) -> None:
 def test_numbers_are_finite(number: str) -> None:
     with pytest.raises(ValidationError):
         CompletionRequest.model_validate_json(f'{{"prompt": "x", "temperature": {number}}}')
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_parameters_of_functions_are_json(number: str) -> None:
+    function = f'{{"name": "f", "parameters": {{"properties": {{"a": {{"maximum": {number}}}}}}}}}'
+    body = f'{{"messages": [{{"role": "user"}}], "tools": [{{"type": "function", "function": {function}}}]}}'
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate_json(body)
+    error = not_valid(caught.value)
+    assert error.message == "tools[0].function.parameters: it holds NaN or a number that is too large; give JSON"
 
 
 def test_deep_bodies_are_refused_and_not_a_crash() -> None:
