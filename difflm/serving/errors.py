@@ -87,7 +87,8 @@ def not_valid(error: ValidationError) -> ApiError:
 
 def _is_choice(part: str | int) -> bool:
     """Return whether a part of a path is one of several types, and no field."""
-    return isinstance(part, str) and (part in ("str", "NamedPolicy") or not re.fullmatch(r"[\w-]+", part))
+    kinds = ("str", "NamedPolicy", "NamedChoice")
+    return isinstance(part, str) and (part in kinds or not re.fullmatch(r"[\w-]+", part))
 
 
 def _depth(error: Mapping[str, Any]) -> int:

@@ -45,6 +45,8 @@ def test_conversations() -> None:
     assert error.param == "messages[1].role"
     body = '{"messages": [{"role": "user", "content": [{"type": 5}]}]}'
     assert error_of(ChatRequest, body).param == "messages[0].content[0].type"
+    body = '{"messages": [{"role": "user"}], "tool_choice": {"type": "function"}}'
+    assert error_of(ChatRequest, body).message == "tool_choice.function: it is missing"
     assert error_of(ChatRequest, "{}").message == "messages: it is missing"
 
 
