@@ -304,6 +304,7 @@ def test_the_citation_is_of_this_version() -> None:
 
 
 TEMPLATE = (
+    "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
     "{{ c.function.arguments | tojson }}{% endfor %}{% if m.role == 'assistant' %}<|endoftext|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"

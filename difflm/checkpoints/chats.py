@@ -58,6 +58,7 @@ class ChatEncoder:
     _control: re.Pattern[str] | None = field(init=False, repr=False)
     _marked: re.Pattern[str] | None = field(init=False, repr=False)
     _opens_when_asked: bool = field(default=False, init=False, repr=False)
+    _shown: set[str] = field(default_factory=set[str], init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Find the control words."""
@@ -119,7 +120,7 @@ class ChatEncoder:
 
         Raises:
             CheckpointError: see `prompt`; or a template in which a conversation does not begin with the prompt of its
-                last message, or renders nothing for it.
+                last message, or that renders nothing for it, or leaves out functions or calls.
             RequestError: see `prompt`.
         """
         conversation = self._conversation(messages, tools)
@@ -129,6 +130,7 @@ class ChatEncoder:
             whole = self._render(conversation, number + 1, open_turn=False)
             if not self._opens_when_asked:
                 self._check_opening(conversation, number, prompt)
+            self._check_shown(conversation, number + 1, whole)
             if not whole.startswith(prompt):
                 raise CheckpointError(self._difference(prompt, whole, number))
             answer = self._answer(whole[len(prompt) :], number, conversation.hidden)
@@ -170,6 +172,29 @@ class ChatEncoder:
                 "for; write it only {% if add_generation_prompt %}"
             )
         self._opens_when_asked = True
+
+    def _check_shown(self, conversation: _Conversation, count: int, whole: str) -> None:
+        """Refuse, once for each, functions and calls that the template leaves out of `count` messages."""
+        plain = [
+            {name: each for name, each in message.items() if name != "tool_calls"} for message in conversation.messages
+        ]
+        called = any(message.get("tool_calls") for message in conversation.messages[:count])
+        for name, given, without in (
+            ("tools", bool(conversation.tools), replace(conversation, tools=None)),
+            ("tool_calls", called, replace(conversation, messages=plain)),
+        ):
+            if not given or name in self._shown:
+                continue
+            try:
+                left_out = self._render(without, count, open_turn=False) == whole
+            except CheckpointError:  # it needs them
+                left_out = False
+            if left_out:
+                raise CheckpointError(
+                    f"{self.path}: the chat template does not show {name}, so answers would be learnt without them; "
+                    f"leave {name} out of the data, or mend the template"
+                )
+            self._shown.add(name)
 
     def _difference(self, prompt: str, whole: str, number: int) -> str:
         place = _num_shared(prompt, whole)

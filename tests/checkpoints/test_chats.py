@@ -186,6 +186,21 @@ def test_functions_and_calls_are_shown_as_requests_have_them() -> None:
     assert '{"type": "function", "function": {"name": "look", "arguments": {}}}' in text(chats, bare[0][1])
 
 
+def test_functions_and_calls_that_the_template_leaves_out_are_refused() -> None:
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    calling = {**TALK[2], "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": {}}}]}
+    asking = {"role": "user", "content": "and?"}
+    plain, reading = encoder(templates.CHATML), encoder(templates.TOOLS)
+    with pytest.raises(CheckpointError, match=r"template does not show tools, so .*; leave tools out of the data, or"):
+        plain.answers(TALK[1:3], [1], tools)
+    with pytest.raises(CheckpointError, match=r"does not show tool_calls, so answers would be learnt without them"):
+        plain.answers([TALK[1], calling, asking, TALK[4]], [3])
+    assert text(reading, reading.answers([TALK[1], calling], [1], tools)[0][1]).startswith("jumps<tool_call>look")
+    strict = "{% if not messages[1].tool_calls %}{{ raise_exception('no call') }}{% endif %}" + templates.TOOLS
+    talk = [TALK[1], calling, {"role": "tool", "content": "4"}, TALK[4]]
+    assert encoder(strict).answers(talk, [3], tools) == reading.answers(talk, [3], tools)
+
+
 def test_content_may_come_in_parts_of_text() -> None:
     chats = encoder(templates.CHATML)
     parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "fox?"}]
