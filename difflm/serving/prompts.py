@@ -84,7 +84,11 @@ def conversation_ids(
         calling = next((number for number, message in enumerate(plain) if "tool_calls" in message), None)
         if calling is not None:
             silent = [{name: value for name, value in each.items() if name != "tool_calls"} for each in plain]
-            if loaded.encode_chat(silent, tools=tools or None) == ids:
+            try:
+                left_out = loaded.encode_chat(silent, tools=tools or None) == ids
+            except DifflmError:  # the template refuses the conversation without its calls, so it reads them
+                left_out = False
+            if left_out:
                 raise of_field(f"messages[{calling}].tool_calls", "the model's chat template does not read them")
         return ids
     except DifflmError as error:
@@ -114,8 +118,7 @@ def _plain(message: Message, where: str) -> dict[str, Any]:
         if not message.tool_call_id:
             raise of_field(f"{where}.tool_call_id", "it is missing; give the id of the call whose result this is")
         plain["tool_call_id"] = message.tool_call_id
-        if isinstance(extra.get("name"), str):
-            plain["name"] = extra["name"]
+    plain |= {name: extra[name] for name in ("name", "reasoning_content") if isinstance(extra.get(name), str)}
     plain["content"] = "" if message.tool_calls and message.content is None else _text(message, where)
     return plain
 

@@ -124,3 +124,21 @@ def test_calls_and_results_are_what_training_reads(loaded: LoadedModel) -> None:
     with pytest.raises(ApiError) as caught:
         conversation(loaded, *asked, result)
     assert caught.value.message == "messages[1].tool_calls: the model's chat template does not read them"
+
+
+def test_a_template_that_needs_the_calls_reads_them(loaded: LoadedModel) -> None:
+    """As Mistral's: without the calls two turns of one side would follow each other, which it refuses."""
+    strict = "{% if not messages[1].tool_calls %}{{ raise_exception('roles must alternate') }}{% endif %}" + MARKED
+    result = {"role": "tool", "tool_call_id": "x", "content": "a light"}
+    asked: list[Any] = [TALK, {"role": "assistant", "content": None, "tool_calls": [CALL]}, result]
+    assert conversation(with_template(loaded, strict), *asked) == conversation(with_template(loaded, MARKED), *asked)
+
+
+def test_names_and_reasoning_reach_the_template_as_in_training(loaded: LoadedModel) -> None:
+    own = with_template(
+        loaded, "{% for m in messages %}{{ m.name }} {{ m.reasoning_content }} {{ m.content }}{% endfor %}"
+    )
+    asked = [{**TALK, "name": "word"}, {"role": "assistant", "content": "a", "reasoning_content": "light"}]
+    assert conversation(own, *asked) == own.encode_chat(asked)
+    assert own.decode(conversation(own, *asked)) == "word  in light a"
+    assert conversation(own, {**TALK, "name": 3}) == own.encode_chat([TALK])
