@@ -3355,6 +3355,18 @@ MUTANTS = (
         "tests/serving/test_denoising.py::test_guesses_are_asked_for_and_change_nothing",
     ),
     Mutant(
+        "difflm/checkpoints/grammars.py",
+        """'nrbtf\\\\"'""",
+        """'nrbtf\\\\"u'""",
+        "tests/checkpoints/test_grammars.py::test_a_name_cannot_be_written_as_another_text_of_it",
+    ),
+    Mutant(
+        "difflm/serving/forcing.py",
+        'check_schema("parameters", schema)',
+        "pass",
+        "tests/serving/test_forcing.py::test_parameters_that_cannot_be_enforced_are_refused",
+    ),
+    Mutant(
         "difflm/decode/sampling.py",
         "logits_MV / min(max(float(temperature), LEAST_TEMPERATURE), 1 / LEAST_TEMPERATURE)",
         "logits_MV / temperature",

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from difflm.errors import RequestError
 
 MOST_CHARACTERS = 1 << 16
 """Characters of a schema, an expression or a grammar."""
+
+
+_DATA = ("const", "default", "enum", "examples")
+"""Keywords that hold values, no schemas."""
+_NAMED = ("$defs", "definitions", "patternProperties", "properties")
+"""Keywords that hold schemas by names, which are no keywords."""
+_OPPOSITE: Mapping[str, tuple[str, str]] = {
+    "exclusiveMinimum": ("maximum", "exclusiveMaximum"),
+    "exclusiveMaximum": ("minimum", "exclusiveMinimum"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,4 +92,69 @@ def _schema(given: Mapping[str, Any] | str) -> dict[str, Any]:
         raise RequestError(f"json_schema: it is no JSON ({error}); give an object of JSON") from None
     if not isinstance(value, dict):
         raise RequestError(f"json_schema: {given!r:.40} is no object; give a JSON schema")
-    return value
+    schema = cast("dict[str, Any]", value)
+    check_schema("json_schema", schema)
+    return schema
+
+
+def check_schema(field: str, schema: object) -> None:
+    """Refuse what llguidance takes and does not enforce, as far as one object of a schema shows it.
+
+    Args:
+        field: that holds the schema, for the error.
+        schema: a value of JSON.
+
+    Raises:
+        RequestError: naming field and keyword.
+    """
+    parts: list[tuple[object, bool]] = [(schema, False)]
+    while parts:
+        part, names = parts.pop()
+        if isinstance(part, list):
+            parts += [(each, False) for each in cast("list[object]", part)]
+        if not isinstance(part, Mapping):
+            continue
+        known = cast("Mapping[str, object]", part)
+        parts += [(value, key in _NAMED and not names) for key, value in known.items() if names or key not in _DATA]
+        if not names:
+            _check_count(field, known)
+            _check_bounds(field, known)
+
+
+def _check_count(field: str, schema: Mapping[str, object]) -> None:
+    """Refuse a number of properties that the same one, written again and again, would reach."""
+    least, required = schema.get("minProperties"), schema.get("required")
+    distinct = 1 + (len(cast("list[object]", required)) if isinstance(required, list) else 0)
+    if isinstance(least, int) and least > distinct:
+        raise RequestError(
+            f"{field}: minProperties {least} cannot be enforced, as one name may be written twice; "
+            "give the names in 'required'"
+        )
+
+
+def _check_bounds(field: str, schema: Mapping[str, object]) -> None:
+    """Refuse ranges of numbers between an integer, which is not in them, and the fractions next to it.
+
+    The library takes the integer itself there: 0 for "exclusiveMinimum": 0, "maximum": 0.5.
+    """
+    if schema.get("type") == "integer":
+        return
+    for name, others in _OPPOSITE.items():
+        bound = _number(schema.get(name))
+        for other in others:
+            end = _number(schema.get(other))
+            if bound is not None and end is not None and bound != end and math.trunc(end) == bound:
+                raise RequestError(
+                    f"{field}: {name} {bound:g} cannot be enforced beside {other} {end:g}; "
+                    "give a bound that is no integer, or one that is included"
+                )
+
+
+def _number(value: object) -> float | None:
+    """Return a finite number, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None

@@ -19,8 +19,15 @@ KEPT = 64
 """Compiled constraints that are kept for the next request."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,24}"
 """Between the parts of JSON: without a bound a model can write blanks until its limit."""
-JSON_OPTIONS: Mapping[str, Any] = {"whitespace_pattern": WHITESPACE, "lenient": False, "coerce_one_of": False}
-"""Over what a schema says of itself under "x-guidance": keywords that are not known are never passed over."""
+JSON_OPTIONS: Mapping[str, Any] = {
+    "whitespace_pattern": WHITESPACE,
+    "lenient": False,
+    "coerce_one_of": False,
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+"""Over what a schema says of itself under "x-guidance": keywords that are not known are never passed over, and names
+are never written as \\u0061, under which the library takes them for others than they are.
+"""
 LIMITS: Mapping[str, int] = {
     "initial_lexer_fuel": 200_000,
     "step_lexer_fuel": 50_000,

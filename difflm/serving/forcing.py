@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from difflm.checkpoints.constraints import Constraint
+from difflm.checkpoints.constraints import Constraint, check_schema
 from difflm.checkpoints.grammars import JSON_OPTIONS
 from difflm.errors import RequestError
 
@@ -96,6 +96,7 @@ def calls_constraint(
         schema = {"additionalProperties": False} if parameters is None else parameters
         if schema.get("type", "object") != "object":
             raise RequestError(f'parameters: those of {name!r} are no object; give a schema with "type": "object"')
+        check_schema("parameters", schema)
         # Last, so that what the schema says of itself there has no effect.
         schema = {"type": "object", **schema, "x-guidance": JSON_OPTIONS}
         lines.append(

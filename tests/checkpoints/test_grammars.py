@@ -148,6 +148,19 @@ def test_white_space_between_parts_of_json_has_a_bound() -> None:
     assert sum(matcher.take(blank) for _ in range(100)) == 24
 
 
+def test_a_name_cannot_be_written_as_another_text_of_it() -> None:
+    """Else it would be one of the other names, with other values."""
+    schema = {"properties": {"a": {"type": "null"}}, "patternProperties": {"^b": {"type": "null"}}}
+
+    def taken(text: str) -> bool:
+        matcher = spoken().grammar(Constraint(json_schema={"type": "object", **schema})).matcher()
+        return all(matcher.take(tokenizer().encode(each, add_special_tokens=False)[0]) for each in text)
+
+    assert taken('{"a":null,"b":null,"c":0,"\\n":0}')
+    for name in ("\\u0061", "\\u0062", "\\u0063"):
+        assert not taken(f'{{"{name}":0}}')
+
+
 def test_without_the_library_or_a_tokenizer_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(RequestError, match=r"constraint: it needs llguidance.*pip install 'difflm\[constrain\]'"):

@@ -129,6 +129,11 @@ def test_arguments_that_are_no_object_are_refused() -> None:
         calls_constraint(FORM, {"a": {"type": "string"}}, single=True)
 
 
+def test_parameters_that_cannot_be_enforced_are_refused() -> None:
+    with pytest.raises(RequestError, match="parameters: minProperties 2 cannot be enforced"):
+        calls_constraint(FORM, {"a": {"minProperties": 2}}, single=True)
+
+
 def test_what_a_schema_says_of_itself_has_no_effect(loaded: LoadedModel) -> None:
     form = CallForm(before=("<",), after=(">",), name="probe", between=None)
     schema = {"not": {}, "x-guidance": {"lenient": True}}
