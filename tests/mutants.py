@@ -1657,6 +1657,24 @@ MUTANTS = (
         "tests/data/test_records.py::test_what_is_wrong_with_a_record_is_said_in_one_line",
     ),
     Mutant(
+        "difflm/data/records.py",
+        "        if name in read or not value or",
+        "        if name in _SPOKEN or not value or",
+        "tests/data/test_records.py::test_what_is_wrong_with_a_record_is_said_in_one_line",
+    ),
+    Mutant(
+        "difflm/checkpoints/chats.py",
+        "            if not given or name in self._shown:",
+        "            if given or name in self._shown:",
+        "tests/checkpoints/test_chats.py::test_functions_and_calls_that_the_template_leaves_out_are_refused",
+    ),
+    Mutant(
+        "difflm/checkpoints/chats.py",
+        "    names = dict.fromkeys((*first, *value))",
+        "    names = dict.fromkeys((*value, *first))",
+        "tests/checkpoints/test_chats.py::test_functions_and_calls_are_shown_as_requests_have_them",
+    ),
+    Mutant(
         "difflm/data/conversations.py",
         "if flags[number] is not False)",
         "if flags[number] is not True)",

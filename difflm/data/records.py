@@ -16,8 +16,17 @@ Records = Literal["auto", "text", "prompt_completion", "input_ids", "messages", 
 """What records hold; "auto" concludes it from their fields."""
 IGNORED_LABEL = -100
 """The label of a token that is not learnt."""
-_FOREIGN_FIELDS = ("loss_mask", "weight")
-# They change what a record means, so they are refused where metadata is ignored.
+_FOREIGN_FIELDS = {
+    "loss_mask": "remove it",
+    "weight": "remove it",
+    "completion_mask": f"write 'labels', with {IGNORED_LABEL} for what is not learnt",
+    "assistant_masks": f"write 'labels', with {IGNORED_LABEL} for what is not learnt",
+}
+"""They change what a record means, so they are refused where metadata is ignored; with what to do."""
+_SPOKEN = ("system", "history", "tools", "functions")
+"""Parts of conversations; where a form does not read them, answers would be learnt without what they answer."""
+_JUDGED = "label"
+"""Of answers that are good (true) or bad (false), as for KTO; another value is metadata."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +108,8 @@ def parse_record(record: object, where: str, fields: Fields | None = None) -> Do
     form = check_fields(list(record), where, fields)
     if form.name == "text":
         return Document(text=string_of(record, fields.text, where), where=where)
+    if form.name != "input_ids" and fields.records == "auto":
+        _refuse_unread(form, record, where)
     return _READERS[form.name](record, where)
 
 
@@ -118,7 +129,9 @@ def check_fields(names: Sequence[str], where: str, fields: Fields | None = None)
     whole = [form for form in forms if set(form.needs) <= set(names)]
     foreign = [name for name in _FOREIGN_FIELDS if name in names and name != fields.text]
     if foreign:
-        raise DataError(f"{where}: field {foreign[0]!r} belongs to a format that is not read here; remove it")
+        raise DataError(
+            f"{where}: field {foreign[0]!r} belongs to a format that is not read here; {_FOREIGN_FIELDS[foreign[0]]}"
+        )
     if fields.records != "auto":
         form = next(form for form in forms if form.name == fields.records)
         if form not in whole:
@@ -154,8 +167,35 @@ def _missing(forms: list[Form], names: Sequence[str], where: str) -> str:
 
 
 def used_fields(form: Form, names: Sequence[str]) -> list[str]:
-    """Return the fields that a document of this form is read from, of those that there are."""
-    return [name for name in names if name in (*form.needs, *form.takes)]
+    """Return the fields that a document of this form is read from, or refused for, of those that there are."""
+    looked_at = (*_SPOKEN, _JUDGED) if form.name not in ("text", "input_ids") else ()
+    return [name for name in names if name in (*form.needs, *form.takes, *looked_at)]
+
+
+def _refuse_unread(form: Form, record: Mapping[str, Any], where: str) -> None:
+    """Refuse parts of a conversation that the form does not read from such a record, and judged answers."""
+    read = {"tools"} if form.name != "alpaca" else set[str]()
+    answers = [record.get(name) for name in ("prompt", *form.needs)]
+    if form.name in ("prompt_completion", "preference") and all(isinstance(each, str) for each in answers):
+        read = set[str]()
+    if record.get("conversations") is not None:
+        read |= {"system"}
+    if record.get("instruction") is not None:
+        read |= {"system", "history"}
+    for name in _SPOKEN:
+        value = record.get(name)
+        if name in read or not value or (isinstance(value, str) and value.strip() in ("", "[]")):
+            continue
+        raise DataError(
+            f"{where}: field {name!r} ({describe(value)}) is not read beside {' and '.join(map(repr, form.needs))} as "
+            f"they are here; write all of it as messages, or say with --records or data.records: {form.name} that it "
+            "means nothing"
+        )
+    if isinstance(record.get(_JUDGED), bool) and form.name != "preference":
+        raise DataError(
+            f"{where}: field {_JUDGED!r} is {describe(record[_JUDGED])}, a judgement, and every answer here is learnt; "
+            f"keep the lines whose {_JUDGED} is true, without the field"
+        )
 
 
 def _ids(record: Mapping[str, Any], where: str) -> Document:

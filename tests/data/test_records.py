@@ -56,6 +56,26 @@ def test_labels_say_what_is_learnt_and_the_attention_mask_cuts_padding() -> None
         ({"labels": [5], "text": "x"}, "fields 'labels', 'text' together are ambiguous"),
         ({"weight": 1, "text": "x"}, "field 'weight' belongs to a format that is not read here; remove it"),
         ({"loss_mask": [1], "text": "x"}, "field 'loss_mask' belongs to a format that is not read here; remove it"),
+        (
+            {"input_ids": [5], "completion_mask": [1]},
+            "field 'completion_mask' belongs to a format that is not read here; write 'labels', with -100 for what",
+        ),
+        (
+            {"system": "s", "prompt": "a", "completion": "b"},
+            "field 'system' (a string (\"s\")) is not read beside 'prompt' and 'completion' as they are here; write",
+        ),
+        ({"system": "s", "messages": []}, "or say with --records or data.records: messages that it means nothing"),
+        ({"system": "s", "prompt": "a", "chosen": "b", "rejected": "c"}, "field 'system' "),
+        ({"system": "s", "prompt": "a", "chosen": [], "rejected": []}, "field 'system' "),
+        ({"system": "s", "chosen": [], "rejected": []}, "field 'system' "),
+        ({"history": [["a", "b"]], "prompt": "a", "chosen": "b", "rejected": "c"}, "field 'history' "),
+        ({"tools": [{}], "prompt": "a", "completion": "b"}, "field 'tools' "),
+        ({"tools": [{}], "instruction": "a", "output": "b"}, "field 'tools' "),
+        ({"functions": [{}], "messages": []}, "field 'functions' "),
+        (
+            {"prompt": "a", "completion": "b", "label": False},
+            "field 'label' is a boolean (false), a judgement, and every answer here is learnt; keep the lines whose",
+        ),
         ({"prompt": "a", "messages": []}, "fields 'prompt', 'messages' together are ambiguous; say what is meant"),
         ({"messages": [], "conversations": []}, "(data.records, --records): messages or sharegpt"),
         ({"chosen": "a", "rejected": "b", "messages": []}, "(data.records, --records): messages or preference"),
@@ -85,6 +105,30 @@ def test_only_the_columns_of_the_form_are_used() -> None:
     names = ["id", "labels", "input_ids", "attention_mask", "source"]
     assert used_fields(check_fields(names, "f"), names) == ["labels", "input_ids", "attention_mask"]
     assert used_fields(check_fields(["text", "attention_mask"], "f"), ["text", "attention_mask"]) == ["text"]
+
+
+def test_parts_of_conversations_are_looked_at_in_tables_too() -> None:
+    names = ["prompt", "completion", "system", "label", "id"]
+    assert used_fields(check_fields(names, "f"), names) == names[:-1]
+
+
+def test_what_is_read_empty_or_metadata_is_no_unread_part() -> None:
+    talk = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    nothing = {"system": " ", "history": None, "tools": "[]", "functions": [], "label": 1}
+    sides = {"chosen": "b", "rejected": "c"}
+    for record in (
+        {**nothing, "prompt": "a", "completion": "b"},
+        {**nothing, "prompt": "a", **sides, "label": True},
+        {"system": "s", "tools": [{"name": "f"}], "conversations": talk},
+        {"system": "s", "tools": [{"name": "f"}], "conversations": talk[:1], **sides},
+        {"system": "s", "history": [["a", "b"]], "instruction": "c", "output": "d"},
+        {"system": "s", "history": [["a", "b"]], "instruction": "c", **sides},
+        {"text": "a", "system": "s", "label": False},
+        {"input_ids": [1], "system": "s", "label": False},
+    ):
+        assert parse_record(record, "f").where == "f"
+    loose = {"prompt": "a", "completion": "b", "system": "linux", "label": False}
+    assert parse_record(loose, "f", Fields(records="prompt_completion")).completion == "b"
 
 
 def test_a_forced_form_reads_its_own_fields_and_ignores_the_rest() -> None:
