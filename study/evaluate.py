@@ -67,8 +67,9 @@ class Scorer:
         self._points(stage, loaded, others, self.plan.curve_items)
 
     def variant(self, variant: Variant, model: Path) -> None:
-        """Score a variant of a stage at the default threshold."""
-        setting = self._blocks(self.plan.threshold, variant.block_size)
+        """Score a variant of a stage, at the default threshold where it has none of its own."""
+        threshold = self.plan.threshold if variant.threshold is None else variant.threshold
+        setting = self._blocks(threshold, variant.block_size)
         self._points(variant.name, load_model(model), [setting], self.plan.items)
 
     def speed(self, models: Mapping[str, Path], control: Path) -> None:

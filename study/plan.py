@@ -214,6 +214,8 @@ def wsd_run(plan: Plan, folder: Path) -> TrainConfig:
 class Variant:
     """Fine-tuning or confidence-aware training that differs in one respect: same start, data and seeds.
 
+    One that differs in its threshold alone is the stage's own model, decoded otherwise.
+
     Attributes:
         name: of the run.
         of: what it is a variant of: "sft" or "cap".
@@ -222,6 +224,7 @@ class Variant:
         tokens: times the stage's tokens.
         rate: times the stage's learning rate.
         block_size: of training and decoding; None is the plan's.
+        threshold: of decoding; None is the plan's.
     """
 
     name: str
@@ -231,10 +234,24 @@ class Variant:
     tokens: float = 1.0
     rate: float = 1.0
     block_size: int | None = None
+    threshold: float | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a run of its own."""
+        return bool(self.objective) or (self.tokens, self.rate, self.block_size) != (1.0, 1.0, None)
 
 
 VARIANTS = (
+    Variant(name="sft-sure", of="sft", says="decoded at threshold 0.99", threshold=0.99),
+    Variant(name="sft-one", of="sft", says="decoded a token at a time (threshold 1)", threshold=1.0),
+    Variant(name="sft-all", of="sft", says="decoded a block at a time (threshold 0): the most TPF", threshold=0.0),
     Variant(name="sft-single", of="sft", says="without pairs", objective={"complementary": False}),
+    Variant(name="sft-8", of="sft", says="blocks of 8", block_size=8),
+    Variant(name="sft-long", of="sft", says="three times the tokens", tokens=3.0),
+    Variant(name="cap-4", of="cap", says="weight 4 instead of 2", objective={"confidence": {"weight": 4.0}}),
+    Variant(name="cap-long", of="cap", says="three times the tokens", tokens=3.0),
+    Variant(name="cap-zero", of="cap", says="without the entropy", objective={"confidence": None}),
     Variant(name="sft-wide", of="sft", says="mask rates of 0 to 1", objective={"bandwidth": [0, 1]}),
     Variant(
         name="sft-elbo",
@@ -242,12 +259,8 @@ VARIANTS = (
         says="exact counts of masks, the ELBO's weights",
         objective={"noise": "exact_count", "weighting": "elbo"},
     ),
-    Variant(name="sft-8", of="sft", says="blocks of 8", block_size=8),
     Variant(name="sft-fast", of="sft", says="twice the learning rate", rate=2.0),
-    Variant(name="cap-zero", of="cap", says="without the entropy", objective={"confidence": None}),
-    Variant(name="cap-4", of="cap", says="weight 4 instead of 2", objective={"confidence": {"weight": 4.0}}),
     Variant(name="cap-wide", of="cap", says="mask rates of 0 to 1", objective={"bandwidth": [0, 1]}),
-    Variant(name="cap-long", of="cap", says="three times the tokens", tokens=3.0),
 )
 """Ablations, and remedies for what may keep a stage from its target; all are reported."""
 

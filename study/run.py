@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 # Two threads that spin beside a busy neighbour can be ten times slower than one; torch reads this when it loads.
@@ -178,11 +179,15 @@ class Study:
     def vary(self, models: Mapping[str, Path]) -> None:
         """Train and score the variants of stages that were trained."""
         starts = {"sft": models["wsd"], "cap": models["sft"]}
-        wanted = [each for each in self.variants if each.of in models]
-        runs = [plans.variant_run(self.plan, self.folder, each, model=starts[each.of]) for each in wanted]
-        works = [lambda n=each.name, c=run: self.trained(n, c) for each, run in zip(wanted, runs, strict=True)]
-        for variant, model in zip(wanted, self.lanes.together(works), strict=True):
-            self.part(f"score {variant.name}", lambda v=variant, m=model: self.scorer.variant(v, m))
+
+        def work(variant: Variant) -> None:
+            model = models[variant.of]
+            if variant.trained:
+                run = plans.variant_run(self.plan, self.folder, variant, model=starts[variant.of])
+                model = self.trained(variant.name, run)
+            self.part(f"score {variant.name}", lambda: self.scorer.variant(variant, model))
+
+        self.lanes.together([partial(work, each) for each in self.variants if each.of in models])
 
     def converted(self, parent: Path) -> Path:
         """Convert the parent, train the ladder, and merge its best checkpoints."""

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from difflm import DifflmError, LoadedModel, SamplingParams, generate, load_model, merge
+from difflm.checkpoints.card import model_card
+from difflm.checkpoints.fields import write_json
 from difflm.checkpoints.folders import replace_text
 from difflm.errors import ConfigError
-from difflm.evaluation.tasks import Item
 from difflm.training.state import checkpoint_folders
 from study.plan import EVALUATION, TASKS
 from study.report import task_table
@@ -28,6 +29,7 @@ _LAST = "(messages | selectattr('role', 'equalto', 'user') | list | last).conten
 CHAT_TEMPLATE = f"{{{{ {_LAST} | trim ~ {CUE!r} }}}}"
 """A chat's last question, in the form that the model learnt. It knows no conversation."""
 
+PARENT = "difflm-study-parent"
 TRIES = 50
 """Items of a task among which one has to be answered right."""
 
@@ -66,10 +68,14 @@ def ship(folder: Path, stage: str, target: Path, *, tasks: Sequence[StudyTask], 
         raise ConfigError(f"{folder}: {stage!r} was not trained and scored; take one of {known}")
     merge(checkpoints[-1:], target, dtype="bfloat16")
     replace_text(target / "chat_template.jinja", CHAT_TEMPLATE)
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    config["difflm"]["parent"]["name"] = PARENT  # known as a step of its run so far
+    write_json(target / "config.json", config)
     loaded = load_model(target)
-    chosen = [_example(loaded, task) for task in tasks]
+    # What it answers best comes first: who tries a question changes its numbers.
+    share = {row["task"]: row["right"] / row["items"] for row in rows}
+    chosen = [_example(loaded, task) for task in sorted(tasks, key=lambda each: -share[each.short])]
     replace_text(target / "examples.jsonl", "".join(f"{json.dumps(each)}\n" for each in chosen))
-    card = target / "README.md"
     section = _SECTION.format(
         parameters=sum(each.numel() for each in loaded.model.parameters()),
         stage=stage,
@@ -77,20 +83,19 @@ def ship(folder: Path, stage: str, target: Path, *, tasks: Sequence[StudyTask], 
         threshold=rows[0]["threshold"],
         table=task_table(results, (stage,)),
     )
-    replace_text(card, card.read_text(encoding="utf-8") + section)
+    replace_text(target / "README.md", model_card(config) + section)
     say(f"{target}: {sum(each.stat().st_size for each in target.iterdir()) / 2**20:.1f} MiB, {len(chosen)} examples")
 
 
 def _example(loaded: LoadedModel, task: StudyTask) -> dict[str, str]:
-    """Return the shortest question of the first items that the model answers right."""
+    """Return the first question that the model answers right, one whose answer is not written in it if there is any."""
     asked = task.items(TRIES, EVALUATION)
     answers = generate(loaded, [each.prompt for each in asked], SamplingParams(max_new_tokens=task.max_new_tokens))
-    right: list[tuple[Item, str]] = [
-        (item, answer.text) for item, answer in zip(asked, answers, strict=True) if task.score(item, answer.text)
-    ]
+    texts = [answer.text or "" for answer in answers]
+    right = [(item, text) for item, text in zip(asked, texts, strict=True) if task.score(item, text)]
     if not right:
         raise ConfigError(f"{task.short}: none of {TRIES} answers is right; ship a better stage")
-    item, text = min(right, key=lambda each: len(each[0].prompt))
+    item, text = next((each for each in right if each[1] not in each[0].prompt), right[0])
     return {"task": task.short, "question": item.prompt.removesuffix(CUE), "answer": text}
 
 

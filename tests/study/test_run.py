@@ -53,7 +53,7 @@ PLAN = Plan(
 )
 
 
-VARIED = [each for each in VARIANTS if each.name in ("sft-8", "cap-zero")]
+VARIED = [each for each in VARIANTS if each.name in ("sft-8", "cap-zero", "sft-all")]
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +76,13 @@ def test_every_stage_is_trained_scored_and_timed(folder: Path) -> None:
     blocks = {"wsd", "sft", "sft-8", "cap", "cap-zero", "dpo"}
     controls = {"ar-wsd", "ar-sft", "ar-cap", "ar-dpo"}
     assert {row["stage"] for row in results.of("training")} == blocks | controls | {"parent", "lossless"}
-    assert {row["stage"] for row in results.of("score")} == blocks | controls | {"lossless"}
+    assert {row["stage"] for row in results.of("score")} == blocks | controls | {"lossless", "sft-all"}
     for stage in ("wsd", "sft", "cap", "dpo"):
         own, beside = (results.of("training", stage=name)[0]["tokens"] for name in (stage, f"ar-{stage}"))
         assert own == beside, "the control has as many tokens"
         assert {row["threshold"]: row["items"] for row in results.of("score", stage=stage)} == {0.5: 5, 0.9: 10}
     assert {row["block_size"] for row in results.of("score", stage="sft-8")} == {8}
+    assert [row["threshold"] for row in results.of("score", stage="sft-all")] == [0.0]
     assert {row["stage"] for row in results.of("speed")} == {"ar-sft", "sft", "cap", "dpo", "lossless"}
     assert results.of("equal")[0]["same"] == results.of("equal")[0]["items"]
     assert results.of("training", stage="dpo")[0]["rewards"]
@@ -136,14 +137,16 @@ def test_a_stage_without_own_answers_is_left_out_and_named(folder: Path) -> None
 
 
 def test_each_variant_is_a_run_of_its_own(tmp_path: Path) -> None:
-    runs = {each.name: variant_run(QUICK, tmp_path, each, model=tmp_path) for each in VARIANTS}
+    trained = [each for each in VARIANTS if each.trained]
+    runs = {each.name: variant_run(QUICK, tmp_path, each, model=tmp_path) for each in trained}
     plain = {"sft": sft_run(QUICK, tmp_path, model=tmp_path), "cap": cap_run(QUICK, tmp_path, model=tmp_path)}
-    assert len({config.output for config in (*runs.values(), *plain.values())}) == len(VARIANTS) + 2
-    for variant in VARIANTS:
+    assert len({config.output for config in (*runs.values(), *plain.values())}) == len(trained) + 2
+    for variant in trained:
         found, stage = runs[variant.name], plain[variant.of]
         assert found.data == stage.data
         changed = (found.objective, found.curriculum, found.optimizer.learning_rate)
         assert changed != (stage.objective, stage.curriculum, stage.optimizer.learning_rate)
+    assert {each.threshold for each in VARIANTS if not each.trained} == {0.0, 0.99, 1.0}
     assert runs["cap-long"].total_tokens == 3 * QUICK.cap_tokens
     assert runs["sft-fast"].optimizer.learning_rate == 2 * QUICK.rate("sft")
 

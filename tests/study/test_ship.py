@@ -69,6 +69,7 @@ def test_the_card_says_what_it_is_and_answers(folder: Path, tmp_path: Path) -> N
     ship(folder, "sft", tmp_path / "model", tasks=[StudyTask("numbers", Generous(), 8)], say=lambda line: None)
     card = (tmp_path / "model" / "README.md").read_text()
     assert "answers small puzzles" in card
+    assert "Block-diffusion model made from difflm-study-parent" in card
     assert "| sft | 50.0 (15.0-85.0); 2.00 |" in card
     assert "blocks of 4 at threshold 0.9" in card
     assert str(folder) not in card + (tmp_path / "model" / "config.json").read_text()
