@@ -167,6 +167,11 @@ def _encode(documents: list[Document], encoder: Encoder, special: Special) -> It
             yield tuple(_of_one(document, ids, encoder, special))
             continue
         both = [each for side in _sides(document) for each in _of_one(side, ids, encoder, special)]
+        if both[0].token == both[1].token:
+            raise DataError(
+                f"{document.where}: 'chosen' and 'rejected' become the same token ids, so nothing is preferred; remove "
+                "the line"
+            )
         chosen, rejected = (replace(each, content=document.content, where=document.where) for each in both)
         yield replace(chosen, side="chosen"), replace(rejected, side="rejected")
 

@@ -142,6 +142,13 @@ def test_a_pair_becomes_its_two_sides_with_the_content_of_the_pair() -> None:
     assert [each.token for each in found[2]] == [encode("[q]a$"), encode("[q]b$")]
 
 
+def test_sides_that_a_template_makes_the_same_are_refused() -> None:
+    """A template that strips what is written leaves nothing to prefer, a loss of log 2 without a gradient."""
+    same = Document(chosen=talk("q", "a", learnt=(1,)), rejected=talk("q", "a", learnt=(1,)), where="f:5")
+    with pytest.raises(DataError, match="f:5: 'chosen' and 'rejected' become the same token ids, so nothing is prefe"):
+        groups(same)
+
+
 def test_conversations_that_cannot_be_encoded_are_named() -> None:
     with pytest.raises(DataError, match="f:3: the chat template knows no tools"):
         groups(talk("q", "a", learnt=(1,), tools=({},)))
