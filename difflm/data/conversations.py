@@ -109,12 +109,30 @@ def messages_of(value: object, where: str, name: str) -> tuple[Messages, list[bo
         if role not in ROLES:
             raise DataError(f"{where}: {place}.role is {describe(role)}; it must be one of {', '.join(ROLES)}")
         message["content"] = _content(each.get("content"), f"{where}: {place}.content")
+        _check_calls(message, f"{where}: {place}")
         calls = role == "assistant" and message.get("tool_calls")
         if role in ("user", "assistant") and not calls and not message["content"].strip():
             raise DataError(f"{where}: {place} ({role}) says nothing; remove the line or fill it in")
         messages.append(message)
         flags.append(_flag(each, where, place))
     return messages, flags
+
+
+def _check_calls(message: Record, place: str) -> None:
+    """Refuse calls that templates would render as something else, or not at all."""
+    if message.get("function_call"):
+        raise DataError(
+            f"{place}.function_call is {describe(message['function_call'])}, an older form; write it as 'tool_calls'"
+        )
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise DataError(f"{place}.tool_calls is {describe(calls)}; it must be a list of calls")
+    for number, call in enumerate(calls):
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f"{place}.tool_calls[{number}] is {describe(call)}; a call has a 'function' with 'name' and 'arguments'"
+            )
 
 
 def _content(value: object, place: str) -> str:
@@ -246,6 +264,9 @@ def tools_of(record: Record, where: str) -> tuple[Any, ...]:
         return ()
     if not isinstance(value, list):
         raise DataError(f"{where}: field 'tools' is {describe(value)}; it must be a list of functions")
+    for number, each in enumerate(value):
+        if not isinstance(each, dict):
+            raise DataError(f"{where}: tools[{number}] is {describe(each)}; a function is described by an object")
     return tuple(value)
 
 

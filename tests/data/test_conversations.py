@@ -159,6 +159,26 @@ def test_prompt_and_completion_as_messages_learn_the_completion_alone() -> None:
         ({"messages": [USER, ANSWER], "tools": {}}, "field 'tools' is an object ({}); it must be a list of functions"),
         ({"messages": [USER, ANSWER], "tools": "{"}, "field 'tools' is a string (\"{\"); it must be JSON"),
         (
+            {"messages": [USER, ANSWER], "tools": [None]},
+            "tools[0] is null (null); a function is described by an object",
+        ),
+        (
+            {"messages": [USER, {**ANSWER, "function_call": {"name": "f"}}]},
+            'messages[1].function_call is an object ({"name": "f"}), an older form; write it as \'tool_calls\'',
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": "[]"}]},
+            'messages[1].tool_calls is a string ("[]"); it must be a list of calls',
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": [{"function": "f"}]}]},
+            "messages[1].tool_calls[0] is an object ({\"function\": \"f\"}); a call has a 'function' with 'name' and",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "tool_calls": ["f"]}]},
+            'messages[1].tool_calls[0] is a string ("f")',
+        ),
+        (
             {"conversations": [{"from": "bard", "value": "q"}]},
             'conversations[0].from is a string ("bard"); it must be one',
         ),
