@@ -80,7 +80,7 @@ def make_app(
 def _add_handlers(app: "FastAPI") -> None:
     """Let every failure be answered in one form."""
     from starlette.exceptions import HTTPException
-    from starlette.requests import Request
+    from starlette.requests import ClientDisconnect, Request
     from starlette.responses import Response
 
     async def wrong(request: Request, error: Exception) -> Response:
@@ -99,5 +99,6 @@ def _add_handlers(app: "FastAPI") -> None:
     for kind in (ApiError, Unanswered, DifflmError):
         app.add_exception_handler(kind, wrong)
     app.add_exception_handler(HTTPException, absent)
-    app.add_exception_handler(ReaderGone, gone)
+    for kind in (ReaderGone, ClientDisconnect):  # behind its request, or in the middle of it
+        app.add_exception_handler(kind, gone)
     app.add_exception_handler(Exception, defect)

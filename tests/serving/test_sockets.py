@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from contextlib import suppress
 
@@ -98,6 +99,16 @@ def test_a_client_that_leaves_before_its_request_is_whole(share: float, server: 
     until(lambda: not server.on_loop(lambda: server.served.transports))
     assert server.service.bridge.active == 0
     assert server.get("/health").status_code == 200
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_body_is_no_defect(
+    server: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "difflm.serving.access"):
+        with server.connect() as connection:
+            connection.sendall(request_bytes("/v1/completions", SHORT)[:-1])
+        until(lambda: any(vars(record).get("facts", {}).get("status") == 499 for record in caplog.records))
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_more_of_a_head_than_anybody_needs(server: Running) -> None:
