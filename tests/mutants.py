@@ -3428,8 +3428,8 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/serving/prompts.py",
-        "if loaded.encode_chat(silent, tools=tools or None) == ids:",
-        "if False:",
+        '            if left_out:\n                raise of_field(f"messages',
+        '            if False:\n                raise of_field(f"messages',
         "tests/serving/test_prompts.py::test_calls_and_results_are_what_training_reads",
     ),
     Mutant(
