@@ -1,7 +1,7 @@
 # Needs make and Python 3.11 or newer; each target sets up .venv by itself, once.
 #   make demo        the whole path on a real checkpoint (about forty minutes on two cores); resumes when interrupted
 #   make demo-quick  the same, shortened (minutes)
-#   make serve-demo  the demo's model behind the server, with the page in a browser (SERVE_OPTIONS="--port 9000")
+#   make serve-demo  the demo's model (without one the built-in) behind the server, with the page in a browser (SERVE_OPTIONS="--port 9000")
 #   make study       a small model through every stage, beside its AR control (at most three hours); resumes
 #   make study-quick the same, shortened (at most twenty minutes)
 #   make test        the fast test suite

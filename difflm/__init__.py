@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from difflm.builtin import builtin_model
     from difflm.checkpoints.adapter_saving import save_adapter
     from difflm.checkpoints.constraints import Constraint
     from difflm.checkpoints.convert import convert
@@ -47,6 +48,7 @@ __all__ = [
     "SamplingParams",
     "TrainConfig",
     "__version__",
+    "builtin_model",
     "convert",
     "export",
     "generate",
@@ -63,6 +65,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "builtin_model": "difflm.builtin:builtin_model",
     "save_adapter": "difflm.checkpoints.adapter_saving:save_adapter",
     "Constraint": "difflm.checkpoints.constraints:Constraint",
     "convert": "difflm.checkpoints.convert:convert",

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "difflm"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = [
-    {"types", "errors"},
+    {"builtin", "types", "errors"},
     {"diffusion", "models"},
     {"checkpoints", "data", "likelihood", "reading", "scoring", "plots", "plots_decoding"},
     {"training", "decode"},

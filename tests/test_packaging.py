@@ -113,7 +113,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = [each for each in members(wheel) if ".dist-info/" not in each]
     assert sorted(each for each in names if each.endswith(".py")) == MODULES
     assert "difflm/py.typed" in names
-    others = [each for each in names if not each.endswith(".py") and each != "difflm/py.typed"]
+    built_in = {path.relative_to(ROOT).as_posix() for path in (ROOT / "difflm" / "builtin" / "model").iterdir()}
+    assert {each for each in names if each.startswith("difflm/builtin/model/")} == built_in
+    others = [each for each in names if not each.endswith(".py") and each not in {"difflm/py.typed", *built_in}]
     assert {Path(each).suffix for each in others} <= {".yaml", ".html", ".css", ".js", ".svg"}
     assert {Path(each).name for each in others if each.startswith("difflm/serving/static/")} == set(PLACES.values())
     assert {each for each in others if each.startswith("difflm/recipes/")} == {
@@ -170,7 +172,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
         canonicalize_name(Requirement(each).name)
         for each in [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
     }
-    homes = {"yaml": "pyyaml", "opentelemetry": "opentelemetry-api"}
+    homes = {"yaml": "pyyaml", "opentelemetry": "opentelemetry-api", "pydantic_core": "pydantic"}
     # Run by an interpreter of the reader's own, which has it.
     foreign = {("difflm/bench/llama_worker.py", "llama_cpp")}
     absent = {

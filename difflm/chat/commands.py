@@ -14,6 +14,7 @@ from difflm.errors import RequestError
 
 HELP = """/set NAME VALUE   change a setting, e.g. /set threshold 0.9 (default takes it back); /set alone lists them
 /retry            answer the last message again (with the next seed)
+/try              ask the next of the questions that suit the model, where some are known
 /undo             forget the last exchange
 /system TEXT      start anew with instructions
 /save FILE        append the conversation to a file of training data, as one JSON line
@@ -24,7 +25,20 @@ HELP = """/set NAME VALUE   change a setting, e.g. /set threshold 0.9 (default t
 /exit             leave (also /quit, Ctrl-D, end of input); Ctrl-C stops an answer
 A line that ends in \\ goes on in the next one; lines between two \"\"\" are one message; // says a leading /"""
 
-COMMANDS = ("/set", "/retry", "/undo", "/system", "/save", "/load", "/trace", "/clear", "/help", "/exit", "/quit")
+COMMANDS = (
+    "/set",
+    "/retry",
+    "/try",
+    "/undo",
+    "/system",
+    "/save",
+    "/load",
+    "/trace",
+    "/clear",
+    "/help",
+    "/exit",
+    "/quit",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +49,13 @@ class Views:
         cost: a line about what an answer cost.
         trace: lines about how it was decoded.
         replay: draws that once more.
+        ask: shows a message that nobody typed.
     """
 
     cost: Callable[[Completion], str]
     trace: Callable[[StepMap], list[str]]
     replay: Callable[[StepMap], None]
+    ask: Callable[[str], None]
 
 
 def answer(session: Session, text: str, views: Views) -> str | None:
@@ -83,6 +99,7 @@ def _call(command: str, rest: str, session: Session, views: Views) -> str:
         "/help": lambda: HELP,
         "/set": lambda: session.set(rest),
         "/retry": lambda: views.cost(session.retry()),
+        "/try": lambda: _try(session, views),
         "/undo": lambda: f"forgot: {session.undo()}",
         "/system": lambda: said(session.system(rest), "a new conversation"),
         "/save": lambda: session.save(file()),
@@ -92,6 +109,13 @@ def _call(command: str, rest: str, session: Session, views: Views) -> str:
     if command not in calls:
         raise RequestError(f"{command}: no such command; {suggestion(command, COMMANDS, '/help lists them')}")
     return calls[command]()
+
+
+def _try(session: Session, views: Views) -> str:
+    """Ask the next of the questions that suit the model; return what its answer cost."""
+    question = session.next_question()
+    views.ask(question)
+    return views.cost(session.say(question))
 
 
 def _trace(session: Session, rest: str, views: Views) -> str:

@@ -58,7 +58,9 @@ class ServerBackend:
         self._client = self._http.Client(
             base_url=f"{self.address}/v1/", headers=headers, timeout=timeout, transport=transport
         )
-        self.model, self.ours = self._found(model)
+        self.model, about = self._found(model)
+        self.ours = about.get("owned_by") == "difflm"
+        self.questions = _questions(about)
 
     @property
     def unset(self) -> str:
@@ -69,13 +71,13 @@ class ServerBackend:
         """Close its connections."""
         self._client.close()
 
-    def _found(self, wanted: str | None) -> tuple[str, bool]:
-        """Return the name of the model, and whether the server is one of difflm, which tells more."""
+    def _found(self, wanted: str | None) -> tuple[str, dict[str, Any]]:
+        """Return the name of the model, and what the server says of it."""
         with self._errors():
             response = self._client.get("models")
             self._check(response)
         try:
-            models = {each["id"]: each.get("owned_by") == "difflm" for each in response.json()["data"]}
+            models: dict[str, dict[str, Any]] = {each["id"]: dict(each) for each in response.json()["data"]}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise RequestError(f"server: {self.address}/v1/models lists no models; is the address right?") from None
         if wanted is None and len(models) == 1:
@@ -128,6 +130,13 @@ class ServerBackend:
             raise RequestError(
                 f"server: the connection to {self.address} broke ({_one_line(error)}); ask again"
             ) from None
+
+
+def _questions(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the questions that a server of difflm names; whatever else stands there is none."""
+    offer = about.get("diffusion")
+    found = offer.get("questions") if isinstance(offer, dict) else None
+    return tuple(each for each in found if isinstance(each, str) and each) if isinstance(found, list) else ()
 
 
 def address_of(text: str) -> str:

@@ -70,6 +70,7 @@ class Session:
         settings: how it is decoded.
         messages: turns so far.
         last: how the last answer was decoded, where that is told.
+        questions: that suit the model, to begin with.
     """
 
     backend: Backend
@@ -77,6 +78,19 @@ class Session:
     settings: Settings = field(default_factory=Settings)
     messages: list[Message] = field(default_factory=list[Message])
     last: StepMap | None = None
+    questions: Sequence[str] = ()
+    _tried: int = field(default=0, init=False)
+
+    def next_question(self) -> str:
+        """Return the next of the questions that suit the model; after the last comes the first.
+
+        Raises:
+            RequestError: none is known.
+        """
+        if not self.questions:
+            raise RequestError("/try: no questions are known that suit this model; type one")
+        self._tried += 1
+        return self.questions[(self._tried - 1) % len(self.questions)]
 
     def say(self, text: str) -> Completion:
         """Answer a message; both are kept only if the answer was not interrupted or refused.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from difflm.cli.generate import chosen_decoding, describe
-from difflm.cli.options import folder, model_options, open_model
+from difflm.cli.options import folder, model_options, open_model, or_builtin
 from difflm.cli.sampling import sampling_options
 from difflm.errors import ConfigError, DifflmError
 
@@ -69,11 +69,14 @@ def chat(
     threads: int | None,
     revision: str | None,
 ) -> None:
-    """Talk to MODEL, or to a server. A model's chat template is used if it has one, else each line is a prompt.
+    """Talk to MODEL, to a server, or without either to a small model that is built in.
+
+    A model's chat template is used if it has one, else each line is a prompt.
 
     /help lists commands. A model that drafts is decoded left to right in fewer forwards (decoding verified), and the
     text is its base's; a line says so, and the line below each answer says how many drafts were accepted.
     """
+    from difflm.builtin import examples
     from difflm.chat.session import Session
 
     chosen = given_settings(context)
@@ -85,23 +88,25 @@ def chat(
             remote = ServerBackend(server, key=api_key, model=None if model is None else str(model))
             closing.callback(remote.close)
             backend: Backend = remote
+            questions = remote.questions
             click.echo(f"{remote.model} at {remote.address}", err=True)
-        elif model is None:
-            raise ConfigError("MODEL: missing; name a folder, or a server with --server")
         else:
             from difflm.chat.local import LocalBackend
 
-            loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
+            place = or_builtin(model)
+            questions = tuple(each.question for each in examples()) if model is None else ()
+            loaded = open_model(place, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
             local = LocalBackend(loaded)
             backend = local
             if not local.templated:
                 click.echo("no chat template: each line is a prompt of its own", err=True)
             if line := chosen_decoding(loaded, params):
                 click.echo(line, err=True)
-        session = Session(backend, shower(show=show), chosen)
+        session = Session(backend, shower(show=show), chosen, questions=questions)
         if system:
             session.system(system)
-        click.echo("/help lists commands, /exit leaves", err=True)
+        first = "/try asks a question that suits the model, " if questions else ""
+        click.echo(f"{first}/help lists commands, /exit leaves", err=True)
         talk(session)
 
 
@@ -159,7 +164,7 @@ def views() -> Views:
     def replay(step_map: StepMap) -> None:
         replay_steps(step_map)
 
-    return Views(cost=cost, trace=step_lines, replay=replay)
+    return Views(cost=cost, trace=step_lines, replay=replay, ask=lambda question: click.echo(question, err=True))
 
 
 def cost(completion: Completion) -> str:

@@ -80,6 +80,16 @@ def model_options(command: Decorated) -> Decorated:
     return command
 
 
+def or_builtin(model: Path | None) -> Path:
+    """Return a model, or the one that comes with the package, which a line on stderr names."""
+    if model is not None:
+        return model
+    from difflm.builtin import builtin_model
+
+    click.echo("no MODEL was given: this is the one that comes with difflm; it answers small puzzles alone", err=True)
+    return builtin_model()
+
+
 def open_model(
     path: Path,
     *,

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from difflm.cli.options import folder, model_options, open_model
+from difflm.cli.options import folder, model_options, open_model, or_builtin
 
 if TYPE_CHECKING:
     from difflm.models.quantised import Weights
 
 
 @click.command()
-@click.argument("model", type=folder())
+@click.argument("model", type=folder(), required=False)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 is every one.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port; 0 takes a free one."
@@ -95,7 +95,7 @@ if TYPE_CHECKING:
 @click.option("--grace", type=float, default=30.0, show_default=True, help="Seconds for running answers at SIGTERM.")
 @model_options
 def serve(
-    model: Path,
+    model: Path | None,
     *,
     device: str,
     dtype: str,
@@ -104,15 +104,23 @@ def serve(
     revision: str | None,
     **options: Any,
 ) -> int:
-    """Serve MODEL to clients of /v1/chat/completions and /v1/completions.
+    """Serve MODEL to clients of /v1/chat/completions and /v1/completions; without MODEL, a small one that is built in.
 
     A model that drafts is decoded left to right in fewer forwards (decoding verified), and the text is its base's.
     """
+    from difflm.builtin import NAME, examples
     from difflm.serving.logs import write_logs
     from difflm.serving.setup import Options, served
 
     chosen = Options(**options)
     chosen.check()
     write_logs(sys.stderr, chosen.log_level)
-    loaded = open_model(model, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
-    return served(loaded, chosen, fallback_name=model.resolve().name, say=lambda line: click.echo(line, err=True)).run()
+    place = or_builtin(model)
+    loaded = open_model(place, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
+    return served(
+        loaded,
+        chosen,
+        fallback_name=NAME if model is None else model.resolve().name,
+        say=lambda line: click.echo(line, err=True),
+        questions=[each.question for each in examples()] if model is None else (),
+    ).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,14 @@ def constrainable(loaded: LoadedModel) -> bool:
     return tokenizer is not None and tokenizer.is_fast and installed() and bool(loaded.config.eos_token_ids)
 
 
-def offering(loaded: LoadedModel, defaults: Defaults, limits: Limits) -> dict[str, Any]:
+def offering(loaded: LoadedModel, defaults: Defaults, limits: Limits, questions: Sequence[str] = ()) -> dict[str, Any]:
     """Return what /v1/models says under `diffusion`.
 
     Args:
         loaded: the model.
         defaults: what requests do not say.
         limits: bounds of a request.
+        questions: that suit the model.
     """
     config, params = loaded.config, SamplingParams(decoding=defaults.decoding)
     decodings = decodings_of(loaded)
@@ -57,6 +59,7 @@ def offering(loaded: LoadedModel, defaults: Defaults, limits: Limits) -> dict[st
         "most_tokens": min(limits.new_tokens, config.model.max_positions),
         "constraints": list(CONSTRAINTS) if constrainable(loaded) else [],
         "chat": loaded.tokenizer is not None and bool(loaded.tokenizer.chat_template),
+        "questions": list(questions),
     }
 
 

@@ -48,6 +48,7 @@ class Service:
         prefill_tokens: prompt tokens of one forward, at most.
         prefix_caching: whether prompts that begin like earlier ones are not read again.
         render: what renders chat templates; None: processes of its own, each conversation within the limits' time.
+        questions: that suit the model, for who does not know it.
     """
 
     def __init__(
@@ -64,7 +65,9 @@ class Service:
         prefill_tokens: int = DEFAULT_PREFILL_TOKENS,
         prefix_caching: bool = True,
         render: Render | None = None,
+        questions: Sequence[str] = (),
     ) -> None:
+        self.questions = tuple(questions)
         self.limits, self.defaults = limits or Limits(), defaults or Defaults()
         self.access = access or Access()
         self._own_render = BoundedRender(seconds=self.limits.template_seconds) if render is None else None
@@ -174,5 +177,5 @@ class Service:
             "created": created,
             "owned_by": "difflm",
             "max_model_len": self.loaded.config.model.max_positions,
-            "diffusion": offering(self.loaded, self.defaults, self.limits),
+            "diffusion": offering(self.loaded, self.defaults, self.limits, self.questions),
         }

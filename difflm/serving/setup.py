@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -121,7 +122,14 @@ class Options:
         )
 
 
-def served(loaded: LoadedModel, options: Options, *, fallback_name: str, say: Callable[[str], None]) -> Served:
+def served(
+    loaded: LoadedModel,
+    options: Options,
+    *,
+    fallback_name: str,
+    say: Callable[[str], None],
+    questions: Sequence[str] = (),
+) -> Served:
     """Return a server of a model, not started.
 
     Args:
@@ -129,6 +137,7 @@ def served(loaded: LoadedModel, options: Options, *, fallback_name: str, say: Ca
         options: of the command.
         fallback_name: of the model where none is given.
         say: is told, a line at a time, what is served.
+        questions: that suit the model.
 
     Raises:
         RequestError: options that do not fit the model.
@@ -143,6 +152,7 @@ def served(loaded: LoadedModel, options: Options, *, fallback_name: str, say: Ca
         max_requests=options.max_requests,
         cache_bytes=int(options.cache_gib * (1 << 30)),
         prefix_caching=options.prefix_caching,
+        questions=questions,
     )
     binding = Binding(host=options.host, port=options.port, grace_seconds=options.grace)
     for line in introduction(service):
@@ -193,12 +203,12 @@ def example(service: Service, address: str) -> str:
         service: the model.
         address: where it is served.
     """
-    tokenizer = service.loaded.tokenizer
+    tokenizer, asked = service.loaded.tokenizer, (*service.questions, "Hello")[0]
     if tokenizer is not None and tokenizer.chat_template:
-        path, body = "chat/completions", {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}
+        path, body = "chat/completions", {"messages": [{"role": "user", "content": asked}], "max_tokens": 64}
     elif tokenizer is not None:
         path, body = "completions", {"prompt": "In the beginning", "max_tokens": 64}
     else:
         path, body = "completions", {"prompt": [1, 2, 3], "max_tokens": 64}
     key = " -H 'Authorization: Bearer KEY'" if service.access.keys else ""
-    return f"curl {address}/v1/{path}{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    return f"curl {address}/v1/{path}{key} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"

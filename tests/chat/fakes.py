@@ -70,4 +70,5 @@ VIEWS = Views(
     cost=lambda completion: f"{completion.num_tokens} tokens",
     trace=lambda step_map: ["trace of", step_map.model],
     replay=lambda step_map: REPLAYED.append(step_map.model),
+    ask=REPLAYED.append,
 )

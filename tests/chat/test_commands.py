@@ -27,6 +27,17 @@ def test_lines_are_said_and_commands_obeyed(tmp_path: Path) -> None:
     assert answer(talk, "/quit", VIEWS) is None
 
 
+def test_questions_that_suit_the_model_are_asked_in_turn() -> None:
+    backend = Scripted()
+    talk = session(backend)
+    with pytest.raises(RequestError, match=r"^/try: no questions are known that suit this model; type one$"):
+        answer(talk, "/try", VIEWS)
+    talk.questions = ("one?", "two?")
+    REPLAYED.clear()
+    assert [answer(talk, "/try", VIEWS) for _ in range(3)] == ["1 tokens"] * 3
+    assert [each[-1]["content"] for each in backend.asked] == ["one?", "two?", "one?"] == REPLAYED
+
+
 def test_help_names_every_command() -> None:
     assert answer(session(), "/help", VIEWS) == HELP
     assert all(command in HELP for command in COMMANDS)

@@ -265,6 +265,16 @@ def test_one_of_several_models_is_named_and_a_foreign_server_is_not_watched() ->
 
 
 @pytest.mark.parametrize(
+    ("offer", "questions"),
+    [({"questions": ["one?", 2, "", "two?"]}, ("one?", "two?")), ({"questions": "one?"}, ()), ({}, ()), ([], ())],
+)
+def test_questions_are_those_of_the_server(offer: Any, questions: tuple[str, ...]) -> None:
+    models = {"data": [{"id": "a", "diffusion": offer}]}
+    transport = httpx2.MockTransport(lambda request: httpx2.Response(200, json=models))
+    assert ServerBackend("host", transport=transport).questions == questions
+
+
+@pytest.mark.parametrize(
     ("text", "address"),
     [
         ("http://host:1", "http://host:1"),

@@ -165,7 +165,6 @@ def test_without_a_chat_template_each_line_is_a_prompt(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "MODEL: missing; name a folder, or a server with --server"),
         (["--server", "127.0.0.1:1", "--device", "cpu"], "--device: a server runs the model itself"),
         (["--server", "127.0.0.1:1", "--threads", "1"], "--threads: a server runs the model itself"),
         (["--server", "ftp://x"], "--server: 'ftp://x' is no address"),

@@ -1,4 +1,4 @@
-"""`make serve-demo`: the best model there is, or how to make one."""
+"""`make serve-demo`: the best model of a demo, else the built-in one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from demo.serve import demo_model, main
-from difflm.errors import DifflmError
 
 
 def finished(folder: Path) -> Path:
@@ -31,8 +30,11 @@ def test_options_go_to_the_server(tmp_path: Path) -> None:
     assert found[0][-2:] == ["--port", "9"]
 
 
-def test_without_a_demo_it_says_how_to_make_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DifflmError, match="make demo-quick makes one in minutes"):
-        demo_model(tmp_path)
-    assert main(["--runs", str(tmp_path)], serve=lambda words: pytest.fail("nothing to serve")) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path}: it holds no model of the demo")
+def test_without_a_demo_the_built_in_model_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo_model(tmp_path) is None
+    found: list[list[str]] = []
+    assert main(["--runs", str(tmp_path), "--port", "9"], serve=lambda words: found.append(words) or 0) == 0
+    assert found == [["serve", "--log-level", "warning", "--port", "9"]]
+    said = capsys.readouterr().err
+    assert said.startswith(f"{tmp_path}: it holds no model of the demo")
+    assert "make demo-quick makes one in minutes" in said

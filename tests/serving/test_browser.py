@@ -127,6 +127,29 @@ def answer_of(running: Running, **diffusion: Any) -> dict[str, Any]:
     return running.post("/v1/chat/completions", {**body, "diffusion": diffusion or None}).json()
 
 
+def test_questions_that_suit_the_model_are_offered_until_something_was_said(browser: Any, causal: LoadedModel) -> None:
+    questions = ["in the beginning", "a <b>word</b>\nand the light"]
+    with serving(causal, questions=questions) as running:
+        shown = Shown(browser, running.address, viewport={"width": 390, "height": 800}).connected()
+        buttons = shown.page.locator("#questions button")
+        assert buttons.all_text_contents() == questions
+        assert shown.page.evaluate("document.documentElement.scrollWidth") <= 390
+        buttons.nth(1).click()
+        shown.done()
+        assert shown.messages()[0] == questions[1]
+        assert len(shown.messages()) == 2
+        shown.expect("#questions").to_be_hidden()
+        shown.page.locator("#fresh").click()
+        shown.expect("#questions").to_be_visible()
+        assert shown.said == []
+        shown.context.close()
+
+
+def test_a_server_without_questions_shows_none(shown: Shown) -> None:
+    shown.expect("#empty").to_be_visible()
+    shown.expect("#questions").to_be_hidden()
+
+
 def test_an_answer_is_the_servers_and_can_be_seen_to_denoise(shown: Shown, running: Running) -> None:
     shown.set(20, parent=True)
     shown.ask()

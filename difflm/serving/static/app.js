@@ -87,6 +87,27 @@ async function connect() {
   document.title = `${served.id} - difflm`;
   at("message").placeholder = offer.chat ? "Message" : "Text to go on with";
   controls.take(offer);
+  suggest(offer.questions ?? []);
+}
+
+// Questions that suit the model, where the server names some.
+function suggest(questions) {
+  at("questions").hidden = !questions.length;
+  at("questions").replaceChildren(...questions.map((question) => {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    const text = document.createElement("span");
+    button.type = "button";
+    button.title = question;
+    text.textContent = question;
+    button.append(text);
+    button.addEventListener("click", () => {
+      at("message").value = question;
+      send();
+    });
+    item.append(button);
+    return item;
+  }));
 }
 
 async function begin() {
