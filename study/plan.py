@@ -250,6 +250,7 @@ VARIANTS = (
     Variant(name="sft-8", of="sft", says="blocks of 8", block_size=8),
     Variant(name="sft-long", of="sft", says="three times the tokens", tokens=3.0),
     Variant(name="cap-4", of="cap", says="weight 4 instead of 2", objective={"confidence": {"weight": 4.0}}),
+    Variant(name="cap-32", of="cap", says="blocks of 32", block_size=32),
     Variant(name="cap-long", of="cap", says="three times the tokens", tokens=3.0),
     Variant(name="cap-zero", of="cap", says="without the entropy", objective={"confidence": None}),
     Variant(name="sft-wide", of="sft", says="mask rates of 0 to 1", objective={"bandwidth": [0, 1]}),
