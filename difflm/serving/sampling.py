@@ -87,7 +87,8 @@ def sampling_params(
     if named is not None:
         _refuse_beside(diffusion)
         name, settings = named
-        return SamplingParams(policy=policy(name, **_settings(name, settings, own, drawing, limits)), **common)
+        _check_settings(settings, None if diffusion.policy is None else limits)
+        return SamplingParams(policy=policy(name, **_settings(name, settings, own, drawing)), **common)
     editing = diffusion.editing
     threshold = defaults.threshold if diffusion.threshold is None else diffusion.threshold
     given: dict[str, Any] = {
@@ -177,7 +178,7 @@ def _check_bounds(asked: Asked, limits: Limits) -> None:
 
 
 def _settings(
-    name: str, settings: Mapping[str, Any], own: Mapping[str, Any], drawing: Mapping[str, Any], limits: Limits
+    name: str, settings: Mapping[str, Any], own: Mapping[str, Any], drawing: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the settings of a policy.
 
@@ -186,9 +187,7 @@ def _settings(
         settings: given with its name.
         own: how the server draws tokens.
         drawing: how the request does; it has the last word.
-        limits: bounds.
     """
-    _check_settings(settings, limits)
     known = _KNOWN.get(name, set[str]())
     for key, value in drawing.items():
         if key not in known and value != _NEUTRAL[key]:
@@ -197,15 +196,18 @@ def _settings(
     return {**own, **settings, **{key: value for key, value in drawing.items() if key in known}}
 
 
-def _check_settings(settings: Mapping[str, Any], limits: Limits) -> None:
-    """Refuse settings of a policy that are the server's business, or beyond its bounds."""
+def _check_settings(settings: Mapping[str, Any], limits: Limits | None) -> None:
+    """Refuse settings that no request and no server chooses, and those beyond the bounds of requests, if given."""
+    for key in _OURS:
+        if key in settings:
+            raise of_field("diffusion.policy", f"{key} is not for requests; leave it out")
+    if limits is None:
+        return
     most: dict[str, float] = dict(_MOST)
     most |= dict.fromkeys(("max_post_steps", "max_post_edit_steps"), limits.post_steps)
     most |= dict.fromkeys(("block_size", "block_length", "window", "start"), limits.block_size)
     for key, value in settings.items():
         number = value if isinstance(value, int | float) else None
-        if key in _OURS:
-            raise of_field("diffusion.policy", f"{key} is not for requests; leave it out")
         if number is not None and abs(number) > most.get(key, _ANY):
             raise of_field("diffusion.policy", f"{key} {value!r:.40}; give at most {most.get(key, _ANY):g}")
         if key == "threshold" and number is not None and number < limits.least_threshold:

@@ -107,6 +107,7 @@ def test_a_policy_of_the_server_gives_way_to_the_request() -> None:
     assert isinstance(found, Hf21)
     assert found.temperature == 0.2
     assert params(own, diffusion={"block_size": 4}).policy is None
+    assert params(Defaults(policy=("native", {"temperature": 2.5}))).policy is not None, "bounds are for requests"
     assert params(own, temperature=0, presence_penalty=0).policy is not None
 
 
