@@ -14,8 +14,9 @@ from difflm.decode.admission import decoding_for
 from difflm.decode.checks import check_number
 from difflm.decode.policies.named import policy, policy_settings
 from difflm.decode.request import SamplingParams
-from difflm.errors import ConfigError
+from difflm.errors import ConfigError, RequestError
 from difflm.serving.bridge import QueueLimits
+from difflm.serving.errors import ApiError
 from difflm.serving.limits import Access, Defaults, Limits
 from difflm.serving.server import Binding, Served
 from difflm.serving.service import Service
@@ -154,6 +155,7 @@ def served(
         prefix_caching=options.prefix_caching,
         questions=questions,
     )
+    _check_defaults(service)
     binding = Binding(host=options.host, port=options.port, grace_seconds=options.grace)
     for line in introduction(service):
         say(line)
@@ -167,6 +169,19 @@ def served(
         telemetry=telemetry,
         on_start=lambda address: say(f"{address}\n{example(service, address)}\n{PAGE.format(address)}"),
     )
+
+
+def _check_defaults(service: Service) -> None:
+    """Refuse defaults with which every request that says nothing would be refused.
+
+    Raises:
+        RequestError: as a request would be told.
+    """
+    id = next(each for each in (0, 1) if each != service.loaded.config.mask_token_id)
+    try:
+        service.planner.text(json.dumps({"prompt": [id], "max_tokens": 1}).encode())
+    except ApiError as error:
+        raise RequestError(f"these options refuse every request that names nothing else: {error.message}") from None
 
 
 def introduction(service: Service) -> list[str]:

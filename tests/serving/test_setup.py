@@ -61,6 +61,22 @@ def test_what_can_be_refused_before_loading_is(options: dict[str, Any], message:
         Options(**options).check()
 
 
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("hf21:gen_length=16", "gen_length is not for requests"),
+        ("verified", "verified"),
+    ],
+)
+def test_defaults_that_would_refuse_every_request_are_refused_at_the_start(
+    chosen: str, message: str, loaded: LoadedModel
+) -> None:
+    told: list[str] = []
+    with pytest.raises(RequestError, match="these options refuse every request that names nothing else: .*" + message):
+        served(loaded, Options(policy=chosen), fallback_name="tiny", say=told.append)
+    assert told == []
+
+
 def test_a_model_that_drafts_says_so(drafters: Path) -> None:
     loaded = load_model(drafters / "drafter")
     found = served(loaded, Options(), fallback_name="drafter", say=lambda line: None)
