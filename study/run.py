@@ -43,6 +43,7 @@ from study.report import write_page
 from study.results import Results
 from study.tasks import StudyTask, study_task, write_items
 
+QUICK_VARIANTS = ("sft-single", "cap-zero")
 TOKENIZER_TEXTS = 2000
 """Items of each task from which the tokenizer is learnt."""
 
@@ -304,7 +305,9 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
         set_threads(None)
         tasks = [study_task(*each) for each in TASKS]
         plan = with_dtype(QUICK if options.quick else FULL, folder, options.dtype)
-        study = Study(plan, tasks, folder, lambda line: print(line, flush=True), lanes=options.lanes)
+        # A short run has to show that variants work: two that are trained, and those that are decoded otherwise.
+        variants = [each for each in VARIANTS if not options.quick or not each.trained or each.name in QUICK_VARIANTS]
+        study = Study(plan, tasks, folder, lambda line: print(line, flush=True), variants, lanes=options.lanes)
         study.run()
         print(f"report: {write_page(folder, options.page or folder / 'study.md')}")
     except DifflmError as error:
