@@ -14,6 +14,7 @@ from difflm.evaluation.sweep import Plan as SweepPlan
 from difflm.evaluation.sweep import Point, sweep
 from difflm.evaluation.tasks import Item
 from difflm.evaluation.trajectories import Kept, attempts, kept, write_pairs, write_records
+from difflm.types import Decoding
 from study import plan as plans
 from study.plan import Plan, Variant
 from study.results import Results
@@ -69,7 +70,12 @@ class Scorer:
     def variant(self, variant: Variant, model: Path) -> None:
         """Score a variant of a stage, at the default threshold where it has none of its own."""
         threshold = self.plan.threshold if variant.threshold is None else variant.threshold
-        setting = self._blocks(threshold, variant.block_size)
+        settings: Mapping[Decoding, Setting] = {
+            "block": self._blocks(threshold, variant.block_size),
+            "next_token": Setting(policy=NEXT_TOKEN),
+            "verified": self._verified,
+        }
+        setting = settings[variant.decoding]
         self._points(variant.name, load_model(model), [setting], self.plan.items)
 
     def speed(self, models: Mapping[str, Path], control: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from difflm.training.config import TrainConfig
 from difflm.training.config_io import config_from_tree
+from difflm.types import Decoding
 
 EVALUATION, VALIDATION, PARENT, CONTINUED, TUNED, OWN, PREFERRED = range(1, 8)
 """Parts of every task, by the seeds that make their items: what is scored, what a run validates on, what the AR parent,
@@ -214,7 +215,7 @@ def wsd_run(plan: Plan, folder: Path) -> TrainConfig:
 class Variant:
     """Fine-tuning or confidence-aware training that differs in one respect: same start, data and seeds.
 
-    One that differs in its threshold alone is the stage's own model, decoded otherwise.
+    One that differs in threshold or decoding alone is the stage's own model, decoded otherwise.
 
     Attributes:
         name: of the run.
@@ -225,6 +226,7 @@ class Variant:
         rate: times the stage's learning rate.
         block_size: of training and decoding; None is the plan's.
         threshold: of decoding; None is the plan's.
+        decoding: "block", "next_token", or "verified" with the plan's window.
     """
 
     name: str
@@ -235,6 +237,7 @@ class Variant:
     rate: float = 1.0
     block_size: int | None = None
     threshold: float | None = None
+    decoding: Decoding = "block"
 
     @property
     def trained(self) -> bool:
@@ -246,6 +249,8 @@ VARIANTS = (
     Variant(name="sft-sure", of="sft", says="decoded at threshold 0.99", threshold=0.99),
     Variant(name="sft-one", of="sft", says="decoded a token at a time (threshold 1)", threshold=1.0),
     Variant(name="sft-all", of="sft", says="decoded a block at a time (threshold 0): the most TPF", threshold=0.0),
+    Variant(name="sft-left", of="sft", says="decoded left to right", decoding="next_token"),
+    Variant(name="sft-verified", of="sft", says="decoded verified: it drafts for itself", decoding="verified"),
     Variant(name="sft-single", of="sft", says="without pairs", objective={"complementary": False}),
     Variant(name="sft-8", of="sft", says="blocks of 8", block_size=8),
     Variant(name="sft-long", of="sft", says="three times the tokens", tokens=3.0),

@@ -53,7 +53,7 @@ PLAN = Plan(
 )
 
 
-VARIED = [each for each in VARIANTS if each.name in ("sft-8", "cap-zero", "sft-all")]
+VARIED = [each for each in VARIANTS if each.name in ("sft-8", "cap-zero", "sft-all", "sft-left")]
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,14 @@ def test_every_stage_is_trained_scored_and_timed(folder: Path) -> None:
     blocks = {"wsd", "sft", "sft-8", "cap", "cap-zero", "dpo"}
     controls = {"ar-wsd", "ar-sft", "ar-cap", "ar-dpo"}
     assert {row["stage"] for row in results.of("training")} == blocks | controls | {"parent", "lossless"}
-    assert {row["stage"] for row in results.of("score")} == blocks | controls | {"lossless", "sft-all"}
+    assert {row["stage"] for row in results.of("score")} == blocks | controls | {"lossless", "sft-all", "sft-left"}
     for stage in ("wsd", "sft", "cap", "dpo"):
         own, beside = (results.of("training", stage=name)[0]["tokens"] for name in (stage, f"ar-{stage}"))
         assert own == beside, "the control has as many tokens"
         assert {row["threshold"]: row["items"] for row in results.of("score", stage=stage)} == {0.5: 5, 0.9: 10}
     assert {row["block_size"] for row in results.of("score", stage="sft-8")} == {8}
     assert [row["threshold"] for row in results.of("score", stage="sft-all")] == [0.0]
+    assert [row["tpf"] for row in results.of("score", stage="sft-left")] == [1.0]
     assert {row["stage"] for row in results.of("speed")} == {"ar-sft", "sft", "cap", "dpo", "lossless"}
     assert results.of("equal")[0]["same"] == results.of("equal")[0]["items"]
     assert results.of("training", stage="dpo")[0]["rewards"]
@@ -146,7 +147,9 @@ def test_each_variant_is_a_run_of_its_own(tmp_path: Path) -> None:
         assert found.data == stage.data
         changed = (found.objective, found.curriculum, found.optimizer.learning_rate)
         assert changed != (stage.objective, stage.curriculum, stage.optimizer.learning_rate)
-    assert {each.threshold for each in VARIANTS if not each.trained} == {0.0, 0.99, 1.0}
+    decoded = {(each.decoding, each.threshold) for each in VARIANTS if not each.trained}
+    blocks = {("block", threshold) for threshold in (0.0, 0.99, 1.0)}
+    assert decoded == blocks | {("next_token", None), ("verified", None)}
     assert runs["cap-long"].total_tokens == 3 * QUICK.cap_tokens
     assert runs["sft-fast"].optimizer.learning_rate == 2 * QUICK.rate("sft")
 
