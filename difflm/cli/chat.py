@@ -76,7 +76,6 @@ def chat(
     /help lists commands. A model that drafts is decoded left to right in fewer forwards (decoding verified), and the
     text is its base's; a line says so, and the line below each answer says how many drafts were accepted.
     """
-    from difflm.builtin import examples
     from difflm.chat.session import Session
 
     chosen = given_settings(context)
@@ -93,8 +92,7 @@ def chat(
         else:
             from difflm.chat.local import LocalBackend
 
-            place = or_builtin(model)
-            questions = tuple(each.question for each in examples()) if model is None else ()
+            place, questions = or_builtin(model)
             loaded = open_model(place, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
             local = LocalBackend(loaded)
             backend = local

@@ -80,14 +80,14 @@ def model_options(command: Decorated) -> Decorated:
     return command
 
 
-def or_builtin(model: Path | None) -> Path:
-    """Return a model, or the one that comes with the package, which a line on stderr names."""
+def or_builtin(model: Path | None) -> tuple[Path, tuple[str, ...]]:
+    """Return a model, or the one that comes with the package, which is said on stderr; and questions that suit it."""
     if model is not None:
-        return model
-    from difflm.builtin import builtin_model
+        return model, ()
+    from difflm.builtin import builtin_model, examples
 
     click.echo("no MODEL was given: this is the one that comes with difflm; it answers small puzzles alone", err=True)
-    return builtin_model()
+    return builtin_model(), tuple(each.question for each in examples())
 
 
 def open_model(

@@ -108,19 +108,19 @@ def serve(
 
     A model that drafts is decoded left to right in fewer forwards (decoding verified), and the text is its base's.
     """
-    from difflm.builtin import NAME, examples
+    from difflm.builtin import NAME
     from difflm.serving.logs import write_logs
     from difflm.serving.setup import Options, served
 
     chosen = Options(**options)
     chosen.check()
     write_logs(sys.stderr, chosen.log_level)
-    place = or_builtin(model)
+    place, questions = or_builtin(model)
     loaded = open_model(place, device=device, dtype=dtype, weights=weights, threads=threads, revision=revision)
     return served(
         loaded,
         chosen,
         fallback_name=NAME if model is None else model.resolve().name,
         say=lambda line: click.echo(line, err=True),
-        questions=[each.question for each in examples()] if model is None else (),
+        questions=questions,
     ).run()
