@@ -33,7 +33,7 @@ TASKS = (
     ),
     ("reversal", "reasoning-gym:word_sequence_reversal:min_words=3,max_words=4", 32),
     ("rotation", "reasoning-gym:rotate_matrix:max_n=3,min_rotations=0,max_rotations=3", 32),
-    ("distances", "reasoning-gym:binary_matrix:max_n=4", 48),
+    ("distances", "reasoning-gym:binary_matrix:min_n=4,max_n=4", 48),
 )
 """Name, dataset with its settings, longest answer in tokens."""
 
@@ -125,13 +125,13 @@ class Plan:
 
 FULL = Plan(
     parent_tokens=5_000_000,
-    ladder=((1, 100_000), (4, 200_000), ("row", 900_000), (32, 200_000), (16, 600_000)),
+    ladder=((1, 100_000), (4, 200_000), ("row", 1_400_000), (32, 300_000), (16, 1_000_000)),
     sft_tokens=800_000,
     cap_tokens=300_000,
     dpo_tokens=150_000,
     draft_tokens=500_000,
     parent_items=9_000,
-    continued_items=3_500,
+    continued_items=4_000,
     tuned_items=1_500,
     own_items=800,
     preferred_items=400,
@@ -253,10 +253,8 @@ VARIANTS = (
     Variant(name="sft-verified", of="sft", says="decoded verified: it drafts for itself", decoding="verified"),
     Variant(name="sft-single", of="sft", says="without pairs", objective={"complementary": False}),
     Variant(name="sft-8", of="sft", says="blocks of 8", block_size=8),
-    Variant(name="sft-long", of="sft", says="three times the tokens", tokens=3.0),
     Variant(name="cap-4", of="cap", says="weight 4 instead of 2", objective={"confidence": {"weight": 4.0}}),
     Variant(name="cap-32", of="cap", says="blocks of 32", block_size=32),
-    Variant(name="cap-long", of="cap", says="three times the tokens", tokens=3.0),
     Variant(name="cap-zero", of="cap", says="without the entropy", objective={"confidence": None}),
     Variant(name="sft-wide", of="sft", says="mask rates of 0 to 1", objective={"bandwidth": [0, 1]}),
     Variant(
@@ -267,6 +265,8 @@ VARIANTS = (
     ),
     Variant(name="sft-fast", of="sft", says="twice the learning rate", rate=2.0),
     Variant(name="cap-wide", of="cap", says="mask rates of 0 to 1", objective={"bandwidth": [0, 1]}),
+    Variant(name="sft-long", of="sft", says="three times the tokens", tokens=3.0),
+    Variant(name="cap-long", of="cap", says="three times the tokens", tokens=3.0),
 )
 """Ablations, and remedies for what may keep a stage from its target; all are reported."""
 
