@@ -2432,6 +2432,12 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/models/quantised.py",
+        "return exact and torch.cpu._is_vnni_supported()",
+        "return torch.cpu._is_vnni_supported()",
+        "tests/models/test_quantised.py::test_products_have_to_be_exact",
+    ),
+    Mutant(
+        "difflm/models/quantised.py",
         "        out_NO *= scale_O\n",
         "",
         "tests/models/test_quantised.py::test_products_with_what_the_codes_stand_for[3-False]",

@@ -10,6 +10,7 @@ Shape legend: see `difflm.types`; N rows, I inputs and O outputs of a map.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, get_args
 
 import torch
@@ -83,6 +84,17 @@ def _scales(wide_NI: Tensor) -> Tensor:
     return wide_NI.abs().amax(-1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
 
 
+@cache
+def has_products() -> bool:
+    """Return whether this processor multiplies 8-bit numbers fast (VNNI), and the kernels that are used sum exactly.
+
+    The second is tried: oneDNN can be held to older kernels (ONEDNN_MAX_CPU_ISA), which add two products in 16 bits.
+    """
+    code_KK = torch.full((64, 64), LARGEST, dtype=torch.int8)
+    exact = bool((torch.ops.aten._int_mm(code_KK, code_KK) == 64 * LARGEST**2).all())
+    return exact and torch.cpu._is_vnni_supported()
+
+
 def check_weights(
     weights: Weights, config: ModelConfig, *, device: str | torch.device, gate: AdapterGate | None
 ) -> None:
@@ -95,8 +107,8 @@ def check_weights(
         gate: rows that the model's adapter is for; None without one. One for every row is better merged.
 
     Raises:
-        ConfigError: 'int8' with experts, with an adapter for every row, or anywhere but on a CPU with products of
-            8-bit numbers.
+        ConfigError: 'int8' with experts, with an adapter for every row, or anywhere but on a CPU with exact products
+            of 8-bit numbers.
     """
     if weights not in get_args(Weights):
         raise ConfigError(f"weights: {weights!r} is unknown; use {' or '.join(map(repr, get_args(Weights)))}")
@@ -107,8 +119,8 @@ def check_weights(
         reason = "is not for a base under an adapter; merge it first (difflm merge)"
     elif weights == "int8" and torch.device(device).type != "cpu":
         reason = f"is for CPU, and the device is {device}"
-    elif weights == "int8" and not torch.cpu._is_vnni_supported():
-        reason = "needs a CPU with products of 8-bit numbers (VNNI), and this one has none"
+    elif weights == "int8" and not has_products():
+        reason = "needs a CPU with exact products of 8-bit numbers (VNNI), and this one has none"
     if reason:
         raise ConfigError(f"weights: 'int8' {reason}; or use 'float', with dtype bfloat16")
 

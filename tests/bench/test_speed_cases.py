@@ -16,6 +16,7 @@ from difflm.bench.speed_systems import AR_SYSTEMS, ENGINE, LLAMA, LOOP, NEXT_TOK
 from tests.bench.test_speed_systems import FAKE
 from tests.checkpoints.tiny import hf_folder
 from tests.checkpoints.tiny_gguf import write_gguf
+from tests.products import needs_products
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,7 @@ def test_time_inside_modules() -> None:
     assert not inner._forward_pre_hooks
 
 
+@needs_products
 def test_trials_on_a_gguf_file_with_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = hf_folder(tmp_path / "parent", "llama", max_position_embeddings=256)
     write_gguf(tmp_path / "model.gguf", model)

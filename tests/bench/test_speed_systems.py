@@ -23,6 +23,7 @@ from difflm.bench.speed_systems import (
 )
 from difflm.errors import ConfigError
 from difflm.models.quantised import QuantisedLinear
+from tests.products import needs_products
 from tests.standins import write_parent
 
 FAKE = """
@@ -67,6 +68,7 @@ def test_next_token_systems_agree_and_count(parent: Subject) -> None:
     assert (ours.tokens, ours.forwards) == (theirs.tokens, theirs.forwards) == (10, 10)
 
 
+@needs_products
 def test_precisions_of_a_shape_and_of_a_checkpoint(parent: Subject) -> None:
     narrow = parent.loaded("int8")
     assert isinstance(narrow.model.head, QuantisedLinear)

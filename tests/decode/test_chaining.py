@@ -32,6 +32,7 @@ from tests.decode.test_drawing import keyed
 from tests.decode.test_forwards import completions, engine_of
 from tests.decode.test_runner import request_of
 from tests.decode.tiny import MASK, VOCAB, tiny
+from tests.products import needs_products
 
 
 def headed(loaded: LoadedModel, *, rank: int = 4, scale: float = 1.0, seed: int = 0) -> LoadedModel:
@@ -306,6 +307,7 @@ def test_an_end_is_the_last_token_that_is_drafted() -> None:
     assert ends > 1
 
 
+@needs_products
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}])
 def test_eight_bit_weights_keep_the_text_and_are_read_by_row(sampling: dict[str, Any]) -> None:
     loaded = headed(causal(5, block_size=6))

@@ -88,7 +88,8 @@ def test_rows_before_the_first_adapted_one_are_the_parent_s(config: ModelConfig)
     with torch.no_grad():
         gated = adapted(config)(token_BL, position_BL, causal, adapter=rows_BL)
         plain = built(config)(token_BL, position_BL, causal)
-    assert torch.equal(gated[:, :8], plain[:, :8])
+    # Rows of other experts are summed in other numbers, which some processors round otherwise.
+    assert torch.allclose(gated[:, :8], plain[:, :8], rtol=0.0, atol=1e-12)
     assert not torch.allclose(gated[:, 8:], plain[:, 8:], atol=1e-3)
 
 

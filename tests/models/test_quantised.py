@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +16,18 @@ from torch.nn import functional as F
 import difflm
 from difflm.checkpoints.saving import save_model
 from difflm.errors import CheckpointError, ConfigError
+from difflm.models import quantised
 from difflm.models.attention import DenseAttention
 from difflm.models.lora import Linear
-from difflm.models.quantised import QuantisedLinear, check_weights, quantise
+from difflm.models.quantised import QuantisedLinear, check_weights, has_products, quantise
 from difflm.scoring import logits
 from tests.checkpoints.tiny import ling_folder
 from tests.decode.tiny import architecture, random_transformer
 from tests.drafters import drafters as drafters
+from tests.products import needs_products
 from tests.standins import write_parent
+
+pytestmark = needs_products
 
 
 def linear(inputs: int = 40, outputs: int = 24, *, bias: bool = True) -> Linear:
@@ -36,12 +43,6 @@ def linear(inputs: int = 40, outputs: int = 24, *, bias: bool = True) -> Linear:
 def rows(count: int, inputs: int = 40) -> torch.Tensor:
     scale = torch.logspace(-4, 3, count)[:, None]
     return torch.randn(count, inputs, generator=torch.Generator().manual_seed(1)) * scale
-
-
-@pytest.fixture(autouse=True)
-def capable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Integer products are right on every CPU that this suite runs on, fast or not."""
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -70,7 +71,27 @@ def test_sums_do_not_saturate() -> None:
     """Pairs of products that are summed in 16 bits would: the fault of 8-bit kernels without VNNI."""
     made = Linear(2048, 8, bias=False)
     nn.init.constant_(made.weight, 0.5)
-    assert QuantisedLinear(made)(torch.full((5, 2048), -3.0)).tolist() == [[-3072.0] * 8] * 5
+    for value in (-3.0, 3.0):
+        assert QuantisedLinear(made)(torch.full((5, 2048), value)).tolist() == [[1024 * value] * 8] * 5
+
+
+@pytest.mark.parametrize("kernels", ["AVX2", "AVX512_CORE"])
+def test_kernels_whose_sums_saturate_are_refused(kernels: str) -> None:
+    """Whether they do is oneDNN's business; what is let through has to be exact."""
+    code = (
+        "import torch; from difflm.models.quantised import LARGEST, has_products; "
+        "code = torch.full((7, 96), LARGEST, dtype=torch.int8); "
+        "found = torch.ops.aten._int_mm(code, code.t()); "
+        "assert not has_products() or bool((found == 96 * LARGEST**2).all())"
+    )
+    environ = {**os.environ, "ONEDNN_MAX_CPU_ISA": kernels}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environ)
+
+
+def test_products_have_to_be_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    saturated = torch.full((64, 64), 2**15 - 1, dtype=torch.int32)
+    monkeypatch.setattr(torch.ops.aten, "_int_mm", lambda left, right: saturated)
+    assert not has_products.__wrapped__()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -155,7 +176,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check_weights("int8", architecture(), device="cpu", gate="all")
     with pytest.raises(ConfigError, match="is for CPU, and the device is cuda:1; or use 'float'"):
         check_weights("int8", architecture(), device="cuda:1", gate=None)
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    monkeypatch.setattr(quantised, "has_products", lambda: False)
     with pytest.raises(ConfigError, match="8-bit numbers"):
         check_weights("int8", architecture(), device="cpu", gate=None)
     check_weights("float", architecture(), device="cuda:1", gate="all")

@@ -31,6 +31,7 @@ from tests.decode.drafting import answer, causal, check_equal, check_same, mixed
 from tests.decode.test_options import LETTERS, lettered, spelling
 from tests.decode.test_runner import request_of
 from tests.decode.tiny import MASK, certain, scripted
+from tests.products import needs_products
 from tests.standins import write_parent
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "bailing_moe", "llada2_moe")
@@ -333,10 +334,8 @@ def test_clean_rows_beside_drafting_ones_are_the_bases(
         assert torch.equal(ours[:2], theirs[:2])
 
 
-def test_eight_bit_weights_have_a_scale_for_each_row_and_stay_equal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True)  # right on every CPU, fast or not
+@needs_products
+def test_eight_bit_weights_have_a_scale_for_each_row_and_stay_equal(tmp_path: Path) -> None:
     path = tmp_path / "model"
     difflm.convert(write_parent(tmp_path / "parent"), path, block_size=8, clean_attention="causal")
     loaded = load_model(path, weights="int8")
@@ -348,6 +347,7 @@ def test_eight_bit_weights_have_a_scale_for_each_row_and_stay_equal(
         assert check_equal(loaded, [1, 2, 3, 200], params).tokens
 
 
+@needs_products
 def test_eight_bit_weights_under_an_adapter_that_drafts_say_what_they_say_alone(tmp_path: Path) -> None:
     folder = base_folder(tmp_path / "base", "tied")
     base, loaded = (converted(each) for each in (load_model(folder), adapted(folder, token_ids=(60,), gate="noisy")))
