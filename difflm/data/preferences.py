@@ -27,7 +27,7 @@ def from_preference(record: Record, where: str) -> Document:
     are taken as they are; everything else goes through the chat template.
 
     Raises:
-        DataError: no prompt, equal answers, or an answer of more than one message.
+        DataError: no prompt, equal answers, an answer of more than one message, or one that is marked as not learnt.
     """
     sides = (record["chosen"], record["rejected"])
     if sides[0] == sides[1]:
@@ -96,7 +96,13 @@ def _answer(value: Any, where: str, name: str) -> Messages:
         value = [value]
     if not isinstance(value, list):
         raise DataError(f"{where}: field {name!r} is {describe(value)}; it must be a text or a list of messages")
-    return messages_of([sharegpt_message(each, where, name) for each in value], where, name)[0]
+    messages, flags = messages_of([sharegpt_message(each, where, name) for each in value], where, name)
+    if flags and flags[-1] is False:
+        raise DataError(
+            f"{where}: {name}[{len(flags) - 1}] is marked as not learnt, and of a pair both answers are; remove the "
+            "mark, or the line"
+        )
+    return messages
 
 
 def _behind(given: Messages, messages: Messages) -> Messages:

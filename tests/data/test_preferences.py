@@ -98,6 +98,18 @@ def test_tools_reach_both_sides() -> None:
             "'rejected' holds user; it must be one message of the assi",
         ),
         ({"chosen": [USER, {"role": "bot", "content": "x"}], "rejected": [USER, BAD]}, "chosen[1].role is a string"),
+        (
+            {"prompt": "q", "chosen": GOOD, "rejected": {**BAD, "weight": 0}},
+            "rejected[0] is marked as not learnt, and of a pair both answers are; remove the mark, or the line",
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "a", "loss_mask": False},
+                "rejected": {"from": "gpt", "value": "b"},
+            },
+            "chosen[0] is marked as not learnt",
+        ),
     ],
     ids=str,
 )
