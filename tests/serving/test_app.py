@@ -6,6 +6,7 @@ import builtins
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import pytest
 
 from difflm.checkpoints.loading import LoadedModel
@@ -48,3 +49,13 @@ def test_a_defect_is_a_500_without_its_reason(server: Running, monkeypatch: pyte
 def test_a_method_that_there_is_not_names_those_that_there_are(server: Running) -> None:
     response = server.get("/v1/completions")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/v1/models", "/metrics", "/"])
+def test_a_head_is_a_get_without_its_body(server: Running, path: str) -> None:
+    with httpx2.Client(base_url=server.address) as client:
+        head, whole = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        # On the same connection: nothing of a body may be left on it.
+        assert client.get("/version").json()["version"]
