@@ -61,7 +61,7 @@ def test_peft_computes_what_we_compute(name: str, stabilised: bool, tmp_path: Pa
     ours = logits(loaded, TOKENS, attention="causal")
     assert distance(ours, logits(loaded, TOKENS, attention="causal", adapter=False)) > 0.1
     theirs = peft_on(their_base(base), tmp_path / "adapter")
-    assert distance(ours, their_logits(theirs, TOKENS)) < 2e-6
+    assert distance(ours, their_logits(theirs, TOKENS)) < 1e-5
     assert distance(ours, their_logits(theirs.merge_and_unload(), TOKENS)) < 2e-5
 
 
@@ -88,10 +88,10 @@ def test_we_compute_what_peft_computes(name: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter")
     loaded = load_model(base, adapter=tmp_path / "adapter")
     theirs = their_logits(model, TOKENS)
-    assert distance(logits(loaded, TOKENS, attention="causal"), theirs) < 2e-6
+    assert distance(logits(loaded, TOKENS, attention="causal"), theirs) < 1e-5
     with model.disable_adapter():
         parent = their_logits(model, TOKENS)
-    assert distance(logits(loaded, TOKENS, attention="causal", adapter=False), parent) < 2e-6
+    assert distance(logits(loaded, TOKENS, attention="causal", adapter=False), parent) < 1e-5
     save_adapter(loaded, tmp_path / "again")
     assert same_adapter(load_model(tmp_path / "again"), loaded)
     again = peft_on(their_base(base), tmp_path / "again")
