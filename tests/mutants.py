@@ -2432,9 +2432,21 @@ MUTANTS = (
     ),
     Mutant(
         "difflm/models/quantised.py",
-        "return exact and torch.cpu._is_vnni_supported()",
-        "return torch.cpu._is_vnni_supported()",
+        "return bool((torch.ops.aten._int_mm(code_KK, code_KK) == 64 * LARGEST**2).all())",
+        "return True",
         "tests/models/test_quantised.py::test_products_have_to_be_exact",
+    ),
+    Mutant(
+        "difflm/serving/app.py",
+        'if method == "GET":  #',
+        "if False:  #",
+        "tests/serving/test_app.py::test_a_head_is_a_get_without_its_body[/health]",
+    ),
+    Mutant(
+        "difflm/data/preferences.py",
+        "if flags and flags[-1] is False:",
+        "if False:",
+        "tests/data/test_preferences.py::test_what_is_no_pair_is_refused",
     ),
     Mutant(
         "difflm/models/quantised.py",

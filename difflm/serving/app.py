@@ -59,13 +59,10 @@ def make_app(
 
     app = FastAPI(title="difflm", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     for method, path, handle in endpoints.table(service, aborting):
-        app.add_api_route(
-            path, endpoint(handle), methods=[method], response_model=None, name=path, **described(method, path)
-        )
+        answer = endpoint(handle)
+        app.add_api_route(path, answer, methods=[method], response_model=None, name=path, **described(method, path))
         if method == "GET":  # many checks of a server's health ask for its head alone
-            app.add_api_route(
-                path, endpoint(handle), methods=["HEAD"], response_model=None, name=path, include_in_schema=False
-            )
+            app.add_api_route(path, answer, methods=["HEAD"], response_model=None, include_in_schema=False)
     for path in PLACES:
         app.add_api_route(path, endpoint(page), methods=["GET", "HEAD"], response_model=None, include_in_schema=False)
     _add_handlers(app)
